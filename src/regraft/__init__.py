@@ -1,0 +1,1 @@
+"""Regraft: move pretrained weights into your model, and know that they arrived."""

@@ -1,0 +1,78 @@
+"""One file per format; the registry finds them by listing this folder.
+
+A format is a module with
+
+- `EXTRA`: the extra of ours that installs the library it needs, `""` for none;
+- `SUFFIXES`: file name endings its writer answers to, `()` when it has none;
+- `sniff(sample) -> bool`: whether a file is of this format; exactly one format claims a file;
+- `open(path) -> Stored`: lists the tensors, validating all sizes and offsets, reads none;
+- `write(path, tensors, metadata)`, optional: writes the whole file under a temporary name and
+  renames it, so that a failed write leaves the old file whole. `tensors` is an iterable of
+  `(TensorInfo, callable that returns the numpy array)`: one array is held at a time.
+
+Formats never import one another, save for the machinery of a shared container in a module
+whose name starts with an underscore (`_zip`, `_pickle`, `_atomic`), which is not a format.
+Third parties add formats through the entry point group `regraft.formats`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from regraft.tensors import Stored, TensorInfo
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array
+
+SNIFFED_BYTES = 4096
+
+
+class Sample:
+    """The little of a file that formats may look at to claim it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self.head = file.read(SNIFFED_BYTES)
+
+    @cached_property
+    def zip_names(self) -> tuple[str, ...]:
+        """Names of a zip archive's members; empty for any other file."""
+        if not self.head.startswith(b"PK\x03\x04"):
+            return ()
+        from regraft.formats import _zip
+
+        return tuple(_zip.member_names(self.path))
+
+
+class Format(Protocol):
+    """The face of a format module; see this package's docstring."""
+
+    __name__: str
+    EXTRA: str
+    SUFFIXES: tuple[str, ...]
+
+    @staticmethod
+    def sniff(sample: Sample) -> bool: ...
+
+    @staticmethod
+    def open(path: Path) -> Stored: ...
+
+
+TensorSource = Iterable[tuple[TensorInfo, "Callable[[], Array]"]]
+Write = Callable[[Path, TensorSource, Mapping[str, str]], None]
+
+
+def names() -> list[str]:
+    """Names of the built-in formats, sorted; importing none of them."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def load(name: str) -> Format:
+    """The format module of that name."""
+    return importlib.import_module(f"{__name__}.{name}")  # pyright: ignore[reportReturnType]

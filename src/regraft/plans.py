@@ -1,0 +1,364 @@
+"""Plans: what goes where, through which operations, on what evidence. Values without tensors.
+
+A Plan knows the shapes of both sides, so that it can be checked, inverted and turned into a
+script without either file. It is saved as JSON that a person can read, edit and review.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from regraft import operations
+from regraft.errors import PlanError, ShapeMismatch, StalePlan
+from regraft.operations import AnyOp, Slice
+from regraft.rules import Rule
+from regraft.tensors import Catalogue
+
+SCHEMA_VERSION = 1
+Kind = Literal["copy", "convert", "adapt", "fresh"]
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """One reason for a pairing. `weight` is what it added to the score; `text` is for people."""
+
+    kind: Literal[
+        "rule", "names", "numbers", "order", "dataflow", "shape", "role", "values", "probe"
+    ]
+    weight: float
+    text: str
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """Shape and dtype of a tensor that a plan speaks of."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+class Graft(msgspec.Struct, frozen=True):
+    """One target tensor, the source tensors it is made of, how, and why.
+
+    `kind`: `copy` (the same bytes), `convert` (the same values in another layout, dtype or
+    grouping), `adapt` (values changed or dropped: resized, sliced), `fresh` (no source; the
+    model keeps the values it was made with). `counter` marks tensors that no output depends on
+    (`num_batches_tracked`): they are never worth a word and not listed as fresh.
+    """
+
+    target: str
+    spec: Spec
+    kind: Kind
+    sources: tuple[str, ...] = ()
+    ops: tuple[AnyOp, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    counter: bool = False
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    """One way in which an undecided target could be made, and the rule that would choose it."""
+
+    sources: tuple[str, ...]
+    ops: tuple[AnyOp, ...]
+    score: float
+    rule: str
+
+
+class Undecided(msgspec.Struct, frozen=True):
+    """A target tensor whose pairing is open. `group` joins those that one answer settles."""
+
+    spec: Spec
+    reason: str
+    alternatives: tuple[Alternative, ...] = ()
+    group: str = ""
+
+
+class Remark(msgspec.Struct, frozen=True):
+    """A warning or a note: a stable code, the tensor or place it is about, and a sentence."""
+
+    code: str
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.where}: {self.text}"
+
+
+class Side(msgspec.Struct, frozen=True):
+    """Source or target as the plan saw it."""
+
+    label: str
+    framework: str
+    container: str
+    tensors: dict[str, Spec]
+
+    @classmethod
+    def of(cls, catalogue: Catalogue) -> Side:
+        tensors = {t.name: Spec(t.shape, t.dtype) for t in catalogue.values()}
+        return cls(catalogue.label, catalogue.framework, catalogue.container, tensors)
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """A `{i}` rule that sums up `count` grafts of one kind and one chain of operations."""
+
+    source: str
+    target: str
+    kind: Kind
+    ops: tuple[AnyOp, ...]
+    count: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """All Grafts, what is unused, what is undecided, and the rules that sum it up.
+
+    `complete` is True when every target tensor is settled. `undecided` maps target names to
+    what is open about them; `warnings` are reasons to doubt, `notes` harmless remarks.
+    """
+
+    source: Side
+    target: Side
+    grafts: dict[str, Graft]
+    unused: tuple[str, ...] = ()
+    undecided: dict[str, Undecided] = {}
+    warnings: tuple[Remark, ...] = ()
+    notes: tuple[Remark, ...] = ()
+    summary: tuple[Summary, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def complete(self) -> bool:
+        """Whether every target tensor is settled and nothing is undecided."""
+        return not self.undecided and self.grafts.keys() == self.target.tensors.keys()
+
+    @property
+    def fresh(self) -> list[str]:
+        """Target tensors that keep the model's own values, counters left out."""
+        return [g.target for g in self.grafts.values() if g.kind == "fresh" and not g.counter]
+
+    @property
+    def adapted(self) -> list[str]:
+        """Target tensors whose values are not all, or not only, those of the source."""
+        return [g.target for g in self.grafts.values() if g.kind == "adapt"]
+
+    @property
+    def used(self) -> list[str]:
+        """Source tensors that some graft reads, in the source's order."""
+        read = {name for graft in self.grafts.values() for name in graft.sources}
+        return [name for name in self.source.tensors if name in read]
+
+    def why(self, target: str) -> str:
+        """The evidence for one target tensor, or what is open about it, in words.
+
+        **Raises** `PlanError` where the target has no such tensor.
+        """
+        if target in self.grafts:
+            graft = self.grafts[target]
+            rows = [f"{target}  {graft.spec}  {graft.kind}"]
+            rows += [f"  from  {name}  {self.source.tensors[name]}" for name in graft.sources]
+            rows += [f"  op    {op}" for op in graft.ops]
+            rows += [f"  {e.weight:+.2f} {e.kind}: {e.text}" for e in graft.evidence]
+            return "\n".join(rows)
+        if target in self.undecided:
+            open_ = self.undecided[target]
+            rows = [f"{target}  {open_.spec}  undecided: {open_.reason}"]
+            for alternative in open_.alternatives:
+                ops = "".join(f", {op}" for op in alternative.ops)
+                rows.append(f"  {alternative.score:+.2f} {' + '.join(alternative.sources)}{ops}")
+                rows += [f"        {line}" for line in alternative.rule.splitlines()]
+            return "\n".join(rows)
+        raise PlanError(target, found="no such tensor", expected=f"one of {self.target.label}")
+
+    def check(self, source: Catalogue | None = None, target: Catalogue | None = None) -> None:
+        """Checks every graft's shapes, and that both sides still are what was planned for.
+
+        **Raises** `ShapeMismatch` or `StalePlan`, each with all findings.
+        """
+        problems: list[str] = []
+        for graft in self.grafts.values():
+            if not graft.sources:
+                continue
+            try:
+                made = operations.infer(graft.ops, self.shapes_of(graft))
+            except (ShapeMismatch, KeyError) as error:
+                problems.append(f"{graft.target}: {error}")
+                continue
+            if made != graft.spec.shape:
+                problems.append(f"{graft.target}: ops make {made}, the model has {graft.spec}")
+        if problems:
+            raise ShapeMismatch(
+                self.target.label,
+                found=f"{len(problems)} grafts that do not fit",
+                expected="operations that make the target's shapes",
+                hint="correct the ops of these grafts, or plan again",
+                problems=problems,
+            )
+        read = set(self.used)
+        sources = {name: spec for name, spec in self.source.tensors.items() if name in read}
+        _same(self.source, sources, source, "source")
+        _same(self.target, self.target.tensors, target, "target")
+
+    def shapes_of(self, graft: Graft) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the source tensors of a graft."""
+        return tuple(self.source.tensors[name].shape for name in graft.sources)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as indented JSON."""
+        Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Reads a plan. **Raises** `PlanError` where the file is none of ours."""
+        try:
+            plan = msgspec.json.decode(Path(path).read_bytes(), type=cls)
+        except (OSError, msgspec.DecodeError) as error:
+            raise PlanError(
+                str(path), found=str(error), expected="a plan saved by plan.save"
+            ) from (error)
+        if plan.schema_version != SCHEMA_VERSION:
+            raise PlanError(
+                str(path),
+                found=f"schema_version {plan.schema_version}",
+                expected=f"{SCHEMA_VERSION}",
+                hint="plan again with this version of regraft",
+            )
+        return plan
+
+    def inverse(self) -> Plan:
+        """The plan back: from the target's tensors to the source's.
+
+        A source tensor of which values were lost, or which was not used, is `fresh` there.
+        """
+        grafts = {name: _way_back(self, name) for name in self.source.tensors}
+        read = {name for graft in grafts.values() for name in graft.sources}
+        unused = (g.target for g in self.grafts.values() if not g.counter)
+        return Plan(
+            source=self.target,
+            target=self.source,
+            grafts=grafts,
+            unused=tuple(name for name in unused if name not in read),
+        )
+
+    def to_python(self) -> str:
+        """A stand-alone script that does the conversion with numpy and without regraft."""
+        from regraft.scripts import conversion_script
+
+        return conversion_script(self)
+
+    def __str__(self) -> str:
+        return "\n".join(_rows(self))
+
+    def __repr__(self) -> str:
+        return f"<Plan {self.source.label} → {self.target.label}: {_counts(self)}>"
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain Python values, the same as `save` writes."""
+        return msgspec.to_builtins(self)
+
+
+def _same(planned: Side, tensors: Mapping[str, Spec], present: Catalogue | None, what: str) -> None:
+    if present is None:
+        return
+    problems = [
+        f"{name}: planned for {spec}, found {found and Spec(found.shape, found.dtype)}"
+        for name, spec in tensors.items()
+        if (found := present.get(name)) is None or Spec(found.shape, found.dtype) != spec
+    ]
+    if what == "target":
+        problems += [f"{name}: not in the plan" for name in present if name not in tensors]
+    if problems:
+        raise StalePlan(
+            f"the plan's {what}",
+            found=present.label,
+            expected=f"the tensors of {planned.label} as they were planned for",
+            hint="plan again for this pair",
+            problems=problems,
+        )
+
+
+def _way_back(plan: Plan, name: str) -> Graft:
+    """The graft that makes source tensor `name` again from what was made of it."""
+    spec = plan.source.tensors[name]
+    parts: list[tuple[int, int, Graft, int, tuple[AnyOp, ...], tuple[AnyOp, ...]]] = []
+    for graft in plan.grafts.values():
+        if name not in graft.sources or graft.kind == "adapt":
+            continue
+        index, shapes = graft.sources.index(name), plan.shapes_of(graft)
+        undo = operations.invert(graft.ops, shapes, index)
+        if undo is not None:
+            back = operations.simplify(undo)
+            return Graft(name, spec, "convert" if back else "copy", (graft.target,), back)  # pyright: ignore[reportArgumentType]
+        cut = next((i for i, op in enumerate(graft.ops) if isinstance(op, Slice)), None)
+        if cut is None or len(graft.sources) > 1:
+            continue
+        part, before = graft.ops[cut], graft.ops[:cut]
+        assert isinstance(part, Slice)
+        middle = (operations.infer(before, shapes),)
+        after = operations.invert(graft.ops[cut + 1 :], part.infer(middle))
+        undo_before = operations.invert(before, shapes)
+        if after is not None and undo_before is not None:
+            parts.append((part.start, part.stop, graft, part.axis, after, undo_before))  # pyright: ignore[reportArgumentType]
+    return _joined(name, spec, parts) or Graft(name, spec, "fresh")
+
+
+def _joined(
+    name: str,
+    spec: Spec,
+    parts: list[tuple[int, int, Graft, int, tuple[AnyOp, ...], tuple[AnyOp, ...]]],
+) -> Graft | None:
+    """Slices that lie end to end on one axis and cover it, put together again."""
+    parts.sort(key=lambda part: part[:2])
+    if not parts or any(part[3:] != parts[0][3:] for part in parts):
+        return None
+    _, _, _, axis, after, undo_before = parts[0]
+    ends = [0, *(stop for _, stop, *_ in parts)]
+    ops = (*after, operations.Concat(axis), *undo_before)
+    sources = tuple(part[2].target for part in parts)
+    if [start for start, *_ in parts] != ends[:-1]:
+        return None
+    try:
+        shapes = tuple(part[2].spec.shape for part in parts)
+        if operations.infer(ops, shapes) != spec.shape:
+            return None
+    except ShapeMismatch:
+        return None
+    return Graft(name, spec, "convert", sources, ops)
+
+
+def _counts(plan: Plan) -> str:
+    kinds = ("copy", "convert", "adapt")
+    counts = {kind: sum(g.kind == kind for g in plan.grafts.values()) for kind in kinds}
+    counts |= {
+        "fresh": len(plan.fresh),
+        "undecided": len(plan.undecided),
+        "unused": len(plan.unused),
+    }
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "empty"
+
+
+def _rows(plan: Plan) -> Iterable[str]:
+    yield f"{plan.source.label} → {plan.target.label}: {_counts(plan)}"
+    width = max((len(s.source) for s in plan.summary), default=0)
+    for rule in plan.summary:
+        ops = "".join(f", {op}" for op in rule.ops)
+        times = f"  × {rule.count}" if rule.count > 1 else ""
+        yield f"  {rule.source:<{width}} → {rule.target}  {rule.kind}{ops}{times}"
+    for name in plan.fresh:
+        reasons = "; ".join(e.text for e in plan.grafts[name].evidence)
+        yield f"  fresh      {name}  {plan.grafts[name].spec}  {reasons}"
+    for name, open_ in plan.undecided.items():
+        yield f"  undecided  {name}  {open_.spec}  {open_.reason}"
+    for name in plan.unused:
+        yield f"  unused     {name}  {plan.source.tensors[name]}"
+    for remark in plan.warnings:
+        yield f"  warning    {remark}"
+    yield (
+        "complete"
+        if plan.complete
+        else "not complete: `why` lists alternatives and the rules to settle them"
+    )

@@ -1,0 +1,64 @@
+"""One file per framework; the registry finds them by listing this folder.
+
+A target is a module with
+
+- `owns(model) -> bool`: whether the object is a model of this framework. It looks the
+  framework up in `sys.modules` and never imports it: a model that exists was made by a
+  framework that the caller imported (einops' `get_backend` does the same);
+- `skeleton(model) -> Skeleton`: names, shapes, dtypes, module classes, ties, in definition
+  order (`order="definition"`), without touching values;
+- `sink(model) -> Sink`: sets and reads tensors by the skeleton's names;
+- `run(model, inputs) -> dict[str, numpy array]`: the outputs in inference mode, with no
+  gradient; `inputs` is an array, a tuple of positional arrays or a dict of keyword arrays.
+  The model's training flags are put back afterwards;
+- `trainable(model, names)`: sets which tensors gradients flow to.
+
+`regraft.targets.callables` builds a model from `module:callable`. Third parties add targets
+through the entry point group `regraft.targets`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from regraft.tensors import Sink, Skeleton
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array
+
+    Inputs: TypeAlias = Array | tuple[Array, ...] | dict[str, Array]
+
+
+class Target(Protocol):
+    """The face of a target module; see this package's docstring."""
+
+    __name__: str
+
+    @staticmethod
+    def owns(model: object) -> bool: ...
+
+    @staticmethod
+    def skeleton(model: object) -> Skeleton: ...
+
+    @staticmethod
+    def sink(model: object) -> Sink: ...
+
+    @staticmethod
+    def run(model: object, inputs: Inputs) -> dict[str, Array]: ...
+
+    @staticmethod
+    def trainable(model: object, names: Collection[str]) -> None: ...
+
+
+def names() -> list[str]:
+    """Names of the built-in targets, sorted; importing none of them."""
+    hidden = ("_", "callables")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith(hidden))
+
+
+def load(name: str) -> Target:
+    """The target module of that name."""
+    return importlib.import_module(f"{__name__}.{name}")  # pyright: ignore[reportReturnType]

@@ -1,0 +1,231 @@
+"""The nouns that carry no data: TensorInfo, Catalogue and what a format hands over, Stored.
+
+Both sides of a match are Catalogues, whether they come from a file or from a model.
+Nothing here imports numpy: listing a file must not need it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[np.generic]
+    # Arrays by name, as probes and frameworks' outputs come.
+    Arrays: TypeAlias = Mapping[str, Array]
+
+Slices: TypeAlias = "tuple[slice, ...]"
+Read: TypeAlias = "Callable[[str, Slices | None], Array]"
+
+# Width of one element in bits, under numpy's and ml_dtypes' names. The only list of dtypes.
+DTYPE_BITS: dict[str, int] = {
+    "bool": 8,
+    "int4": 4,
+    "uint4": 4,
+    "int8": 8,
+    "uint8": 8,
+    "int16": 16,
+    "uint16": 16,
+    "int32": 32,
+    "uint32": 32,
+    "int64": 64,
+    "uint64": 64,
+    "float8_e4m3fn": 8,
+    "float8_e4m3fnuz": 8,
+    "float8_e5m2": 8,
+    "float8_e5m2fnuz": 8,
+    "float8_e8m0fnu": 8,
+    "float4_e2m1fn": 4,
+    "float16": 16,
+    "bfloat16": 16,
+    "float32": 32,
+    "float64": 64,
+    "complex64": 64,
+    "complex128": 128,
+}
+
+Order = Literal["definition", "stored", "sorted"]
+
+
+class TensorInfo(NamedTuple):
+    """What is known of one tensor without its values.
+
+    - `name`: unique in its Catalogue.
+    - `shape`: sizes, outermost first; `()` for a scalar.
+    - `dtype`: a numpy or ml_dtypes name, a key of `DTYPE_BITS`.
+    - `module`: class of the layer that owns it (`Conv2d`, `BatchNormalization`), `""` if unknown.
+    - `role`: the layer's own name for it (`kernel`, `running_mean`) where the name does not
+      end with it, `""` otherwise.
+    - `kind`: `weight` (a parameter or statistic), `counter` (e.g. `num_batches_tracked`,
+      which no output depends on), or `constant` (recomputed by the model, e.g. `position_ids`).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    module: str = ""
+    role: str = ""
+    kind: Literal["weight", "counter", "constant"] = "weight"
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values, packed where an element is smaller than a byte."""
+        return (self.size * DTYPE_BITS[self.dtype] + 7) // 8
+
+
+class FlowNode(NamedTuple):
+    """One step of a model's dataflow: a layer with weights, or a merge of several tensors.
+
+    - `owner`: the layer's path as its tensors' names begin (`layer1.0.conv1`), `""` for a merge.
+    - `label`: `""` for a layer (its tensors tell what it is), `add`, `cat`, `mul` … for a merge.
+    - `inputs`: indices of the nodes it takes data from; all smaller than its own index.
+
+    Steps without weights and with one input (activations, pooling, padding) are left out. A
+    layer that is used twice has two nodes.
+    """
+
+    owner: str
+    label: str
+    inputs: tuple[int, ...]
+
+
+class Catalogue(Mapping[str, TensorInfo]):
+    """An ordered collection of TensorInfos, and what else the file or the model says.
+
+    **Arguments:**
+
+    - `tensors`: in the order of the file or of the model's definition.
+    - `framework`: `torch`, `keras`, `jax`, or `""` when the file does not say.
+    - `order`: `definition` when the container guarantees the order in which layers were made
+      (a live model, Keras' `layer_names`), `stored` when it is merely the order of writing,
+      `sorted` when the writer sorted it, so that it says nothing.
+    - `ties`: groups of names that share one storage.
+    - `container`: the part of the file that was chosen (`state_dict`, `model_weights`).
+    - `label`: what to call it in messages (a file name, a class name).
+    - `metadata`: strings that the file carries.
+    - `notes`: harmless remarks, such as other containers that could have been chosen.
+    - `flow`: the dataflow of the model in topological order, empty where it is not to be had.
+    """
+
+    def __init__(
+        self,
+        tensors: Iterable[TensorInfo],
+        *,
+        framework: str = "",
+        order: Order = "stored",
+        ties: Iterable[tuple[str, ...]] = (),
+        container: str = "",
+        label: str = "",
+        metadata: Mapping[str, str] | None = None,
+        notes: Iterable[str] = (),
+        flow: Iterable[FlowNode] = (),
+    ) -> None:
+        self._tensors: dict[str, TensorInfo] = {}
+        for tensor in tensors:
+            if tensor.name in self._tensors:
+                raise ValueError(f"two tensors are called {tensor.name!r}")
+            self._tensors[tensor.name] = tensor
+        self.framework = framework
+        self.order: Order = order
+        self.ties = tuple(ties)
+        self.container = container
+        self.label = label
+        self.metadata: Mapping[str, str] = dict(metadata or {})
+        self.notes = tuple(notes)
+        self.flow = tuple(flow)
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, tied ones counted once."""
+        again = {name for group in self.ties for name in group[1:]}
+        return sum(t.nbytes for t in self.values() if t.name not in again)
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        return f"{kind}({self.label!r}, {len(self)} tensors, {self.nbytes:,} bytes)"
+
+
+class Skeleton(Catalogue):
+    """A target model's Catalogue: names, shapes and roles, but no weights."""
+
+
+class StoredTensor(NamedTuple):
+    """One tensor as a format finds it, before a container is chosen.
+
+    `path` is the nesting in the file, outermost first: `("state_dict", "conv1.weight")`.
+    `where` is the format's own note of how to reach the bytes. Other fields as in TensorInfo.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    where: Any
+    module: str = ""
+    role: str = ""
+    kind: Literal["weight", "counter", "constant"] = "weight"
+
+
+class Stored(ABC):
+    """What a format returns from `open`: all tensors of a file, listed but not read.
+
+    Fields are set by the format; `separator` joins the parts of a path into a name.
+    """
+
+    format: str
+    framework: str = ""
+    order: Order = "stored"
+    separator: str = "."
+    tensors: tuple[StoredTensor, ...]
+    # Groups of paths that share one storage with equal offset, shape and strides.
+    ties: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    metadata: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
+        """The values, or the part of them under `slices` (one `slice` per axis, step 1).
+
+        Reads no more bytes than a slice of the outermost axis needs. The result owns its
+        memory or is a read-only view; it never changes with the file.
+
+        **Raises** `CorruptFile` where bytes are missing.
+        """
+
+    def close(self) -> None:  # noqa: B027  (a format without open handles has nothing to do)
+        """Releases file handles and maps."""
+
+
+class Sink(ABC):
+    """Where a plan's arrays go: a live model, seen as named tensors that can be set and read."""
+
+    @abstractmethod
+    def write(self, name: str, array: Array) -> None:
+        """Sets one tensor. The array has the target's shape and dtype already."""
+
+    @abstractmethod
+    def read(self, name: str) -> Array:
+        """One tensor's present values, as a numpy array that does not change with the model."""
+
+    @property
+    @abstractmethod
+    def model(self) -> object:
+        """The model; a new tree where the framework's arrays are immutable."""
