@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from regraft.errors import ShapeMismatch
+from regraft.tensors import numpy_dtype
 
 if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
@@ -431,16 +432,6 @@ AnyOp: TypeAlias = (
 )
 
 
-def numpy_dtype(name: str) -> np.dtype[np.generic]:
-    """The numpy dtype of a name in `DTYPE_BITS`, through ml_dtypes where numpy has none."""
-    try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes
-
-        return np.dtype(getattr(ml_dtypes, name))
-
-
 def infer(ops: Sequence[Op], shapes: Shapes) -> Shape:
     """The shape that `ops` make of `shapes`; raises `ShapeMismatch` unless it is just one."""
     for op in ops:
@@ -459,7 +450,7 @@ def run(ops: Sequence[Op], arrays: Sequence[Array]) -> Array:
     return result
 
 
-def invert(ops: Sequence[Op], shapes: Shapes, index: int = 0) -> tuple[Op, ...] | None:
+def invert(ops: Sequence[Op], shapes: Shapes, index: int = 0) -> tuple[AnyOp, ...] | None:
     """Ops that give input `index` back from the result, or `None` where values were lost."""
     undo: list[Op] = []
     for op in ops:
@@ -473,7 +464,7 @@ def invert(ops: Sequence[Op], shapes: Shapes, index: int = 0) -> tuple[Op, ...] 
     return simplify(tuple(reversed(undo)))
 
 
-def simplify(ops: Sequence[Op]) -> tuple[Op, ...]:
+def simplify(ops: Sequence[Op]) -> tuple[AnyOp, ...]:
     """Joins neighbouring transposes, drops those that do nothing and reshapes overridden."""
     result: list[Op] = []
     for op in ops:
@@ -486,7 +477,7 @@ def simplify(ops: Sequence[Op]) -> tuple[Op, ...]:
         if isinstance(op, Transpose) and op.axes == tuple(range(len(op.axes))):
             continue
         result.append(op)
-    return tuple(result)
+    return tuple(result)  # pyright: ignore[reportReturnType]  (AnyOp lists all Ops)
 
 
 def push_down(

@@ -49,6 +49,19 @@ DTYPE_BITS: dict[str, int] = {
     "complex128": 128,
 }
 
+
+def numpy_dtype(name: str) -> np.dtype[np.generic]:
+    """The numpy dtype of a name in `DTYPE_BITS`, through ml_dtypes where numpy has none."""
+    import numpy as np
+
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+
+
 Order = Literal["definition", "stored", "sorted"]
 
 

@@ -1,0 +1,197 @@
+"""Matching: two Catalogues and Rules in, a Plan out. No framework, no files.
+
+`roles` and `modules` say what tensors are for, `layouts` how they convert; `names`, `order`,
+`dataflow` and `values` are the kinds of evidence; `pairing` adds them up and `assignment` finds
+the best one-to-one answer with margins; `settling` turns it into grafts and open questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from regraft.matching import compression, keras_graph, ruling, settling, values
+from regraft.matching.modules import Leaf, Module, conventions_of, modules_of, parts_of
+from regraft.matching.pairing import Pairer
+from regraft.matching.settling import Settled, graft, spec_of
+from regraft.operations import Cast
+from regraft.plans import Evidence, Graft, Plan, Remark, Side, Undecided
+from regraft.rules import Rule
+from regraft.tensors import Catalogue, Read, TensorInfo
+
+
+def match(
+    source: Catalogue,
+    target: Catalogue,
+    rules: Iterable[Rule] = (),
+    *,
+    read_source: Read | None = None,
+    read_target: Read | None = None,
+) -> Plan:
+    """Plans how the source's tensors fit the target's.
+
+    **Arguments:**
+
+    - `rules`: what is said by a person; earlier rules win.
+    - `read_source`: gives values of the source, for evidence and doubts; `None`: no values.
+    - `read_target`: gives values of the target where it is a checkpoint whose values mean
+      something, `None` for a model with fresh ones.
+
+    **Raises** `RuleMatchedNothing`, `ShapeMismatch`, `PlanError` for rules that do not hold.
+    """
+    rules = tuple(rules)
+    source, target = _with_flow(source), _with_flow(target)
+    all_sources = modules_of(source, conventions_of(source))
+    all_targets = modules_of(target, conventions_of(target))
+    state = Settled()
+    left_alone = ruling.apply_rules(
+        rules, source, target, (_leaves(all_sources), _leaves(all_targets)), state
+    )
+    spoken_for = {name for g in state.grafts.values() for name in g.sources} | left_alone
+    spoken_for |= {pair.source.info.name for pair in state.pairs}
+    decided = state.grafts.keys() | {pair.target.info.name for pair in state.pairs}
+    sources = [m for m in all_sources if not _names(m) & spoken_for]
+    targets = _rest(all_targets, decided)
+    pairer = Pairer(source, sources, target, targets)
+    left = settling.take_pairings(pairer.pairings(), state)
+    settling.settle_layouts(state)
+    used = {id(module) for module in state.partners.values()}
+    offered = {n for u in state.undecided.values() for a in u.alternatives for n in a.sources}
+    unused = [m for m in sources if id(m) not in used and not _names(m) & offered]
+    settling.settle_missing(left, targets, unused, state, pairer.coverage)
+    _settle_counters(source, target, state)
+    if read_source and read_target:
+        _settle_by_values(source, target, state, read_source, read_target)
+    return _plan(source, target, rules, state, left_alone, all_sources, pairer, read_source)
+
+
+def _with_flow(catalogue: Catalogue) -> Catalogue:
+    """The catalogue with the dataflow that its Keras config tells, if it tells one."""
+    config = catalogue.metadata.get("model_config", "")
+    if catalogue.flow or not config:
+        return catalogue
+    return Catalogue(
+        catalogue.values(),
+        framework=catalogue.framework,
+        order=catalogue.order,
+        ties=catalogue.ties,
+        container=catalogue.container,
+        label=catalogue.label,
+        flow=keras_graph.flow_of(config),
+    )
+
+
+def _leaves(modules: Iterable[Module]) -> dict[str, Leaf]:
+    return {leaf.info.name: leaf for m in modules for leaf in m.leaves.values()}
+
+
+def _names(module: Module) -> set[str]:
+    return {leaf.info.name for leaf in module.leaves.values()}
+
+
+def _rest(modules: Iterable[Module], decided: set[str]) -> list[Module]:
+    """Modules without the tensors that rules have settled; none where nothing remains."""
+    result: list[Module] = []
+    for module in modules:
+        open_ = dict(item for item in module.leaves.items() if item[1].info.name not in decided)
+        if len(open_) == len(module.leaves):
+            result.append(module)
+        elif open_:
+            result.append(Module(module.path, module.position, open_))
+    return result
+
+
+def _settle_counters(source: Catalogue, target: Catalogue, state: Settled) -> None:
+    """Counters and constants follow their layer where it has one; nobody is asked about them."""
+    beside: dict[tuple[tuple[str, ...], str, tuple[int, ...]], TensorInfo] = {}
+    for info in source.values():
+        if info.kind != "weight":
+            *path, leaf = parts_of(info.name)
+            beside[tuple(path), leaf, info.shape] = info
+    for info in target.values():
+        if info.kind == "weight" or info.name in state.grafts:
+            continue
+        *path, leaf = parts_of(info.name)
+        partner = state.partners.get(tuple(path))
+        where = partner.path if partner else tuple(path)
+        found = beside.get((where, leaf, info.shape))
+        if found and found.dtype == info.dtype:
+            says = Evidence("names", 1.0, "beside the layer's weights on both sides")
+            state.grafts[info.name] = graft(info, [found], (), (says,))
+        else:
+            says = Evidence("role", 1.0, f"a {info.kind} that no output depends on")
+            state.grafts[info.name] = Graft(
+                info.name, spec_of(info), "fresh", evidence=(says,), counter=True
+            )
+
+
+def _settle_by_values(
+    source: Catalogue, target: Catalogue, state: Settled, read_source: Read, read_target: Read
+) -> None:
+    """Where the target holds the very values that just one alternative gives, that one it is."""
+    for name, open_ in list(state.undecided.items()):
+        ways = [a for a in open_.alternatives if a.sources]
+        equal = values.equal_alternatives(ways, name, read_source, read_target)
+        if len(equal) == 1:
+            way = ways[equal[0]]
+            says = Evidence("values", 5.0, "gives exactly the values that the target holds")
+            infos = [source[n] for n in way.sources]
+            state.grafts[name] = graft(target[name], infos, way.ops, (says,))
+            del state.undecided[name]
+
+
+def _plan(
+    source: Catalogue,
+    target: Catalogue,
+    rules: tuple[Rule, ...],
+    state: Settled,
+    left_alone: set[str],
+    sources: Sequence[Module],
+    pairer: Pairer,
+    read_source: Read | None,
+) -> Plan:
+    undecided = {n: u for n, u in state.undecided.items() if n not in state.grafts}
+    for name, info in target.items():
+        if name not in state.grafts and name not in undecided:
+            undecided[name] = Undecided(spec_of(info), "nothing in the source was found for it")
+    grafts = {name: state.grafts[name] for name in target if name in state.grafts}
+    read = {name for g in grafts.values() for name in g.sources}
+    unused = tuple(
+        name
+        for name, info in source.items()
+        if name not in read and name not in left_alone and info.kind == "weight"
+    )
+    warnings = [*_doubts(grafts, pairer)]
+    if read_source:
+        warnings += values.doubts(source, sources, read_source)
+    return Plan(
+        source=Side.of(source),
+        target=Side.of(target),
+        grafts=grafts,
+        unused=unused,
+        undecided={name: undecided[name] for name in target if name in undecided},
+        warnings=tuple(warnings),
+        notes=tuple(Remark("source", source.label, note) for note in source.notes),
+        summary=compression.summarise(grafts.values()),
+        rules=rules,
+    )
+
+
+def _doubts(grafts: dict[str, Graft], pairer: Pairer) -> Iterable[Remark]:
+    """Warnings that need no values."""
+    lossy = [g.target for g in grafts.values() if _loses(g)]
+    if lossy:
+        first = next(op for op in grafts[lossy[0]].ops if isinstance(op, Cast))
+        yield Remark(
+            "lossy-cast", lossy[0], f"{len(lossy)} tensors go from {first.source} to {first.dtype}"
+        )
+    if pairer.coverage < 0.5:
+        yield Remark(
+            "little-in-common",
+            "all",
+            f"only {pairer.coverage:.0%} of the layers have a counterpart of their roles and "
+            "shapes: this may be another architecture",
+        )
+
+
+def _loses(graft: Graft) -> bool:
+    return any(isinstance(op, Cast) and not op.lossless for op in graft.ops)

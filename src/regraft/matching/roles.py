@@ -10,7 +10,7 @@ import re
 from typing import Literal
 
 Role = Literal[
-    "kernel", "bias", "scale", "shift", "mean", "var", "embedding", "slope", "depthwise",
+    "kernel", "bias", "scale", "mean", "var", "embedding", "slope", "depthwise",
     "pointwise", "recurrent", "recurrent_bias", "counter", "other",
 ]  # fmt: skip
 
@@ -24,13 +24,13 @@ _WORDS: dict[str, tuple[Role, ...]] = {
     "filters": ("kernel",),
     "in_proj_weight": ("kernel",),
     "in_proj_bias": ("bias",),
-    "bias": ("bias", "shift"),
-    "biases": ("bias", "shift"),
-    "b": ("bias", "shift"),
+    "bias": ("bias",),
+    "biases": ("bias",),
+    "b": ("bias",),
     "gamma": ("scale",),
     "scale": ("scale",),
-    "beta": ("shift",),
-    "offset": ("shift",),
+    "beta": ("bias",),
+    "offset": ("bias",),
     "running_mean": ("mean",),
     "moving_mean": ("mean",),
     "mean": ("mean",),
@@ -95,9 +95,6 @@ def of(word: str, rank: int, sisters: frozenset[str], module: str) -> Role:
     normalises = bool(NORMS.search(module)) or any(
         set(_WORDS.get(sister, ())) & {"mean", "var"} for sister in sisters
     )
-    if set(meanings) >= {"bias", "shift"}:
-        sister_is_scale = any(s in ("gamma", "scale") for s in sisters)
-        return "shift" if normalises or sister_is_scale else "bias"
     if module == "Embedding":
         return "embedding"
     if module == "PReLU":

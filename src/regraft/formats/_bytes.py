@@ -1,0 +1,103 @@
+"""Arrays out of byte ranges of a file: mapped, bounds-checked, strided, sliced."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from regraft.errors import CorruptFile
+from regraft.tensors import DTYPE_BITS, numpy_dtype
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array, Slices
+
+
+class Strided(NamedTuple):
+    """Where a tensor lies: byte `offset` of its first element, `strides` in elements.
+
+    `strides` is `None` for row-major. `size` bytes from `start` on belong to its storage.
+    """
+
+    start: int
+    size: int
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    dtype: str
+    big_endian: bool = False
+
+    def check(self, where: str) -> None:
+        """Checks that every element lies inside the storage. **Raises** `CorruptFile`."""
+        width = DTYPE_BITS[self.dtype] // 8
+        numbers = (*self.shape, *(self.strides or ()), self.offset, self.size)
+        if any(n < 0 for n in numbers) or len(self.shape) > 64:
+            raise CorruptFile(where, found=f"shape {self.shape}, strides {self.strides}")
+        if self.strides is not None and len(self.strides) != len(self.shape):
+            raise CorruptFile(where, found=f"shape {self.shape} with strides {self.strides}")
+        if 0 in self.shape:
+            return
+        strides = self.strides or contiguous(self.shape)
+        last = sum((n - 1) * s for n, s in zip(self.shape, strides, strict=True))
+        if self.offset - self.start + (last + 1) * width > self.size:
+            raise CorruptFile(
+                where,
+                found=f"shape {self.shape} at offset {self.offset} with strides {strides}",
+                expected=f"elements inside a storage of {self.size} bytes",
+            )
+        # A stride of 0 makes a small file say that it holds terabytes.
+        if math.prod(self.shape) * width > max(self.size, 1) * 1024:
+            raise CorruptFile(
+                where, found=f"shape {self.shape} spread from {self.size} bytes by strides"
+            )
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides in elements."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * max(1, shape[axis + 1])
+    return tuple(strides)
+
+
+class Mapped:
+    """A file, mapped when the first array is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        self._map: mmap.mmap | None = None
+
+    def array(self, place: Strided, slices: Slices | None = None) -> Array:
+        """A read-only view of the mapped bytes, or a copy where the byte order must change."""
+        import numpy as np
+
+        dtype = numpy_dtype(place.dtype)
+        if 0 in place.shape:
+            whole = np.zeros(place.shape, dtype)
+            return whole if slices is None else whole[slices]
+        if place.offset + dtype.itemsize > self.size:
+            raise CorruptFile(
+                self.path.name,
+                found=f"{self.size} bytes",
+                expected=f"a tensor at offset {place.offset}",
+                hint="the file was cut off after it was opened",
+            )
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        strides = place.strides or contiguous(place.shape)
+        view = np.ndarray(
+            place.shape,
+            dtype,
+            buffer=self._map,
+            offset=place.offset,
+            strides=tuple(s * dtype.itemsize for s in strides),
+        )
+        part = view if slices is None else view[slices]
+        return part.byteswap() if place.big_endian and dtype.itemsize > 1 else part
+
+    def close(self) -> None:
+        """Lets go of the map; arrays that are still in use keep it alive."""
+        self._map = None

@@ -1,0 +1,54 @@
+"""The header of a .npy file or member."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+from regraft.errors import CorruptFile
+from regraft.formats._bytes import Strided, contiguous
+from regraft.formats._numpy_pickles import dtype_name
+
+MAGIC = b"\x93NUMPY"
+
+
+class Header(NamedTuple):
+    """What a .npy header says; `dtype` is `None` where it is not numeric, `length` its bytes."""
+
+    shape: tuple[int, ...]
+    dtype: str | None
+    fortran: bool
+    big_endian: bool
+    objects: bool
+    length: int
+
+
+def header(data: bytes, label: str) -> Header:
+    """Reads a .npy header from the beginning of the file's bytes. **Raises** `CorruptFile`."""
+    import numpy as np
+
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(stream)
+    except (ValueError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
+        raise CorruptFile(label, found=f"a .npy header: {error}"[:300]) from error
+    if any(n < 0 for n in shape) or len(shape) > 64:
+        raise CorruptFile(label, found=f"shape {shape}")
+    big = dtype.byteorder == ">"
+    name = dtype_name(dtype)
+    return Header(tuple(shape), name, fortran, big, dtype.hasobject, stream.tell())
+
+
+def place_of(head: Header, offset: int, size: int, where: str) -> Strided:
+    """Where the values lie, checked against the bytes that there are."""
+    assert head.dtype is not None
+    strides = contiguous(head.shape[::-1])[::-1] if head.fortran else None
+    place = Strided(offset, size, offset, head.shape, strides, head.dtype, head.big_endian)
+    place.check(where)
+    return place

@@ -1,0 +1,256 @@
+"""Where weights come from and what became of them: lineage in the file, differences, traces.
+
+Lineage is JSON text under the key `regraft.lineage` of a file's metadata (safetensors and torch
+files hold it; other formats lose it, and `save` says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+
+from regraft.errors import FormatError
+from regraft.plans import AnyOp, Plan, Spec
+from regraft.tensors import Catalogue, Read
+from regraft.transfer import Receipt, fingerprint
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array
+
+KEY = "regraft.lineage"
+Status = Literal["identical", "moved", "fresh", "gone"]
+
+
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where one tensor of a saved model came from, and what training did to it.
+
+    `state`: `loaded` (as it came), `frozen` or `tuned` where it is known how training treated
+    it, `fresh` (no source). `loaded_hash` is what was written, `hash` what was saved.
+    """
+
+    state: Literal["loaded", "frozen", "tuned", "fresh"]
+    hash: str
+    sources: tuple[str, ...] = ()
+    ops: tuple[AnyOp, ...] = ()
+    kind: str = "fresh"
+    loaded_hash: str = ""
+
+
+class Lineage(msgspec.Struct, frozen=True):
+    """Lineage of a saved model. `source` is a file's name, `source_hash` its sha256.
+
+    `parents` holds the lineage of the source itself, where the source had one.
+    """
+
+    source: str
+    source_hash: str
+    container: str
+    tensors: dict[str, Origin]
+    source_tensors: dict[str, Spec] = {}
+    verified: bool = False
+    training: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    parent: str = ""
+    schema_version: int = 1
+
+
+def describe(
+    receipt: Receipt,
+    arrays: Iterable[tuple[str, Array]],
+    *,
+    trained: Mapping[str, bool] | None = None,
+    training: Mapping[str, str] | None = None,
+    versions: Mapping[str, str] | None = None,
+    parent: str = "",
+) -> Lineage:
+    """The lineage of a model that was loaded with `receipt` and holds `arrays` now.
+
+    **Arguments:**
+
+    - `trained`: by tensor, whether training was allowed to change it; absent: not known.
+    - `training`: settings worth remembering, as text.
+    """
+    plan = receipt.plan
+    origins: dict[str, Origin] = {}
+    for name, array in arrays:
+        graft = plan.grafts.get(name)
+        digest = fingerprint(array)
+        if graft is None or not graft.sources or name not in receipt.hashes:
+            origins[name] = Origin("fresh", digest)
+            continue
+        loaded = receipt.hashes[name]
+        if trained is None or name not in trained:
+            state = "loaded" if digest == loaded else "tuned"
+        else:
+            state = "tuned" if trained[name] or digest != loaded else "frozen"
+        origins[name] = Origin(state, digest, graft.sources, graft.ops, graft.kind, loaded)
+    used = {name for origin in origins.values() for name in origin.sources}
+    return Lineage(
+        source=plan.source.label,
+        source_hash=receipt.source_hash,
+        container=plan.source.container,
+        tensors=origins,
+        source_tensors={n: plan.source.tensors[n] for n in plan.source.tensors if n in used},
+        verified=receipt.verified,
+        training=dict(training or {}),
+        versions=dict(versions or {}),
+        parent=parent,
+    )
+
+
+def encode(lineage: Lineage) -> dict[str, str]:
+    """Metadata entries that hold a lineage."""
+    return {KEY: msgspec.json.encode(lineage).decode()}
+
+
+def decode(metadata: Mapping[str, str], label: str) -> Lineage:
+    """The lineage in a file's metadata. **Raises** `FormatError` where there is none."""
+    text = metadata.get(KEY)
+    if text is None:
+        raise FormatError(
+            label,
+            found="no lineage in the file",
+            expected="a file saved with rg.save(model, path, receipt=receipt)",
+            hint="rg.diff(base, tuned) compares files without lineage",
+        )
+    try:
+        return msgspec.json.decode(text, type=Lineage)
+    except msgspec.DecodeError as error:
+        raise FormatError(label, found=f"a lineage that cannot be read: {error}") from error
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """How one tensor differs between two files.
+
+    `rel_l2` is ‖b − a‖ / ‖a‖ (0 where both are 0, inf where only a is), `max_abs` the largest
+    absolute change, `cosine` of the angle between them (1 where both are 0). NaN where a tensor
+    is on one side only. `base` names the base's tensor where its name differs.
+    """
+
+    status: Status
+    shape: tuple[int, ...]
+    dtype: str
+    rel_l2: float = float("nan")
+    max_abs: float = float("nan")
+    cosine: float = float("nan")
+    base: str = ""
+
+
+class Diff(Mapping[str, Entry]):
+    """Differences by tensor name, in the order of the newer file; what is gone comes last."""
+
+    def __init__(self, base: str, tuned: str, entries: Mapping[str, Entry]) -> None:
+        self.base, self.tuned = base, tuned
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def same(self) -> bool:
+        """Whether every tensor is identical and none is fresh or gone."""
+        return all(entry.status == "identical" for entry in self.values())
+
+    def counts(self) -> dict[str, int]:
+        """Number of tensors by status."""
+        states = [entry.status for entry in self.values()]
+        return {s: states.count(s) for s in ("identical", "moved", "fresh", "gone") if s in states}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1,
+            "base": self.base,
+            "tuned": self.tuned,
+            "counts": self.counts(),
+            "tensors": {name: msgspec.to_builtins(entry) for name, entry in self.items()},
+        }
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{count} {status}" for status, count in self.counts().items())
+        rows = [f"{self.base} → {self.tuned}: {told or 'no tensors'}"]
+        width = max((len(name) for name in self), default=0)
+        for name, entry in self.items():
+            if entry.status == "identical":
+                continue
+            facts = ""
+            if entry.status == "moved":
+                facts = f"  L2 {entry.rel_l2:.3g}  max {entry.max_abs:.3g}  cos {entry.cosine:.6f}"
+            renamed = f"  was {entry.base}" if entry.base else ""
+            rows.append(f"  {entry.status:<6} {name:<{width}}{facts}{renamed}")
+        return "\n".join(rows)
+
+
+def diff(
+    base: Catalogue,
+    read_base: Callable[[str], Array | None],
+    tuned: Catalogue,
+    read_tuned: Read,
+    *,
+    base_name: Callable[[str], str | None] | None = None,
+) -> Diff:
+    """Compares two catalogues tensor by tensor, holding one pair at a time.
+
+    **Arguments:**
+
+    - `read_base`: the base's values under the *tuned* file's name and layout, `None` where the
+      base has none.
+    - `base_name`: the base's own name for it, `None` where there is none; equal by default.
+    """
+    name_of = base_name or (lambda name: name if name in base else None)
+    entries: dict[str, Entry] = {}
+    met: set[str] = set()
+    for name, info in tuned.items():
+        origin = name_of(name)
+        before = read_base(name) if origin else None
+        if before is None or before.shape != info.shape:
+            entries[name] = Entry("fresh", info.shape, info.dtype)
+            continue
+        met.add(origin or name)
+        renamed = origin if origin and origin != name else ""
+        entries[name] = _compared(before, read_tuned(name, None), info.dtype, renamed)
+    for name, info in base.items():
+        if name not in met:
+            entries.setdefault(name, Entry("gone", info.shape, info.dtype))
+    return Diff(base.label, tuned.label, entries)
+
+
+def _compared(a: Array, b: Array, dtype: str, renamed: str) -> Entry:
+    if a.dtype == b.dtype and np.array_equal(a.view(np.uint8) if a.ndim else a, b.view(np.uint8)
+                                             if b.ndim else b):  # fmt: skip
+        return Entry("identical", b.shape, dtype, 0.0, 0.0, 1.0, renamed)
+    x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
+    change = y - x
+    norm_x, norm_y, norm = (float(np.linalg.norm(v)) for v in (x, y, change))
+    rel = norm / norm_x if norm_x else (0.0 if not norm else float("inf"))
+    cosine = float(x @ y) / (norm_x * norm_y) if norm_x and norm_y else float(norm_x == norm_y)
+    largest = float(np.abs(change).max(initial=0.0))
+    status: Status = "identical" if not norm and a.dtype == b.dtype else "moved"
+    return Entry(status, b.shape, dtype, rel, largest, cosine, renamed)
+
+
+def origin_map(lineage: Lineage) -> dict[str, str]:
+    """Tuned names and the source tensors they came from, where it is just one."""
+    return {n: o.sources[0] for n, o in lineage.tensors.items() if len(o.sources) == 1}
+
+
+def plan_of(lineage: Lineage, base: Catalogue, tuned: Catalogue) -> Plan:
+    """The plan that made the tuned file out of its base, for reading the base in its terms."""
+    from regraft.plans import Graft, Side
+
+    grafts: dict[str, Graft] = {}
+    for name, origin in lineage.tensors.items():
+        spec = Spec(tuned[name].shape, tuned[name].dtype)
+        if origin.sources and all(source in base for source in origin.sources):
+            grafts[name] = Graft(name, spec, "convert", origin.sources, origin.ops)
+        else:
+            grafts[name] = Graft(name, spec, "fresh")
+    return Plan(source=Side.of(base), target=Side.of(tuned), grafts=grafts)

@@ -1,0 +1,166 @@
+"""How one framework's layout of a tensor becomes another's.
+
+Every tensor has one or more forms: a way to bring it to the canonical layout, which is
+PyTorch's (`[out, in, *space]`). A pair of forms with equal canonical shapes gives a conversion.
+Where a file does not say which framework wrote it, all conventions are tried and the choice
+between those that fit is left open: shapes cannot tell H from W in a square kernel.
+
+Layouts: dense `[out, in]` (torch) and `[in, out]` (Keras, Flax, TensorFlow); convolution
+`[out, in, *space]` and `[*space, in, out]`; depthwise `[channels × multiplier, 1, *space]` and
+Keras' `[*space, channels, multiplier]`; transposed convolution `[in, out, *space]`, Keras'
+`[*space, out, in]` and Flax' `[*space, in, out]` with the space reversed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+from regraft.matching.modules import Leaf
+from regraft.matching.roles import Role
+from regraft.operations import AnyOp, Flip, Reshape, Shape, Transpose, infer, invert, simplify
+
+_FIRST, _LAST, _WIDTH_FIRST = "channels first", "channels last", "channels last, W before H"
+
+
+class Form(NamedTuple):
+    """A tensor's canonical shape and how to get there. `convention` names the assumption."""
+
+    family: str
+    shape: Shape
+    ops: tuple[AnyOp, ...]
+    convention: str
+
+
+class Conversion(NamedTuple):
+    """A way from a source tensor to a target tensor, and the conventions that lead to it."""
+
+    ops: tuple[AnyOp, ...]
+    conventions: frozenset[str]
+
+
+# Roles that may stand for each other where the layer's class does not say which it is.
+_STAND_INS: dict[Role, tuple[Role, ...]] = {
+    "kernel": ("embedding",),
+    "embedding": ("kernel",),
+    "scale": ("slope",),
+    "slope": ("scale",),
+}
+
+
+def compatible(source: Leaf, target: Leaf) -> bool:
+    """Whether two tensors can have the same role."""
+    if source.role == target.role:
+        return True
+    known = bool(source.info.module) and bool(target.info.module)
+    return not known and target.role in _STAND_INS.get(source.role, ())
+
+
+def conversions(source: Leaf, target: Leaf) -> tuple[Conversion, ...]:
+    """All ways to turn one into the other that the conventions allow; empty where none fits."""
+    if prod(source.info.shape) != prod(target.info.shape) or not compatible(source, target):
+        return ()
+    return _between(_key(source), _key(target))
+
+
+_Key = tuple[Role, Shape, str, str]
+
+
+def _key(leaf: Leaf) -> _Key:
+    return leaf.role, leaf.info.shape, leaf.framework, leaf.kind
+
+
+@lru_cache(maxsize=65536)
+def _between(source: _Key, target: _Key) -> tuple[Conversion, ...]:
+    found: dict[object, Conversion] = {}
+    same_convention = source[2] == target[2]
+    for start in _forms(*source):
+        for end in _forms(*target):
+            # Two files of one unknown origin are taken to agree: their layouts are the same.
+            if same_convention and start.convention != end.convention:
+                continue
+            if start.shape != end.shape or not _same_family(start.family, end.family):
+                continue
+            back = invert(end.ops, (target[1],))
+            assert back is not None  # layouts only permute
+            ops = _tidy((*start.ops, *back), source[1])
+            key = _effect(ops, source[1])
+            assumed = _assumed(start)
+            before = found.get(key, Conversion(ops, assumed))
+            found[key] = Conversion(before.ops, before.conventions | assumed)
+    return tuple(found.values())
+
+
+def _assumed(form: Form) -> frozenset[str]:
+    """Conventions under which this form holds: W before H says nothing of a dense kernel."""
+    if len(form.shape) < 4 and form.convention == _LAST:
+        return frozenset({_LAST, _WIDTH_FIRST})
+    return frozenset({form.convention})
+
+
+def _effect(ops: tuple[AnyOp, ...], shape: Shape) -> object:
+    """Equal for operations with equal results: where axes of size 1 go makes no difference."""
+    if len(ops) == 1 and isinstance(ops[0], Transpose):
+        return tuple(axis for axis in ops[0].axes if shape[axis] != 1)
+    return ops
+
+
+def _same_family(a: str, b: str) -> bool:
+    return a == b or "any" in (a, b)
+
+
+def _tidy(ops: tuple[AnyOp, ...], shape: Shape) -> tuple[AnyOp, ...]:
+    """Joined where possible; moving axes of size 1 about is a reshape that changes nothing."""
+    ops = simplify(ops)
+    if infer(ops, (shape,)) == shape and all(isinstance(op, Transpose) for op in ops):
+        order = [axis for op in ops if isinstance(op, Transpose) for axis in op.axes]
+        if [a for a in order if shape[a] != 1] == [a for a in range(len(shape)) if shape[a] != 1]:
+            return ()
+    return ops
+
+
+def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, ...]:
+    rank = len(shape)
+    if role not in ("kernel", "recurrent") or rank < 2:
+        return (Form("any", shape, (), "as stored"),)
+    if role == "recurrent" or (rank == 2 and kind in ("plain", "transposed", "depthwise")):
+        kind = "plain"
+    last, first = _channels_last(shape, kind, framework), _channels_first(shape, kind)
+    if framework == "torch":
+        return first
+    if framework in ("keras", "jax"):
+        return last
+    return (*first, *last, *_width_first(shape, kind))
+
+
+def _channels_first(shape: Shape, kind: str) -> tuple[Form, ...]:
+    family = "any" if not kind else "transposed" if kind == "transposed" else "kernel"
+    return (Form(family, shape, (), _FIRST),)
+
+
+def _channels_last(shape: Shape, kind: str, framework: str) -> tuple[Form, ...]:
+    """`[*space, in, out]` and its relatives. Without a known kind only the plain form is taken."""
+    space = tuple(range(len(shape) - 2))
+    a, b = len(shape) - 2, len(shape) - 1
+    if kind == "depthwise":
+        move = Transpose((a, b, *space))
+        join = Reshape((shape[a] * shape[b], 1, *shape[:a]))
+        return (Form("kernel", join.shape, (move, join), _LAST),)
+    if kind == "transposed" and framework == "jax":
+        flips = tuple(Flip(axis + 2) for axis in space)
+        moved = Transpose((a, b, *space))
+        return (Form("transposed", moved.infer_one(shape), (moved, *flips), _LAST),)
+    # Keras stores a transposed kernel as [*space, out, in]: the same move as the plain kernel's
+    # gives torch's [in, out, *space].
+    moved = Transpose((b, a, *space))
+    family = "transposed" if kind == "transposed" else "kernel"
+    return (Form(family, moved.infer_one(shape), (moved,), _LAST),)
+
+
+def _width_first(shape: Shape, kind: str) -> tuple[Form, ...]:
+    """`[W, H, in, out]`, as Caffe's weights have come through MATLAB and TensorFlow dumps."""
+    if len(shape) != 4 or kind in ("depthwise", "transposed"):
+        return ()
+    moved = Transpose((3, 2, 1, 0))
+    return (Form("kernel", moved.infer_one(shape), (moved,), _WIDTH_FIRST),)

@@ -1,0 +1,161 @@
+"""Evidence of names: equal paths under wrappers, shared words, numbers as positions.
+
+Three reasons, weighed apart. *Equal paths*: what is left of both names after a wrapper's prefix
+is the same, and the prefix is one that many layers vote for. *Words*: shared words of the path,
+rare ones counting more, after synonyms. *Numbers*: positions, never text; offsets between two
+families of names (1-based and 0-based, conv2 … conv5 and layer1 … layer4) are taken from the
+sets of values at that place.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+from regraft.matching.modules import Module
+
+# Words for the same thing. One line a thing; the first word stands for the rest.
+_SYNONYMS = """
+conv conv1d conv2d conv3d convolution convolution2d convbn
+norm bn ln layernorm batchnorm groupnorm batch_norm layer_norm normalization rmsnorm
+dense fc linear
+attn attention
+q query
+k key
+v value
+block layer blocks layers stage stages group groups
+down downsample shortcut residual skip
+embed embedding embeddings emb
+head classifier logits predictions prediction score
+depthwise dw dwconv
+pointwise pw pwconv
+out output
+pos position positional
+"""
+_CANONICAL = {
+    word: line.split()[0] for line in _SYNONYMS.strip().splitlines() for word in line.split()
+}
+# A wrapper may add this many parts before the names that both sides share.
+_MAX_PREFIX = 3
+
+
+class Names:
+    """Name evidence between two lists of modules; answers for single pairs.
+
+    `feasible` says whether two modules' tensors fit at all: only such pairs vote for a prefix.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Module],
+        targets: Sequence[Module],
+        feasible: Callable[[Module, Module], bool],
+    ) -> None:
+        self._sources, self._targets = sources, targets
+        self._exact = _equal_paths(sources, targets, feasible)
+        self._rarity = _rarity((*sources, *targets))
+        self._slots = {id(side): _slot_values(side) for side in (sources, targets)}
+        self._shifts: dict[tuple[str, str], tuple[int, ...] | None] = {}
+
+    def exact(self, source: Module, target: Module) -> float:
+        """1 where the paths are equal under the prefixes that most layers vote for."""
+        return float((id(source), id(target)) in self._exact)
+
+    def words(self, source: Module, target: Module) -> float:
+        """Share of the words that both have, rare words counting more; 0 to 1."""
+        a, b = _canonical(source), _canonical(target)
+        union = sum(self._rarity[w] * max(a[w], b[w]) for w in a.keys() | b.keys())
+        common = sum(self._rarity[w] * min(a[w], b[w]) for w in a.keys() & b.keys())
+        return common / union if union else 0.0
+
+    def numbers(self, source: Module, target: Module) -> float:
+        """1 where all positions agree, up to 0.3 where some do, 0 where none or no numbers."""
+        shifts = self._shift(source, target)
+        if shifts is None:
+            return 0.0
+        agree = [
+            b - a == shift
+            for a, b, shift in zip(source.numbers, target.numbers, shifts, strict=True)
+        ]
+        return 1.0 if all(agree) else 0.3 * sum(agree) / len(agree)
+
+    def _shift(self, source: Module, target: Module) -> tuple[int, ...] | None:
+        """What to add to the source's numbers, place by place, to get the target's."""
+        if not source.numbers or len(source.numbers) != len(target.numbers):
+            return None
+        key = source.family, target.family
+        if key not in self._shifts:
+            ours = self._slots[id(self._sources)][source.family]
+            theirs = self._slots[id(self._targets)][target.family]
+            self._shifts[key] = tuple(_offset(a, b) for a, b in zip(ours, theirs, strict=True))
+        return self._shifts[key]
+
+    @cached_property
+    def identical(self) -> bool:
+        """Whether both sides have just the same paths, so that even running numbers agree."""
+        return {m.path for m in self._sources} == {m.path for m in self._targets}
+
+
+def automatic(module: Module) -> bool:
+    """Whether the framework made up the layer's name: `conv2d_3` for a Conv2D, `Dense_0`."""
+    kind = next(iter(module.leaves.values())).info.module
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", kind).lower()
+    last = next((p for p in reversed(module.path) if p not in ("depthwise", "pointwise")), "")
+    return bool(kind) and re.fullmatch(rf"{re.escape(snake)}(_\d+)?", last.lower()) is not None
+
+
+def _equal_paths(
+    sources: Iterable[Module], targets: Iterable[Module], feasible: Callable[[Module, Module], bool]
+) -> set[tuple[int, int]]:
+    """Pairs of modules (by id) whose paths are equal under the best-voted prefixes."""
+    ends: dict[tuple[str, ...], list[tuple[Module, tuple[str, ...]]]] = defaultdict(list)
+    for module in sources:
+        for cut in range(min(_MAX_PREFIX, len(module.path)) + 1):
+            ends[module.path[cut:]].append((module, module.path[:cut]))
+    votes: dict[tuple[tuple[str, ...], tuple[str, ...]], list[tuple[Module, Module]]]
+    votes = defaultdict(list)
+    for target in targets:
+        for cut in range(min(_MAX_PREFIX, len(target.path)) + 1):
+            rest, prefix = target.path[cut:], target.path[:cut]
+            for source, wrapper in ends.get(rest, ()):
+                # Equal further out as well: the shorter prefix says the same and more.
+                if wrapper and prefix and wrapper[-1] == prefix[-1]:
+                    continue
+                if (rest or target.path == source.path == ()) and feasible(source, target):
+                    votes[wrapper, prefix].append((source, target))
+    result: set[tuple[int, int]] = set()
+    explained: dict[int, int] = {}  # target module → how many votes its prefix had
+    for pairs in sorted(votes.values(), key=len, reverse=True):
+        count = len(pairs)
+        for source, target in pairs:
+            if explained.setdefault(id(target), count) == count:
+                result.add((id(source), id(target)))
+    return result
+
+
+def _canonical(module: Module) -> Counter[str]:
+    return Counter(_CANONICAL.get(word, word) for word in module.words)
+
+
+def _rarity(modules: Sequence[Module]) -> defaultdict[str, float]:
+    count = Counter(word for m in modules for word in set(_canonical(m)))
+    rarity = {w: math.log1p(len(modules) / n) for w, n in count.items()}
+    return defaultdict(float, rarity)
+
+
+def _slot_values(modules: Iterable[Module]) -> dict[str, list[set[int]]]:
+    """For each family of names, the values that occur at each of its number places."""
+    slots: dict[str, list[set[int]]] = {}
+    for module in modules:
+        places = slots.setdefault(module.family, [set() for _ in module.numbers])
+        for place, value in zip(places, module.numbers, strict=True):
+            place.add(value)
+    return slots
+
+
+def _offset(ours: set[int], theirs: set[int]) -> int:
+    """0 where one set of values holds the other, else what makes their least values equal."""
+    return 0 if ours <= theirs or theirs <= ours else min(theirs) - min(ours)

@@ -1,0 +1,76 @@
+"""Evidence of order: two lists of layers aligned by their kinds and shapes alone.
+
+The longest common subsequence of both sides' layer classes pairs layers. How far to believe it
+is a question of chance: with few classes any order would align, so belief grows with the number
+of different orders that the same layers could have stood in, and falls where the sequences do
+not agree. Order alone never settles layers of different families of names: branches of one
+block are registered in any order.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rapidfuzz.distance import LCSseq
+
+from regraft.matching.modules import Module
+from regraft.tensors import Catalogue
+
+# Log10 of the number of orders from which on chance is out of the question.
+_SURE = 3.0
+# Sequences that agree less than this say nothing.
+_LEAST_AGREEMENT = 0.8
+
+
+class Order:
+    """Which modules stand at the same place, and how far to believe it (0 to 1)."""
+
+    def __init__(
+        self, sources: Sequence[Module], targets: Sequence[Module], classes: Mapping[int, int]
+    ) -> None:
+        a = [classes[id(m)] for m in sources]
+        b = [classes[id(m)] for m in targets]
+        self._pairs: set[tuple[int, int]] = set()
+        common = 0
+        for step in LCSseq.opcodes(a, b):
+            if step.tag == "equal":
+                for i, j in zip(
+                    range(step.src_start, step.src_end),
+                    range(step.dest_start, step.dest_end),
+                    strict=True,
+                ):
+                    self._pairs.add((id(sources[i]), id(targets[j])))
+                    common += 1
+        self.agreement = common / max(1, min(len(a), len(b)))
+        surplus = max(0.0, (self.agreement - _LEAST_AGREEMENT) / (1 - _LEAST_AGREEMENT))
+        self.belief = surplus * min(1.0, _log10_orders(b) / _SURE)
+
+    def aligned(self, source: Module, target: Module) -> bool:
+        """Whether the alignment puts these two at the same place."""
+        return (id(source), id(target)) in self._pairs
+
+
+def sequence(catalogue: Catalogue, modules: Sequence[Module]) -> list[Module]:
+    """Modules in the order they were defined in, as far as the catalogue tells.
+
+    A sorted file's order says nothing; names read with their numbers as numbers are then the
+    best there is.
+    """
+    if catalogue.order != "sorted":
+        return list(modules)
+    return sorted(modules, key=lambda m: [_natural(part) for part in m.path])
+
+
+def _natural(part: str) -> list[tuple[int, int, str]]:
+    pieces = re.findall(r"\d+|\D+", part)
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in pieces]
+
+
+def _log10_orders(classes: Sequence[int]) -> float:
+    """Log10 of the number of distinct orders of these classes."""
+    orders = math.lgamma(len(classes) + 1)
+    orders -= sum(math.lgamma(n + 1) for n in Counter(classes).values())
+    return orders / math.log(10)

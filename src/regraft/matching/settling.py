@@ -1,0 +1,213 @@
+"""From pairs of modules to grafts: which conversion, what stays open, what is fresh.
+
+A pairing of tensors can be certain while its layout is not: a square kernel does not say whether
+it is transposed. Layout conventions belong to whole files, so kernels that are not square vote
+for those that are; what no vote settles is undecided, with each convention as an alternative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import NamedTuple
+
+from regraft.matching.layouts import Conversion, conversions
+from regraft.matching.modules import Leaf, Module
+from regraft.matching.pairing import Pairing, fitting_leaves
+from regraft.operations import AnyOp, Cast, Interpolate, Pad, Slice, Sum
+from regraft.plans import Alternative, Evidence, Graft, Kind, Spec, Undecided
+from regraft.tensors import TensorInfo
+
+# Alternatives listed for one undecided tensor.
+_LISTED = 8
+
+
+class Pair(NamedTuple):
+    """A target tensor with its settled source tensor; the conversion may still be open."""
+
+    source: Leaf
+    target: Leaf
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass
+class Settled:
+    """What has been settled and what is open, while a plan is being made."""
+
+    grafts: dict[str, Graft] = field(default_factory=dict[str, Graft])
+    undecided: dict[str, Undecided] = field(default_factory=dict[str, Undecided])
+    pairs: list[Pair] = field(default_factory=list[Pair])
+    partners: dict[tuple[str, ...], Module] = field(default_factory=dict[tuple[str, ...], Module])
+
+
+def spec_of(info: TensorInfo) -> Spec:
+    return Spec(info.shape, info.dtype)
+
+
+def graft(
+    target: TensorInfo,
+    sources: Sequence[TensorInfo],
+    ops: Sequence[AnyOp],
+    evidence: Iterable[Evidence] = (),
+) -> Graft:
+    """A graft of these operations, with the cast that the target's dtype needs."""
+    dtypes = {source.dtype for source in sources}
+    ops = list(ops)
+    if target.dtype not in dtypes and not any(isinstance(op, Cast) for op in ops):
+        ops.append(Cast(target.dtype, sources[0].dtype))
+    changed = any(isinstance(op, (Slice, Pad, Sum, Interpolate)) for op in ops)
+    kind: Kind = "adapt" if changed else "convert" if ops else "copy"
+    names = tuple(source.name for source in sources)
+    return Graft(target.name, spec_of(target), kind, names, tuple(ops), tuple(evidence))
+
+
+def take_pairings(pairings: Iterable[Pairing], state: Settled) -> list[Module]:
+    """Sorts pairings into pairs of tensors and undecided ones; returns target modules left over."""
+    left: list[Module] = []
+    for number, pairing in enumerate(pairings):
+        if not pairing.candidates:
+            left.append(pairing.target)
+        elif pairing.settled:
+            _take_settled(pairing, state)
+        else:
+            _take_open(pairing, state, f"layers {number}")
+    return left
+
+
+def _take_settled(pairing: Pairing, state: Settled) -> None:
+    best = pairing.candidates[0]
+    state.partners[pairing.target.path] = best.source
+    served = fitting_leaves(best.source, pairing.target)
+    for leaf in pairing.target.leaves.values():
+        if leaf in served:
+            state.pairs.append(Pair(served[leaf], leaf, best.evidence))
+        else:
+            state.undecided[leaf.info.name] = Undecided(
+                spec_of(leaf.info), f"{best.source.name} has no tensor for this role and shape"
+            )
+
+
+def _take_open(pairing: Pairing, state: Settled, group: str) -> None:
+    target = pairing.target
+    candidates = pairing.candidates[:_LISTED]
+    for leaf in target.leaves.values():
+        alternatives: list[Alternative] = []
+        for candidate in candidates:
+            source = fitting_leaves(candidate.source, target).get(leaf)
+            for conversion in conversions(source, leaf) if source else ():
+                made = graft(leaf.info, [source.info], conversion.ops) if source else None
+                assert made is not None
+                alternatives.append(
+                    Alternative(made.sources, made.ops, -round(candidate.loss, 3), _pin_rule(made))
+                )
+        reason = (
+            f"{len(pairing.candidates)} source layers fit nearly equally well"
+            if len(pairing.candidates) > 1
+            else "one source layer fits, but too little speaks for it"
+        )
+        state.undecided[leaf.info.name] = Undecided(
+            spec_of(leaf.info), reason, tuple(alternatives), group
+        )
+
+
+def _pin_rule(made: Graft) -> str:
+    """The rule that chooses this way, ready to paste."""
+    sources = repr(made.sources[0]) if len(made.sources) == 1 else repr(list(made.sources))
+    if not made.ops:
+        return f"rg.pin({made.target!r}, {sources})"
+    ops = ", ".join(f"rg.ops.{op!r}" for op in made.ops)
+    return f"rg.pin({made.target!r}, {sources}, [{ops}])"
+
+
+def settle_layouts(state: Settled) -> None:
+    """Chooses a conversion for every pair, by the votes of those that have only one."""
+    options = {pair.target.info.name: conversions(pair.source, pair.target) for pair in state.pairs}
+    voted = _voted(options.values())
+    for pair in state.pairs:
+        name = pair.target.info.name
+        possible = options[name]
+        chosen = [c for c in possible if c.conventions & voted] if len(possible) > 1 else possible
+        if len(chosen) == 1:
+            evidence = (*pair.evidence, _layout_evidence(chosen[0], pair, len(possible)))
+            state.grafts[name] = graft(
+                pair.target.info, [pair.source.info], chosen[0].ops, evidence
+            )
+            continue
+        alternatives = [
+            graft(pair.target.info, [pair.source.info], conversion.ops)
+            for conversion in (chosen or possible)
+        ]
+        labels = " or ".join(_label(c) for c in (chosen or possible))
+        state.undecided[name] = Undecided(
+            spec_of(pair.target.info),
+            f"{pair.source.info.name} fits in more than one layout: {labels}; "
+            "the shape does not tell and the file does not say",
+            tuple(Alternative(g.sources, g.ops, 0.0, _pin_rule(g)) for g in alternatives),
+            "layout",
+        )
+
+
+def _voted(options: Iterable[Sequence[Conversion]]) -> frozenset[str]:
+    """Conventions that every tensor of the file allows; empty where they contradict."""
+    allowed: frozenset[str] | None = None
+    for conversions_ in options:
+        conventions = frozenset(name for c in conversions_ for name in c.conventions)
+        if conventions and "as stored" not in conventions:
+            allowed = conventions if allowed is None else allowed & conventions
+    return allowed or frozenset()
+
+
+def _label(conversion: Conversion) -> str:
+    return "/".join(sorted(conversion.conventions))
+
+
+def _layout_evidence(conversion: Conversion, pair: Pair, possible: int) -> Evidence:
+    ops = ", ".join(map(str, conversion.ops)) or "as it is"
+    why = (
+        f"the only layout of {pair.source.role} that fits: {ops}"
+        if possible == 1
+        else f"{_label(conversion)}, as the kernels of this file that are not square: {ops}"
+    )
+    return Evidence("role", 0.0, why)
+
+
+def settle_missing(
+    left: Sequence[Module],
+    targets: Sequence[Module],
+    unused: Sequence[Module],
+    state: Settled,
+    coverage: float,
+) -> None:
+    """Target modules that nothing fits: fresh where that is what a person would say.
+
+    Fresh are the layers at the model's end (a head), and any layer once every source layer has
+    found its place. All else is undecided: it may be served in a way that is not known yet.
+    """
+    missing = {id(module) for module in left}
+    tail = {id(m) for m in takewhile(lambda m: id(m) in missing, reversed(targets))}
+    believable = coverage >= 0.5 and len(missing) < len(targets)
+    for module in left:
+        head, nothing_left = id(module) in tail, not unused
+        if believable and (head or nothing_left):
+            why = (
+                "no source layer has this role and shape; a head at the model's end"
+                if head
+                else "every source layer has its place; this one is the model's own"
+            )
+            for leaf in module.leaves.values():
+                state.grafts[leaf.info.name] = Graft(
+                    leaf.info.name,
+                    spec_of(leaf.info),
+                    "fresh",
+                    evidence=(Evidence("shape", 1.0, why),),
+                )
+            continue
+        reason = "no source layer has this role and shape"
+        if unused:
+            reason += f"; {len(unused)} source layers are unused, e.g. {unused[0].name}"
+        for leaf in module.leaves.values():
+            rule = f"rg.fresh({leaf.info.name!r})"
+            state.undecided[leaf.info.name] = Undecided(
+                spec_of(leaf.info), reason, (Alternative((), (), 0.0, rule),)
+            )

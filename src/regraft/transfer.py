@@ -1,0 +1,181 @@
+"""Carries a plan out: streams tensors from a reader through operations into a sink.
+
+Nothing is written before the plan is complete and every shape is checked. What was there before
+is kept until the end, so that a failure half-way leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from regraft import operations
+from regraft.errors import IncompletePlan, RegraftError, TransferError
+from regraft.plans import Graft, Plan, Remark
+from regraft.tensors import Catalogue, Read, Sink
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array
+
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What `apply` did.
+
+    - `hashes`: xxh3-128 of each target tensor's bytes as read back from the model, by name.
+    - `fresh`, `adapted`, `unused`: as in the plan. `warnings`: the plan's, and what the values
+      showed on their way.
+    - `verified`: True only if a probe's outputs agreed.
+    - `model`: the model, or the new tree where the framework's arrays are immutable.
+    - `source_hash`: sha256 of the source file, `""` where the source is no file.
+    """
+
+    plan: Plan = field(repr=False)
+    model: object = field(repr=False)
+    hashes: dict[str, str] = field(repr=False)
+    warnings: tuple[Remark, ...] = ()
+    verified: bool = False
+    source_hash: str = ""
+
+    @property
+    def fresh(self) -> list[str]:
+        return self.plan.fresh
+
+    @property
+    def adapted(self) -> list[str]:
+        return self.plan.adapted
+
+    @property
+    def unused(self) -> list[str]:
+        return list(self.plan.unused)
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the target tensors that were written."""
+        return list(self.hashes)
+
+    def __str__(self) -> str:
+        counts = {"fresh": self.fresh, "adapted": self.adapted, "unused": self.unused}
+        told = ", ".join(f"{len(names)} {word}" for word, names in counts.items() if names)
+        state = "outputs verified" if self.verified else "outputs not compared"
+        rows = [f"{len(self.hashes)} tensors loaded{told and ', '}{told}; {state}"]
+        return "\n".join([*rows, *(f"  warning  {remark}" for remark in self.warnings)])
+
+
+def stream(plan: Plan, read: Read) -> Iterator[tuple[Graft, Array]]:
+    """Each graft that has sources with its finished array; one at a time, slices pushed down."""
+    for graft in plan.grafts.values():
+        if graft.sources:
+            yield graft, make(plan, graft, read)
+
+
+def make(plan: Plan, graft: Graft, read: Read) -> Array:
+    """The target's array of one graft, in the target's shape and dtype."""
+    ops, needed = operations.push_down(graft.ops, plan.shapes_of(graft))
+    arrays = [read(name, part) for name, part in zip(graft.sources, needed, strict=True)]
+    return operations.run(ops, arrays)
+
+
+def fingerprint(array: Array) -> str:
+    """xxh3-128 of the values in row-major order."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data.cast("B") if array.size
+                                     and array.dtype.kind in "biufc" else array.tobytes())  # fmt: skip
+
+
+def ready(plan: Plan) -> None:
+    """Raises `IncompletePlan` unless every target tensor is settled."""
+    if plan.complete:
+        return
+    open_ = [f"{name}: {u.reason}" for name, u in plan.undecided.items()]
+    missing = [n for n in plan.target.tensors if n not in plan.grafts and n not in plan.undecided]
+    raise IncompletePlan(
+        plan.target.label,
+        found=f"{len(open_) + len(missing)} tensors undecided",
+        expected="every target tensor settled",
+        hint="see plan.why(name) for the alternatives and the rules that settle them, give a "
+        "probe, or load with partial=True",
+        problems=[*open_, *(f"{name}: not in the plan" for name in missing)],
+    )
+
+
+def apply(
+    plan: Plan,
+    source: Catalogue,
+    read: Read,
+    target: Catalogue,
+    sink: Sink,
+    *,
+    partial: bool = False,
+    progress: Progress | None = None,
+) -> Receipt:
+    """Writes every graft into the sink and reads it back.
+
+    **Arguments:**
+
+    - `source`, `target`: the catalogues as they are now; the plan must still fit them.
+    - `partial`: write what is settled and leave what is undecided as it is.
+    - `progress`: called with each name and its bytes once it is written.
+
+    **Raises** `IncompletePlan`, `ShapeMismatch`, `StalePlan` before the first write;
+    `TransferError` after it, with the model as it was before.
+    """
+    if not partial:
+        ready(plan)
+    plan.check(source, target)
+    before: dict[str, Array] = {}
+    hashes: dict[str, str] = {}
+    doubts: list[Remark] = []
+    try:
+        for graft, array in stream(plan, read):
+            doubts += _doubts(graft, array)
+            before[graft.target] = sink.read(graft.target)
+            sink.write(graft.target, array)
+            hashes[graft.target] = _read_back(graft.target, array, sink)
+            if progress:
+                progress(graft.target, array.nbytes)
+    except BaseException as error:
+        for name, array in before.items():
+            sink.write(name, array)
+        if isinstance(error, RegraftError) or not isinstance(error, Exception):
+            raise
+        raise TransferError(
+            plan.target.label,
+            found=f"{type(error).__name__}: {error}"[:300],
+            expected="every tensor written",
+            hint="the model was put back as it was",
+        ) from error
+    known = {(remark.code, remark.where) for remark in plan.warnings}
+    new = [remark for remark in doubts if (remark.code, remark.where) not in known]
+    return Receipt(plan, sink.model, hashes, (*plan.warnings, *new))
+
+
+def _read_back(name: str, array: Array, sink: Sink) -> str:
+    held, meant = fingerprint(sink.read(name)), fingerprint(array)
+    if held != meant:
+        raise TransferError(
+            name,
+            found="other values than were written",
+            expected="the same bytes back",
+            hint="the model changes what it is given; the model was put back as it was",
+        )
+    return held
+
+
+def _doubts(graft: Graft, array: Array) -> list[Remark]:
+    """NaN and Inf, seen on the way, under the source's name."""
+    from regraft.values import not_finite
+
+    count = not_finite(array)
+    text = f"{count} of {array.size} values are NaN or Inf"
+    return [Remark("not-finite", graft.sources[0], text)] if count else []
+
+
+def verified(receipt: Receipt) -> Receipt:
+    """The receipt with its outputs compared and found equal."""
+    return replace(receipt, verified=True)
