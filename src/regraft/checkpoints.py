@@ -1,24 +1,31 @@
 """Checkpoints: a file, or the shards of one, as a Catalogue over stored bytes.
 
 **Which part of a file is opened.** Files nest: weights beside an optimizer, raw weights beside
-an average. The rule, used level by level until tensors are reached:
+an average. The rule:
 
-1. parts with an optimizer's or a scheduler's name are never chosen by themselves;
-2. of the parts whose name is one of `CONTAINERS`, the first in that order is chosen;
-3. if there is no such part, everything but optimizers and the like is taken together.
+1. Parts named after optimizers, schedulers and the like (`NEVER`) are never chosen unasked.
+2. Of the parts whose name is in `CONTAINERS`, the first in that order is chosen; the others are
+   named in `notes`. Tensors that lie loose beside it (`epoch`) stay outside.
+3. A chosen part that holds such a part in turn, and no other, is searched again:
+   `{"model": {"state_dict": …}}` opens `model/state_dict`.
+4. Where no part has such a name, everything but rule 1 is taken together, names prefixed. So it
+   is where the part is a tree of modules among others and not a flat state dict, as in Flax'
+   `{"params": …, "batch_stats": …}`.
 
-What was passed over is said in `notes`; `container="ema"` chooses otherwise.
+A plain state dict, whose keys merely contain dots, is no nesting: its container is `""`.
+`container="ema"` (`--container ema`) chooses otherwise, `container=""` takes the whole file.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -30,29 +37,38 @@ from regraft.errors import (
     UnknownFormat,
     UnsafeFile,
 )
-from regraft.formats import Format, Sample, TensorSource
+from regraft.formats import Format, Sample, TensorSource, Write
 from regraft.tensors import Catalogue, Stored, StoredTensor, TensorInfo
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from regraft.tensors import Array, Slices
 
-# Parts that hold a model's weights, most wanted first.
+# Parts that hold a model's weights, most wanted first; averages after the weights themselves.
 CONTAINERS = (
     "state_dict", "model_state_dict", "model_state", "model", "model_weights", "module", "net",
-    "network", "params", "parameters", "weights", "generator", "ema", "model_ema", "ema_model",
-    "ema_state_dict", "state_dict_ema", "params_ema", "ema_params",
+    "network", "params", "parameters", "weights",
+    "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_ema_state_dict",
+    "params_ema", "ema_params", "ema_weights",
 )  # fmt: skip
-_NEVER = ("optim", "opt_state", "scheduler", "lr_sched", "scaler", "rng", "amp", "callbacks",
-          "loops", "hparams", "hyper_parameters")  # fmt: skip
+# Patterns of parts that hold training state.
+NEVER = (
+    "optimizer*", "*_optimizer", "*_optimizers", "optim", "optim_*", "optimizers", "opt_state*",
+    "opt", "*scheduler*", "lr_sched*", "scaler", "*_scaler", "loss_scaler*", "rng*", "*rng_state*",
+    "amp", "amp_state*", "callbacks", "loops", "hparams", "hyper_parameters",
+)  # fmt: skip
 _INDEX = ".index.json"
 _MAX_INDEX = 1 << 28
+_SHOWN = 20
 
 
 class Checkpoint(Catalogue):
     """Stored tensors: a Mapping of name to TensorInfo, read only when asked.
 
     - `path`, `format`: where from.
-    - `container`: the part of the file that was chosen; `containers`: all parts, with counts.
+    - `container`: the part of the file that was chosen, `""` for its root.
+    - `containers`: the parts that could be chosen, with their numbers of tensors.
     """
 
     def __init__(self, path: Path, stored: list[Stored], container: str | None) -> None:
@@ -61,8 +77,9 @@ class Checkpoint(Catalogue):
         self._stored = stored
         self._places: dict[str, tuple[Stored, StoredTensor]] = {}
         listed = [(part, tensor) for part in stored for tensor in part.tensors]
-        self.containers = _containers([tensor.path for _, tensor in listed])
-        chosen = _chosen(path, self.containers, container)
+        tree = _Tree(tensor.path for _, tensor in listed)
+        self.containers = tree.containers()
+        chosen = _chosen(tree) if container is None else _asked(path.name, tree, container)
         names: dict[tuple[str, ...], str] = {}
         infos: list[TensorInfo] = []
         for part, tensor in listed:
@@ -70,7 +87,12 @@ class Checkpoint(Catalogue):
                 continue
             name = part.separator.join(tensor.path[len(chosen.prefix) :])
             if name in self._places:
-                raise CorruptFile(path.name, found=f"two tensors called {name!r}")
+                raise CorruptFile(
+                    path.name,
+                    found=f"two tensors called {name!r}",
+                    expected="names that are unique",
+                    hint="choose one part of the file with container=",
+                )
             names[tensor.path] = name
             self._places[name] = part, tensor
             infos.append(
@@ -129,62 +151,123 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-class _Choice:
-    """A part of the file: a path prefix, without the names that are never chosen."""
+class _Choice(NamedTuple):
+    """A part of the file: a path prefix, without the names right below it that stay out."""
 
-    def __init__(self, prefix: tuple[str, ...], notes: list[str], everything: bool) -> None:
-        self.prefix, self.notes, self._everything = prefix, notes, everything
+    prefix: tuple[str, ...]
+    without: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def holds(self, path: tuple[str, ...]) -> bool:
         depth = len(self.prefix)
         if path[:depth] != self.prefix or len(path) == depth:
             return False
-        return self._everything or len(path) == depth + 1 or not _never(path[depth])
+        return len(path) == depth + 1 or path[depth] not in self.without
+
+
+class _Tree:
+    """The nesting of a file: for each part its inner parts, and how many tensors lie below."""
+
+    def __init__(self, paths: Iterable[tuple[str, ...]]) -> None:
+        self.count: Counter[tuple[str, ...]] = Counter()
+        self._inner: dict[tuple[str, ...], dict[str, None]] = {}
+        self._flat: set[tuple[str, ...]] = set()
+        for path in paths:
+            self._flat.add(path[:-1])
+            for depth in range(len(path)):
+                self.count[path[:depth]] += 1
+                if depth:
+                    self._inner.setdefault(path[: depth - 1], {})[path[depth - 1]] = None
+
+    def parts(self, prefix: tuple[str, ...]) -> list[str]:
+        return list(self._inner.get(prefix, ()))
+
+    def known(self, prefix: tuple[str, ...]) -> list[str]:
+        return sorted(
+            (part for part in self.parts(prefix) if part in CONTAINERS), key=CONTAINERS.index
+        )
+
+    def others(self, prefix: tuple[str, ...]) -> list[str]:
+        """Parts whose names say nothing."""
+        return [p for p in self.parts(prefix) if p not in CONTAINERS and not _never(p)]
+
+    def flat(self, prefix: tuple[str, ...]) -> bool:
+        """Whether a part is a state dict, or wraps one, rather than a tree of modules."""
+        if prefix in self._flat:
+            return True
+        return any(self.flat((*prefix, part)) for part in self.known(prefix))
+
+    def containers(self) -> dict[str, int]:
+        """Parts that could be chosen, with their tensors; `""` where tensors lie at the root."""
+        found = {"": self.count[()]} if () in self._flat else {}
+        pending = [(part,) for part in self.parts(())]
+        for prefix in pending:
+            found["/".join(prefix)] = self.count[prefix]
+            pending += [(*prefix, part) for part in self.known(prefix)]
+        return found
 
 
 def _never(name: str) -> bool:
-    return any(word in name.lower() for word in _NEVER)
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in NEVER)
 
 
 def _several(group: tuple[tuple[str, ...], ...], names: Mapping[tuple[str, ...], str]) -> bool:
     return sum(path in names for path in group) > 1
 
 
-def _containers(paths: list[tuple[str, ...]]) -> dict[str, int]:
-    """Parts that hold tensors, at any depth, as `a/b`, with the number of tensors below them."""
-    count: Counter[str] = Counter()
-    for path in paths:
-        for depth in range(1, min(len(path), 6)):
-            count["/".join(path[:depth])] += 1
-    return dict(count)
+def _asked(label: str, tree: _Tree, wanted: str) -> _Choice:
+    """The part that the caller named."""
+    prefix = tuple(part for part in wanted.split("/") if part)
+    # A part's own name may contain the slash.
+    exact = next((p for p in tree.count if "/".join(p) == wanted.strip("/")), prefix)
+    if exact not in tree.count:
+        listed = [part for part in tree.containers() if part]
+        raise FormatError(
+            f"{label}, container {wanted!r}",
+            found="no such part",
+            expected=", ".join(listed[:_SHOWN]) or "none: all tensors lie at the root",
+            hint="leave the container out, and the file's weights are found by rule",
+        )
+    return _Choice(_unwrapped(tree, exact)) if exact else _Choice(())
 
 
-def _chosen(path: Path, containers: Mapping[str, int], wanted: str | None) -> _Choice:
-    """The part that was asked for, or the one that the rule of this module finds."""
-    if wanted is not None:
-        wanted = wanted.strip("/")
-        if wanted and wanted not in containers:
-            raise FormatError(
-                f"{path.name}, container {wanted!r}",
-                found="no such part",
-                expected=", ".join(list(containers)[:20]) or "none: tensors lie at the root",
-            )
-        return _Choice(tuple(wanted.split("/")) if wanted else (), [], everything=True)
-    prefix: tuple[str, ...] = ()
-    notes: list[str] = []
+def _chosen(tree: _Tree) -> _Choice:
+    """The part that the rule of this module finds."""
+    known = tree.known(())
+    left_out = [part for part in tree.parts(()) if _never(part)]
+    together = tree.others(())
+    if not known or (together and not tree.flat((known[0],))):
+        passed = [*known[1:], *left_out]
+        if not known and not together and not tree.flat(()):
+            return _Choice(())  # nothing but training state: better that than nothing
+        return _Choice((), frozenset(passed), _left_out(passed))
+    prefix = _unwrapped(tree, (known[0],))
+    passed = [*known[1:], *together, *left_out]
+    if not passed:
+        return _Choice(prefix)
+    example = next(iter(passed))
+    note = (
+        f"opened {'/'.join(prefix)!r}; the file also holds {', '.join(passed[:_SHOWN])} "
+        f"(container={example!r}, or --container {example}, opens that instead)"
+    )
+    return _Choice(prefix, notes=(note,))
+
+
+def _left_out(parts: list[str]) -> tuple[str, ...]:
+    if not parts:
+        return ()
+    return (
+        f"left out {', '.join(parts[:_SHOWN])} "
+        f"(container={parts[0]!r}, or --container {parts[0]}, opens that instead)",
+    )
+
+
+def _unwrapped(tree: _Tree, prefix: tuple[str, ...]) -> tuple[str, ...]:
+    """Follows wrappers inside a chosen part, as long as they leave no other weights behind."""
     while True:
-        base = "".join(f"{part}/" for part in prefix)
-        inner = [c[len(base) :] for c in containers if c.startswith(base)]
-        inner = [c for c in inner if c and "/" not in c]
-        known = sorted((c for c in inner if c in CONTAINERS), key=CONTAINERS.index)
-        left_out = [c for c in inner if _never(c)]
-        if not known:
-            if left_out:
-                notes.append(f"left out: {', '.join(base + c for c in left_out)}")
-            return _Choice(prefix, notes, everything=False)
-        others = [base + c for c in inner if c != known[0]]
-        if others:
-            notes.append(f"{base}{known[0]} was opened; the file also holds {', '.join(others)}")
+        known = tree.known(prefix)
+        if not known or tree.others(prefix) or not tree.flat((*prefix, known[0])):
+            return prefix
         prefix = (*prefix, known[0])
 
 
@@ -203,60 +286,73 @@ def open(path: str | os.PathLike[str], *, container: str | None = None) -> Check
     where = Path(path)
     if where.is_dir():
         where = _index_in(where)
-    if not where.is_file():
-        raise FormatError(str(path), found="no such file", hint="check the path")
-    if where.name.endswith(_INDEX):
-        return Checkpoint(where, _shards(where), container)
-    return Checkpoint(where, [_open_file(where)], container)
+    stored = _shards(where) if where.name.endswith(_INDEX) else [_open_file(where)]
+    try:
+        return Checkpoint(where, stored, container)
+    except BaseException:
+        for part in stored:
+            part.close()
+        raise
 
 
 def _open_file(path: Path) -> Stored:
-    if path.stat().st_size == 0:
-        raise CorruptFile(str(path), found="an empty file", expected="a checkpoint")
     return format_of(path).open(path)
 
 
 def format_of(path: Path) -> Format:
-    """The one format that claims a file. **Raises** `UnknownFormat`."""
-    sample = Sample(path)
-    for name in _likely_first(path.name):
+    """The one format that claims a file. **Raises** `UnknownFormat`, `FormatError`."""
+    if not path.is_file():
+        raise FormatError(
+            str(path),
+            found="no such file" if not path.exists() else "no file",
+            hint="check the path",
+        )
+    try:
+        sample = Sample(path)
+    except OSError as error:
+        raise FormatError(str(path), found=f"{error.strerror}") from error
+    for name in _likely_first(path.name) if sample.head else ():
         found = formats.load(name)
         if found.sniff(sample):
             return found
-    for entry in _entry_points():
+    others = _entry_points()
+    for entry in others if sample.head else ():
         found = entry.load()
         if found.sniff(sample):
             return found
+    known = [*formats.names(), *sorted(entry.name for entry in others)]
     raise UnknownFormat(
         str(path),
-        found=f"a file that begins with {sample.head[:8]!r}",
-        expected=f"one of {', '.join(formats.names())}",
+        found=f"a file that begins with {sample.head[:8]!r}" if sample.head else "an empty file",
+        expected=f"one of {', '.join(known)}",
         hint="a format can be added through the entry point regraft.formats",
     )
 
 
-# Formats to try first for a file name's ending, so that listing a .pth does not import h5py.
+# Formats to try first for a file name's ending, so that listing a .pth imports neither numpy nor
+# h5py. The rest follow, since a name may lie.
 _LIKELY = {
-    ".safetensors": "safetensors",
-    ".npz": "npz",
-    ".npy": "npy",
-    ".keras": "keras_zip",
-    ".h5": "keras_h5",
-    ".hdf5": "keras_h5",
+    ".safetensors": ("safetensors",),
+    ".npz": ("npz",),
+    ".npy": ("npy",),
+    ".keras": ("keras_zip",),
+    ".weights.h5": ("keras_weights_h5", "keras_h5"),
+    ".h5": ("keras_h5", "keras_weights_h5"),
+    ".hdf5": ("keras_h5", "keras_weights_h5"),
 }
+_CHEAP = ("torch_zip", "torch_legacy", "safetensors")
 
 
 def _likely_first(name: str) -> list[str]:
-    first = next((f for ending, f in _LIKELY.items() if name.endswith(ending)), "torch_zip")
-    cheap = ("torch_zip", "torch_legacy", "safetensors")
-    order = (first, *cheap, *formats.names())
-    return list(dict.fromkeys(order))
+    first = next((found for ending, found in _LIKELY.items() if name.endswith(ending)), ())
+    known = formats.names()
+    return [n for n in dict.fromkeys((*first, *_CHEAP, *known)) if n in known]
 
 
-def _entry_points() -> Any:
+def _entry_points() -> list[EntryPoint]:
     from importlib.metadata import entry_points
 
-    return entry_points(group="regraft.formats")
+    return list(entry_points(group="regraft.formats"))
 
 
 def _index_in(folder: Path) -> Path:
@@ -274,46 +370,85 @@ def _index_in(folder: Path) -> Path:
     )
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """Shard by tensor, as an index promises."""
+    if not index.is_file():
+        raise FormatError(str(index), found="no such file", hint="check the path")
+    size = index.stat().st_size
+    if size > _MAX_INDEX:
+        raise CorruptFile(str(index), found=f"an index of {size} bytes")
+    try:
+        found = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptFile(str(index), found=str(error), expected="a weight_map") from error
+    if not found:
+        raise CorruptFile(str(index), found="no shards", expected="a weight_map")
+    return found
+
+
 def _shards(index: Path) -> list[Stored]:
     """The opened shards of an index, held to what the index promises."""
-    if index.stat().st_size > _MAX_INDEX:
-        raise CorruptFile(str(index), found=f"an index of {index.stat().st_size} bytes")
-    try:
-        weight_map = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map
-    except msgspec.DecodeError as error:
-        raise CorruptFile(str(index), found=str(error), expected="a weight_map") from error
-    stored: list[Stored] = []
-    held: dict[str, str] = {}
-    for shard in dict.fromkeys(weight_map.values()):
-        part = _open_file(_inside(index, shard))
-        stored.append(part)
-        for tensor in part.tensors:
-            name = part.separator.join(tensor.path)
-            if name in held:
-                raise CorruptFile(
-                    str(index), found=f"{name!r} in {held[name]} and in {shard}", expected="once"
-                )
-            held[name] = shard
-    wrong = [n for n, shard in weight_map.items() if held.get(n) != shard]
-    if wrong or not stored:
-        raise CorruptFile(
+    weight_map = _weight_map(index)
+    names = sorted(set(weight_map.values()))
+    paths = [_inside(index, shard) for shard in names]
+    missing = [shard for shard, path in zip(names, paths, strict=True) if not path.is_file()]
+    if missing:
+        raise MissingShard(
             str(index),
-            found=f"{len(wrong)} tensors are not where the index says" if stored else "no shards",
-            problems=wrong,
-            hint="a shard is damaged or belongs to another model",
+            found=f"{len(missing)} of {len(names)} shards missing",
+            expected="every shard that the index names",
+            hint="get the missing files",
+            problems=missing,
         )
+    stored: list[Stored] = []
+    try:
+        for path in paths:
+            stored.append(_open_file(path))
+        _hold_to(index, weight_map, dict(zip(names, stored, strict=True)))
+    except BaseException:
+        for part in stored:
+            part.close()
+        raise
     return stored
 
 
+def _hold_to(index: Path, weight_map: dict[str, str], shards: dict[str, Stored]) -> None:
+    """**Raises** `CorruptFile` where a tensor is missing, in two shards, or in another one."""
+    held: dict[str, str] = {}
+    problems: list[str] = []
+    for shard, part in shards.items():
+        for tensor in part.tensors:
+            name = part.separator.join(tensor.path)
+            if name in held:
+                problems.append(f"{name} is in {held[name]} and in {shard}")
+            held[name] = shard
+    for name, shard in weight_map.items():
+        if name not in held:
+            problems.append(f"{name} is not in {shard}")
+        elif held[name] != shard:
+            problems.append(f"{name} is in {held[name]}, not in {shard}")
+    if problems:
+        raise CorruptFile(
+            str(index),
+            found=f"{len(problems)} tensors that are not where the index says",
+            expected="each tensor once, in its shard",
+            hint="a shard is damaged or belongs to another model; get the files again",
+            problems=problems,
+        )
+
+
 def _inside(index: Path, shard: str) -> Path:
-    folder = index.parent.resolve()
-    path = folder / shard
-    # Neither a name nor a symbolic link may lead out of the folder.
-    if ".." in Path(shard).parts or not path.resolve().is_relative_to(folder):
-        raise UnsafeFile(str(index), found=f"shard {shard!r}", expected="a file in its folder")
-    if not path.is_file():
-        raise MissingShard(
-            str(index), found=f"no {shard}", expected="every shard", hint="get the missing file"
+    """A shard's path. Neither a name nor a symbolic link may lead out of the index' folder.
+
+    A model hub's cache links index and shards alike into one other folder; that folder, where
+    the index itself really lies, is let pass.
+    """
+    path = index.parent / shard
+    folders = {index.parent.resolve(), index.resolve().parent}
+    outside = ".." in Path(shard).parts or "\\" in shard or Path(shard).is_absolute()
+    if outside or not any(path.resolve().is_relative_to(folder) for folder in folders):
+        raise UnsafeFile(
+            str(index), found=f"shard {shard!r}", expected="a file in the folder of the index"
         )
     return path
 
@@ -323,49 +458,75 @@ def write(
     tensors: TensorSource,
     metadata: Mapping[str, str] | None = None,
     *,
+    format: str | None = None,
     force: bool = False,
 ) -> None:
-    """Writes tensors in the format of the path's ending, whole or not at all.
+    """Writes tensors, whole or not at all, in the named format or that of the path's ending.
 
-    **Raises** `UnknownFormat` for an ending without writer, `FormatError` where a file exists
-    and `force` is False, or where the format cannot hold a tensor.
+    **Raises** `UnknownFormat` for an ending or a format without writer, `FormatError` where a
+    file exists and `force` is False, or where the format cannot hold a tensor.
     """
     where = Path(path)
-    writer = _writer(where)
+    writer = _writer(where, format)
+    if where.is_dir():
+        raise FormatError(str(path), found="a folder", expected="a file's name")
     if where.exists() and not force:
         raise FormatError(
-            str(path), found="a file that exists", hint="choose another name, or force"
+            str(path),
+            found="a file that exists",
+            hint="choose another name, or overwrite it with force=True (--force)",
         )
     if not where.parent.is_dir():
         raise FormatError(str(path), found="no such folder", hint="make the folder first")
     writer(where, tensors, metadata or {})
 
 
-def _writer(path: Path) -> Any:
-    endings: dict[str, Any] = {}
-    for name in formats.names():
-        found: Any = formats.load(name)
-        endings |= dict.fromkeys(found.SUFFIXES, getattr(found, "write", None))
-    writer = endings.get(path.suffix)
-    if writer is None:
+def _writer(path: Path, wanted: str | None) -> Write:
+    """The `write` of a format by name, or of the one with the longest matching ending."""
+    writers: dict[str, tuple[tuple[str, ...], Write]] = {}
+    entries = {entry.name: entry for entry in _entry_points()}
+    for name in dict.fromkeys((*formats.names(), *entries)):
+        found: Any = formats.load(name) if name in formats.names() else entries[name].load()
+        writer: Write | None = getattr(found, "write", None)
+        if writer is not None:
+            writers[name] = (tuple(found.SUFFIXES), writer)
+    if wanted is not None:
+        if wanted in writers:
+            return writers[wanted][1]
         raise UnknownFormat(
             str(path),
-            found=f"the ending {path.suffix!r}",
-            expected=f"one that can be written: {', '.join(sorted(endings))}",
+            found=f"the format {wanted!r}",
+            expected=f"one that can be written: {', '.join(writers)}",
         )
-    return writer
+    fitting = [
+        (len(suffix), writer)
+        for suffixes, writer in writers.values()
+        for suffix in suffixes
+        if path.name.lower().endswith(suffix)
+    ]
+    if fitting:
+        return max(fitting, key=lambda item: item[0])[1]
+    endings = sorted(suffix for suffixes, _ in writers.values() for suffix in suffixes)
+    raise UnknownFormat(
+        str(path),
+        found=f"the ending {path.suffix!r}",
+        expected=f"one that can be written: {', '.join(endings)}",
+        hint="change the ending, or name a format",
+    )
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file, or of the hashes of an index and its shards; streamed."""
+    """sha256 of a file, streamed; of an index or its folder, over the hashes of the shards."""
     where = Path(path)
     if where.is_dir():
         where = _index_in(where)
-    if not where.name.endswith(_INDEX):
+    if where.name.endswith(_INDEX):
+        digest = hashlib.sha256()
+        for name in sorted(set(_weight_map(where).values())):
+            digest.update(f"{name}\0{content_hash(_inside(where, name))}\n".encode())
+        return digest.hexdigest()
+    try:
         with where.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    names = sorted(set(msgspec.json.decode(where.read_bytes(), type=_Index).weight_map.values()))
-    digest = hashlib.sha256(where.read_bytes())
-    for name in names:
-        digest.update(content_hash(_inside(where, name)).encode())
-    return digest.hexdigest()
+    except FileNotFoundError as error:
+        raise FormatError(str(path), found="no such file", hint="check the path") from error

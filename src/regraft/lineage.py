@@ -16,6 +16,7 @@ from regraft.errors import FormatError
 from regraft.plans import AnyOp, Plan, Spec
 from regraft.tensors import Catalogue, Read
 from regraft.transfer import Receipt, fingerprint
+from regraft.values import bits
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -224,8 +225,7 @@ def diff(
 
 
 def _compared(a: Array, b: Array, dtype: str, renamed: str) -> Entry:
-    if a.dtype == b.dtype and np.array_equal(a.view(np.uint8) if a.ndim else a, b.view(np.uint8)
-                                             if b.ndim else b):  # fmt: skip
+    if a.dtype == b.dtype and np.array_equal(bits(a), bits(b)):
         return Entry("identical", b.shape, dtype, 0.0, 0.0, 1.0, renamed)
     x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
     change = y - x
@@ -233,8 +233,7 @@ def _compared(a: Array, b: Array, dtype: str, renamed: str) -> Entry:
     rel = norm / norm_x if norm_x else (0.0 if not norm else float("inf"))
     cosine = float(x @ y) / (norm_x * norm_y) if norm_x and norm_y else float(norm_x == norm_y)
     largest = float(np.abs(change).max(initial=0.0))
-    status: Status = "identical" if not norm and a.dtype == b.dtype else "moved"
-    return Entry(status, b.shape, dtype, rel, largest, cosine, renamed)
+    return Entry("moved", b.shape, dtype, rel, largest, cosine, renamed)
 
 
 def origin_map(lineage: Lineage) -> dict[str, str]:

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Array: TypeAlias = NDArray[np.generic]
-    # Arrays by name, as probes and frameworks' outputs come.
-    Arrays: TypeAlias = Mapping[str, Array]
-
+Array: TypeAlias = "NDArray[np.generic]"
+# Arrays by name, as probes and frameworks' outputs come.
+Arrays: TypeAlias = "Mapping[str, Array]"
 Slices: TypeAlias = "tuple[slice, ...]"
 Read: TypeAlias = "Callable[[str, Slices | None], Array]"
 

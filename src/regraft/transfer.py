@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import xxhash
 
 from regraft import operations
 from regraft.errors import IncompletePlan, RegraftError, TransferError
 from regraft.plans import Graft, Plan, Remark
 from regraft.tensors import Catalogue, Read, Sink
+from regraft.values import bits, not_finite
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -84,8 +84,7 @@ def make(plan: Plan, graft: Graft, read: Read) -> Array:
 
 def fingerprint(array: Array) -> str:
     """xxh3-128 of the values in row-major order."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data.cast("B") if array.size
-                                     and array.dtype.kind in "biufc" else array.tobytes())  # fmt: skip
+    return xxhash.xxh3_128_hexdigest(bits(array).data)
 
 
 def ready(plan: Plan) -> None:
@@ -169,8 +168,6 @@ def _read_back(name: str, array: Array, sink: Sink) -> str:
 
 def _doubts(graft: Graft, array: Array) -> list[Remark]:
     """NaN and Inf, seen on the way, under the source's name."""
-    from regraft.values import not_finite
-
     count = not_finite(array)
     text = f"{count} of {array.size} values are NaN or Inf"
     return [Remark("not-finite", graft.sources[0], text)] if count else []

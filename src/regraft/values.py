@@ -1,4 +1,4 @@
-"""Looks at values: what is not a number, and whether two tensors are the same."""
+"""Looks at values: what is not a number, and what the bytes are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from regraft.tensors import Array
+
+
+def bits(array: Array) -> NDArray[np.uint8]:
+    """The bytes of the values in row-major order, flat; a view where that is possible."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def not_finite(array: Array) -> int:

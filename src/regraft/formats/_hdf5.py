@@ -283,14 +283,20 @@ class Hdf5:
         if name not in attributes:
             return None
         handle = attributes.get_id(name)
-        count = math.prod(handle.shape or (1,))
-        if count > _MAX_NAMES or handle.get_storage_size() > min(limit, self.size):
+        count = math.prod(handle.shape or ())
+        # An empty list has no storage at all, and h5py fails when asked for its size.
+        size = handle.get_storage_size() if count else 0
+        where = f"{self.label}, attribute {name!r} of {path or '/'!r}"
+        if count > _MAX_NAMES or size > min(limit, self.size):
             raise CorruptFile(
-                f"{self.label}, attribute {name!r} of {path or '/'!r}",
-                found=f"{handle.get_storage_size()} bytes in {count} parts",
+                where,
+                found=f"{size} bytes in {count} parts",
                 expected=f"at most {min(limit, self.size)} bytes",
             )
-        return attributes[name]
+        value = attributes[name]
+        if isinstance(value, (str, bytes)) and len(value) > limit:
+            raise CorruptFile(where, found=f"{len(value)} bytes", expected=f"at most {limit}")
+        return value
 
     # Values
 

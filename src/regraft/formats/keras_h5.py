@@ -2,94 +2,126 @@
 legacy `.h5`.
 
 The order of layers and weights stands in the attributes `layer_names` and `weight_names`; the
-groups themselves are sorted as text. A name is the HDF5 path inside the chosen group.
+groups themselves are sorted as text (beta before gamma, conv2d_10 before conv2d_2). A tensor's
+name is its HDF5 path inside the chosen group.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from regraft.errors import CorruptFile
 from regraft.formats import Sample
-from regraft.formats._hdf5 import MAGIC, File, has_numbered_weights
-from regraft.formats._keras_layers import Layer, flat, layers_of
-from regraft.tensors import Stored, StoredTensor
-
-if TYPE_CHECKING:
-    from regraft.tensors import Array, Slices
+from regraft.formats._hdf5 import Dataset, Hdf5, Hdf5Stored, dialect
+from regraft.formats._keras_layers import COUNTERS, ROLES, model_of, owners
+from regraft.tensors import Order, Stored, StoredTensor
 
 EXTRA = "keras"
 SUFFIXES: tuple[str, ...] = ()
+
+MAX_CONFIG = 4 << 20
 _WEIGHTS, _OPTIMIZER = "model_weights", "optimizer_weights"
-_COUNTERS = ("iteration", "iter", "seed_generator_state", "seed")
+# The parts of Keras' attention layers, which are layers of their own but stand in no config.
+_ATTENTION = {"query", "key", "value", "attention_output"}
 
 
 def sniff(sample: Sample) -> bool:
-    return sample.head.startswith(MAGIC) and not has_numbered_weights(sample.path)
-
-
-class KerasH5(Stored):
-    format = "keras_h5"
-    framework = "keras"
-    order = "definition"
-    separator = "/"
-
-    def __init__(self, path: Path) -> None:
-        self._file = file = File(path)
-        config = file.attribute("", "model_config")
-        self.metadata = {"model_config": config} if isinstance(config, str) else {}
-        group = _WEIGHTS if file.has(_WEIGHTS) else ""
-        for key in ("keras_version", "backend"):
-            value = file.attribute(group, key)
-            if isinstance(value, str):
-                self.metadata[key] = value
-        layers = {layer.path[-1]: layer for layer in flat(layers_of(config or ""))}
-        found = {p: (s, d) for p, s, d in file.datasets() if d is not None}
-        order = self._order(group)
-        if order is None:
-            self.order = "sorted"
-        ranks = {path: rank for rank, path in enumerate(order or ())}
-        listed = sorted(found, key=lambda p: ranks.get(p, len(ranks)))
-        self.tensors = tuple(self._tensor(p, *found[p], layers) for p in listed)
-
-    def _order(self, group: str) -> list[str] | None:
-        """Paths of the weights in the order they were made, `None` where the file is silent."""
-        layers = self._file.names(group, "layer_names")
-        if layers is None:
-            return None
-        order: list[str] = []
-        for layer in layers:
-            base = f"{group}/{layer}".strip("/")
-            names = self._file.names(base, "weight_names") if self._file.has(base) else []
-            order += [f"{base}/{name}" for name in names or []]
-        return order
-
-    def _tensor(
-        self, path: str, shape: tuple[int, ...], dtype: str, layers: dict[str, Layer]
-    ) -> StoredTensor:
-        container, _, rest = path.partition("/")
-        if container not in (_WEIGHTS, _OPTIMIZER):
-            container, rest = "", path
-        parts = rest.split("/")
-        leaf = parts[-1].partition(":")[0]
-        # Inside a nested model the weight's own name begins with the inner layer's.
-        owner = next((layers[p] for p in reversed(parts[:-1]) if p in layers), None)
-        return StoredTensor(
-            (container, *parts) if container else tuple(parts),
-            shape,
-            dtype,
-            path,
-            module=owner.class_name if owner else "",
-            kind="counter" if leaf in _COUNTERS else "weight",
-        )
-
-    def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
-        return self._file.read(tensor.where, slices)
-
-    def close(self) -> None:
-        self._file.close()
+    return dialect(sample) == "legacy"
 
 
 def open(path: Path) -> Stored:
     """Lists the weights. **Raises** `CorruptFile`, `UnsafeFile`, `MissingDependency`."""
-    return KerasH5(path)
+    file = Hdf5(path, path.name, path.stat().st_size)
+    try:
+        return _listed(file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _listed(file: Hdf5) -> Stored:
+    root = _WEIGHTS if _WEIGHTS in file.groups else ""
+    config = file.text("", "model_config", MAX_CONFIG)
+    model = model_of(config or "")
+    known = owners(model) if model else {}
+    named = _in_order(file, root)
+    order: Order = "definition" if named else "sorted"
+    paths = dict.fromkeys(named)
+    if _OPTIMIZER in file.groups:
+        paths.update(dict.fromkeys(_weights_of(file, _OPTIMIZER)))
+    # What no attribute names comes last, in the file's own order.
+    strays = [name for name in file.datasets if name not in paths]
+    paths.update(dict.fromkeys(strays))
+    if any(name.startswith(f"{root}/" if root else "") for name in strays if _weight(name)):
+        order = "sorted"
+    tensors = [_tensor(file.datasets[name], known) for name in paths]
+    stored = Hdf5Stored("keras_h5", file, tensors)
+    stored.order = order
+    facts = {
+        key: file.text("", key, MAX_CONFIG) or file.text(root, key, MAX_CONFIG)
+        for key in ("keras_version", "backend")
+    }
+    facts["model_config"] = config
+    stored.metadata = {key: value for key, value in facts.items() if value is not None}
+    return stored
+
+
+def _in_order(file: Hdf5, root: str) -> list[str]:
+    """Paths of the weights as the attributes list them; empty where the file is silent."""
+    found: list[str] = []
+    for layer in file.texts(root, "layer_names") or ():
+        base = f"{root}/{layer}" if root else layer
+        if base not in file.groups:
+            raise CorruptFile(
+                f"{file.label}, layer {layer!r}",
+                found="no such group",
+                expected="a group for each of layer_names",
+                hint="the file was not written to its end; get it again",
+            )
+        found += _weights_of(file, base)
+    top = f"{root}/top_level_model_weights".strip("/")
+    return found + (_weights_of(file, top) if top in file.groups else [])
+
+
+def _weights_of(file: Hdf5, group: str) -> list[str]:
+    found: list[str] = []
+    for name in file.texts(group, "weight_names") or ():
+        path = f"{group}/{name}"
+        if path not in file.datasets:
+            raise CorruptFile(
+                f"{file.label}, {path!r}",
+                found="no such values",
+                expected="values for each of weight_names",
+                hint="the file was not written to its end; get it again",
+            )
+        found.append(path)
+    return found
+
+
+def _weight(path: str) -> bool:
+    return not path.startswith(f"{_OPTIMIZER}/")
+
+
+def _tensor(data: Dataset, known: dict[str, tuple[str, dict[str, object]]]) -> StoredTensor:
+    container, _, rest = data.path.partition("/")
+    if container not in (_WEIGHTS, _OPTIMIZER):
+        container, rest = "", data.path
+    # A layer's name is part of the tensor's, not a container: it may well be `model` or `ema`.
+    path = (container, rest) if container else (rest,)
+    *owning, last = rest.split("/")
+    leaf = last.partition(":")[0]
+    # Inside a nested model the weight's own name tells the inner layer.
+    owner = next((name for name in reversed(owning) if name in known), "")
+    module = known[owner][0] if owner and container != _OPTIMIZER else ""
+    if module.endswith("Attention") and owning[-1] in _ATTENTION:
+        module = "EinsumDense"
+    return StoredTensor(
+        path,
+        data.shape,
+        data.dtype,
+        data.path,
+        module=module,
+        # Old Keras writes `convolution2d_1_W`, which no rule can take apart for sure.
+        role=leaf if leaf in ROLES and owning and container != _OPTIMIZER else "",
+        kind="counter" if leaf in COUNTERS else "weight",
+    )

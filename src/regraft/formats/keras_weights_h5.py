@@ -1,12 +1,12 @@
-"""Keras 3's `.weights.h5`, written by `model.save_weights`."""
+"""Keras 3's `.weights.h5`: weights without a config, so that classes are known by group names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from regraft.formats import Sample
-from regraft.formats._hdf5 import MAGIC, File, has_numbered_weights
-from regraft.formats._keras_weights import KerasWeights
+from regraft.formats._hdf5 import Hdf5, Hdf5Stored, dialect
+from regraft.formats._keras_store import Store
 from regraft.tensors import Stored
 
 EXTRA = "keras"
@@ -14,9 +14,17 @@ SUFFIXES: tuple[str, ...] = ()
 
 
 def sniff(sample: Sample) -> bool:
-    return sample.head.startswith(MAGIC) and has_numbered_weights(sample.path)
+    return dialect(sample) == "weights"
 
 
 def open(path: Path) -> Stored:
     """Lists the weights. **Raises** `CorruptFile`, `UnsafeFile`, `MissingDependency`."""
-    return KerasWeights("keras_weights_h5", File(path))
+    file = Hdf5(path, path.name, path.stat().st_size)
+    try:
+        store = Store(file, None)
+        stored = Hdf5Stored("keras_weights_h5", file, store.tensors)
+        stored.order = store.order
+        return stored
+    except BaseException:
+        file.close()
+        raise

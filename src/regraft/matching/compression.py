@@ -17,8 +17,8 @@ _LETTERS = "ijklmnopqrstuvw"
 def summarise(grafts: Iterable[Graft]) -> tuple[Summary, ...]:
     """Rules in the order of their first target; one-source grafts of equal form share a rule.
 
-    A number that stays the same becomes a hole on both sides; a number that changes between the
-    sides stays as it is, and then more rules are needed: they never say more than is true.
+    A number that stays the same becomes a hole on both sides; one that changes between the sides
+    stays as it is, and then more rules are needed.
     """
     groups: dict[tuple[str, str, str, tuple[Op, ...]], list[Graft]] = defaultdict(list)
     for graft in grafts:
@@ -41,16 +41,19 @@ def _form(ops: tuple[Op, ...]) -> tuple[Op, ...]:
 
 
 def _templates(source: str, target: str) -> tuple[str, str]:
-    """Both names with the numbers that they share, in order, replaced by `{i}`, `{j}` …"""
+    """Both names with the numbers that they share, place by place, as `{i}`, `{j}` …"""
     ours, theirs = _NUMBER.findall(source), _NUMBER.findall(target)
-    if not ours or [int(n) for n in ours] != [int(n) for n in theirs]:
+    if len(ours) != len(theirs):
         return source, target
-    return _holes(source), _holes(target)
+    shared = [a == b for a, b in zip(ours, theirs, strict=True)]
+    return _holes(source, shared), _holes(target, shared)
 
 
-def _holes(name: str) -> str:
-    letters = iter(_LETTERS)
-    return _NUMBER.sub(lambda found: f"{{{next(letters, found[0])}}}", name)
+def _holes(name: str, shared: list[bool]) -> str:
+    letters, places = iter(_LETTERS), iter(shared)
+    return _NUMBER.sub(
+        lambda found: f"{{{next(letters, found[0])}}}" if next(places) else found[0], name
+    )
 
 
 def _joined(rules: list[Summary]) -> Iterable[Summary]:

@@ -81,10 +81,10 @@ def _tokens(path: Iterable[str]) -> list[str]:
 
 
 def parts_of(name: str) -> list[str]:
-    """The parts of a tensor's name; TensorFlow's `:0` and immediate repetitions are dropped."""
+    """The parts of a tensor's name; TensorFlow's `:0` and words said twice in a row are dropped."""
     parts: list[str] = []
     for part in _SEPARATORS.split(re.sub(r":\d+$", "", name)):
-        if part and (not parts or parts[-1] != part):
+        if part and (not parts or parts[-1] != part or part.isdigit()):
             parts.append(part)
     return parts
 

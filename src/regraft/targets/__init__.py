@@ -22,8 +22,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Collection
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from regraft.errors import TargetError
 from regraft.tensors import Sink, Skeleton
 
 if TYPE_CHECKING:
@@ -62,3 +64,20 @@ def names() -> list[str]:
 def load(name: str) -> Target:
     """The target module of that name."""
     return importlib.import_module(f"{__name__}.{name}")  # pyright: ignore[reportReturnType]
+
+
+def find(model: object) -> Target:
+    """The target module that owns a model. **Raises** `TargetError` where none does."""
+    for name in names():
+        target = load(name)
+        if target.owns(model):
+            return target
+    for entry in entry_points(group="regraft.targets"):
+        target = entry.load()
+        if target.owns(model):
+            return target
+    raise TargetError(
+        f"{type(model).__module__}.{type(model).__qualname__}",
+        found="an object that is no model of a known framework",
+        expected=f"a live model of {', '.join(names())}, a path, or 'module:callable'",
+    )

@@ -1,0 +1,6 @@
+"""Proof: outputs compared. `Probe` says what should come out, `Report` what did."""
+
+from regraft.verification.comparison import OutputRow, Report, Tolerance, compare
+from regraft.verification.probes import Probe, verify
+
+__all__ = ["OutputRow", "Probe", "Report", "Tolerance", "compare", "verify"]

@@ -1,0 +1,159 @@
+"""Keras 3 on any of its backends: a live, built model."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from regraft.errors import TargetError
+from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo
+
+if TYPE_CHECKING:
+    from regraft.targets import Inputs
+    from regraft.tensors import Array
+
+
+def owns(model: object) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and hasattr(keras, "Layer") and isinstance(model, keras.Layer)
+
+
+def skeleton(model: object) -> Skeleton:
+    """The weights in the order in which layers were made, named `layer path/variable`.
+
+    Seed states, metrics and optimizer variables are no weights and left out.
+    **Raises** `TargetError` where the model is not built.
+    """
+    live: Any = model
+    infos: list[TensorInfo] = []
+    for name, (variable, owner) in named(live).items():
+        role = variable.name.rpartition("/")[2]
+        infos.append(
+            TensorInfo(name, tuple(variable.shape), _dtype(variable), type(owner).__name__, role)
+        )
+    try:
+        metadata = {"model_config": live.to_json()}
+    except (NotImplementedError, TypeError, ValueError, AttributeError):
+        metadata = {}  # a subclassed model has no config
+    return Skeleton(
+        infos, framework="keras", order="definition", label=live.name, metadata=metadata
+    )
+
+
+def named(model: Any) -> dict[str, tuple[Any, Any]]:
+    """Each weight and the layer that owns it, by name."""
+    if not model.built:
+        raise TargetError(
+            model.name,
+            found="a model that is not built",
+            expected="a model whose weights exist",
+            hint="call model.build(input_shape), or the model itself on an example",
+        )
+    listed = [(path, v, layer) for path, v, layer in _walk(model, (), set())]
+    count = Counter(path for path, *_ in listed)
+    used: Counter[str] = Counter()
+    result: dict[str, tuple[Any, Any]] = {}
+    for path, variable, layer in listed:
+        used[path] += 1
+        name = path if count[path] == 1 else f"{path}_{used[path] - 1}"
+        result[name] = variable, layer
+    return result
+
+
+def _walk(layer: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any, Any]]:
+    """Weights of a layer and then of the layers in it; each once."""
+    for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+        if id(variable) not in seen:
+            seen.add(id(variable))
+            name = variable.name.rpartition("/")[2]
+            yield "/".join((*path, name)), variable, layer
+    for inner in layer._layers:
+        yield from _walk(inner, (*path, inner.name), seen)
+
+
+def _dtype(variable: Any) -> str:
+    import keras
+
+    name = keras.backend.standardize_dtype(variable.dtype)
+    return name if name in DTYPE_BITS else str(np.dtype(name))
+
+
+class _KerasSink(Sink):
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._variables = {name: variable for name, (variable, _) in named(model).items()}
+
+    def write(self, name: str, array: Array) -> None:
+        self._variables[name].assign(array)
+
+    def read(self, name: str) -> Array:
+        return to_numpy(self._variables[name].value)
+
+    @property
+    def model(self) -> object:
+        return self._model
+
+
+def sink(model: object) -> Sink:
+    """Assigns to the model's variables; trainable flags are not touched."""
+    return _KerasSink(model)
+
+
+def to_numpy(value: Any) -> Array:
+    """A copy of a tensor of any backend as numpy array."""
+    import keras
+
+    if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which torch cannot give to numpy
+        from regraft.targets import torch
+
+        return torch.to_numpy(value).copy()
+    return np.array(keras.ops.convert_to_numpy(value))
+
+
+def run(model: object, inputs: Inputs) -> dict[str, Array]:
+    """Outputs of `model(inputs, training=False)` by name."""
+    live: Any = model
+    given: Any = list(inputs) if isinstance(inputs, tuple) else inputs
+    if isinstance(given, list) and len(given) == 1:
+        given = given[0]
+    return dict(_outputs(live(given, training=False), ""))
+
+
+def _outputs(value: Any, name: str) -> Iterator[tuple[str, Array]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _outputs(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from _outputs(part, f"{name or 'output'}.{index}")
+    elif value is not None:
+        yield name or "output", to_numpy(value)
+
+
+def trainable(model: object, names: Collection[str]) -> None:
+    """Sets which layers train; a layer trains where any of its weights is in `names`.
+
+    A frozen BatchNormalization also runs in inference mode, so its statistics stay as they are:
+    that is what Keras means by frozen. Single variables of a layer that trains are frozen too
+    where they are not in `names`.
+    """
+    live: Any = model
+    weights = named(live)
+    live.trainable = True
+    by_layer: dict[int, list[tuple[str, Any, Any]]] = {}
+    for name, (variable, layer) in weights.items():
+        by_layer.setdefault(id(layer), []).append((name, variable, layer))
+    for members in by_layer.values():
+        layer = members[0][2]
+        chosen = [name in names for name, *_ in members]
+        if not any(chosen):
+            layer.trainable = False
+            continue
+        learned = {id(v) for v in layer._trainable_variables}
+        for (_, variable, _), wanted in zip(members, chosen, strict=True):
+            if id(variable) in learned and not wanted:
+                variable.trainable = False

@@ -1,0 +1,186 @@
+"""Comparing outputs: errors, tolerances with their reason, and a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from regraft.tensors import Array, Arrays
+from regraft.values import bits
+
+Verdict = Literal["equal to the bit", "equal up to rounding", "different"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """|actual − expected| ≤ atol + rtol × |expected|, and why these numbers."""
+
+    rtol: float
+    atol: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class OutputRow:
+    """One output's comparison. `max_abs` and `max_rel` are over all its elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    verdict: Verdict
+    max_abs: float
+    max_rel: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The comparison of a target's outputs with a probe's.
+
+    - `equal`: whether every output is equal, to the bit or up to rounding.
+    - `max_abs`, `max_rel`: the largest absolute error, and the largest relative to the largest
+      magnitude of its output; inf where outputs cannot be compared.
+    - `rows`: one per output. `tolerance`: what was allowed and why.
+    - `warnings`: why equality may mean less than it seems.
+    - `first_divergence`, `causes`: the module where outputs part, and why, once that is sought.
+    """
+
+    equal: bool
+    verdict: Verdict
+    max_abs: float
+    max_rel: float
+    rows: tuple[OutputRow, ...]
+    tolerance: Tolerance | None
+    warnings: tuple[str, ...] = ()
+    first_divergence: str | None = None
+    causes: tuple[Any, ...] = ()
+
+    @classmethod
+    def failed(cls, reason: str) -> Report:
+        """The report of a model that could not be run, or of outputs that cannot be compared."""
+        row = OutputRow("model", (), "different", float("inf"), float("inf"), reason)
+        return cls(False, "different", float("inf"), float("inf"), (row,), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema_version": 1, **asdict(self)}
+
+    def __str__(self) -> str:
+        lines = [f"{self.verdict}: largest error {self.max_abs:.3g}, relative {self.max_rel:.3g}"]
+        if self.tolerance:
+            told = self.tolerance
+            lines[0] += f" (allowed {told.atol:.3g} + {told.rtol:.3g} × expected: {told.reason})"
+        for row in self.rows:
+            lines.append(f"  {row.name}  {list(row.shape)}  {row.verdict}  {row.reason}".rstrip())
+        return "\n".join([*lines, *(f"  warning  {text}" for text in self.warnings)])
+
+
+def compare(
+    expected: Arrays, actual: Arrays, *, rtol: float | None = None, atol: float | None = None
+) -> Report:
+    """Compares outputs by name; one output on each side is compared whatever its name.
+
+    The default tolerance follows from the coarser dtype of both sides. Sums over a layer's inputs
+    are ordered differently by different frameworks, and errors grow with depth: 2¹⁰ units in
+    the last place relative to the largest output is what deep float32 networks show in practice,
+    while a wrong weight or setting shows as 1e-3 and more. A NaN or Inf on either side is a
+    difference unless both sides have the same one there, and then a warning.
+    """
+    if len(expected) == len(actual) == 1:
+        actual = {next(iter(expected)): next(iter(actual.values()))}
+    missing = [name for name in expected if name not in actual]
+    if missing or not expected:
+        held = ", ".join(actual) or "none"
+        return Report.failed(f"outputs {', '.join(missing) or 'none'} expected, {held} found")
+    warnings = _blind(expected)
+    rows: list[OutputRow] = []
+    allowed: Tolerance | None = None
+    for name, wanted in expected.items():
+        tolerance = _tolerance(wanted, actual[name], rtol, atol)
+        if allowed is None or tolerance.atol > allowed.atol:
+            allowed = tolerance
+        rows.append(_row(name, wanted, actual[name], tolerance))
+        if wanted.size and not np.isfinite(_wide(wanted)).all():
+            warnings.append(f"{name} is expected to hold NaN or Inf")
+    verdicts = [row.verdict for row in rows]
+    verdict: Verdict = (
+        "different"
+        if "different" in verdicts
+        else "equal up to rounding"
+        if "equal up to rounding" in verdicts
+        else "equal to the bit"
+    )
+    return Report(
+        equal=verdict != "different",
+        verdict=verdict,
+        max_abs=max(row.max_abs for row in rows),
+        max_rel=max(row.max_rel for row in rows),
+        rows=tuple(rows),
+        tolerance=allowed,
+        warnings=tuple(warnings),
+    )
+
+
+def _wide(array: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.abs(array) if array.dtype.kind == "c" else array.astype(np.float64)
+
+
+def _tolerance(a: Array, b: Array, rtol: float | None, atol: float | None) -> Tolerance:
+    eps = max((_eps(x) for x in (a, b)), default=0.0)
+    finite = _wide(a)[np.isfinite(_wide(a))]
+    largest = float(np.abs(finite).max(initial=0.0))
+    reason = f"2^10 units in the last place of {a.dtype.name}"
+    if rtol is not None or atol is not None:
+        reason = "as given"
+    default = min(eps * 1024, 0.05)
+    return Tolerance(
+        default if rtol is None else rtol,
+        default * 0.1 * largest if atol is None else atol,
+        reason if eps else "integers must be equal",
+    )
+
+
+def _eps(array: Array) -> float:
+    try:
+        return float(ml_dtypes.finfo(array.dtype).eps)
+    except ValueError:
+        return 0.0
+
+
+def _row(name: str, wanted: Array, actual: Array, tolerance: Tolerance) -> OutputRow:
+    def row(verdict: Verdict, worst: float, relative: float, reason: str = "") -> OutputRow:
+        return OutputRow(name, tuple(actual.shape), verdict, worst, relative, reason)
+
+    inf = float("inf")
+    if wanted.shape != actual.shape:
+        return row("different", inf, inf, f"expected shape {list(wanted.shape)}")
+    if wanted.size == 0:
+        return row("different", inf, inf, "nothing to compare: the output is empty")
+    if wanted.dtype == actual.dtype and np.array_equal(bits(wanted), bits(actual)):
+        return row("equal to the bit", 0.0, 0.0)
+    a, b = _wide(wanted), _wide(actual)
+    if wanted.dtype.kind == "c" or actual.dtype.kind == "c":
+        a, b = np.asarray(wanted, np.complex128), np.asarray(actual, np.complex128)
+    odd = ~(np.isfinite(a) & np.isfinite(b))
+    if not np.array_equal(a[odd], b[odd], equal_nan=True):
+        where = int(np.flatnonzero(odd)[0])
+        return row("different", inf, inf, f"NaN or Inf on one side only, e.g. at {where}")
+    error = np.abs(a - b)[~odd]
+    magnitude = np.abs(a)[~odd]
+    worst = float(error.max(initial=0.0))
+    largest = float(magnitude.max(initial=0.0))
+    relative = worst / largest if largest else (0.0 if not worst else inf)
+    within = bool((error <= tolerance.atol + tolerance.rtol * magnitude).all())
+    return row("equal up to rounding" if within else "different", worst, relative)
+
+
+def _blind(expected: Arrays) -> list[str]:
+    """Reasons why these outputs could not tell a right model from a wrong one."""
+    told: list[str] = []
+    for name, array in expected.items():
+        if array.size and bool((array == array.reshape(-1)[0]).all()):
+            told.append(f"{name} is constant: this probe cannot tell models apart")
+        elif array.ndim > 1 and len(array) > 1 and bool((array == array[:1]).all()):
+            told.append(f"{name} is the same for every sample: the inputs may not reach it")
+    return told
