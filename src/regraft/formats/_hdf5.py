@@ -9,7 +9,7 @@ quicker than `File.visititems` and never follow a link that was not looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -53,7 +53,7 @@ class Group(NamedTuple):
 
 
 @contextmanager
-def guarded(label: str) -> Iterator[None]:
+def guarded(label: str) -> Generator[None]:
     """Whatever h5py raises on a damaged file becomes a `CorruptFile`."""
     try:
         yield

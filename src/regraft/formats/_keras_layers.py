@@ -1,4 +1,4 @@
-"""What Keras' configs and classes say of layers and their variables; shared by the Keras formats."""
+"""What Keras' configs and classes say of layers and their variables."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 Layers of a model are called after their classes (`layers/conv2d_3`), h5py lists them as text, and
 variables have no names. What can be had back: a layer's own name from an attribute of its `vars`;
-the order of layers from the config or, without one, from the addresses of the groups' headers,
-which grow as the writer goes through the model; a variable's name from its layer's class.
+the order of layers from the config; a variable's name from its layer's class. Without a config
+the order is that of the places of the values in the file, which mostly grow as the writer goes
+through the model: worth showing, but no proof of the order of definition.
 """
 
 from __future__ import annotations
@@ -45,15 +46,14 @@ class Store:
 
     def __init__(self, file: Hdf5, model: Layer | None) -> None:
         self._file = file
-        self._exact = True
-        # For each group whether there are values in it or below.
-        self._bearing: set[str] = set()
-        for path in file.datasets:
+        self._exact = model is not None
+        # For each group that has values in it or below, the place of the first of them.
+        self._bearing: dict[str, int] = {}
+        for path, data in file.datasets.items():
+            place = data.address if data.offset is None else data.offset
             while path:
                 path = path.rpartition("/")[0]
-                if path in self._bearing:
-                    break
-                self._bearing.add(path)
+                self._bearing[path] = min(place, self._bearing.get(path, place))
         self._found: list[tuple[tuple[str, ...], StoredTensor]] = []
         self._visit(_Place("", model, model.class_name if model else "", "", ()))
         listed = {tensor.where for _, tensor in self._found}
@@ -99,7 +99,7 @@ class Store:
         ordered = in_order(place.class_name, children)
         if ordered is None:
             self._exact = False
-            ordered = self._by_address(place.path, children)
+            ordered = self._by_place(place.path, children)
         for name in ordered:
             self._part(place, name)
 
@@ -135,23 +135,19 @@ class Store:
         if len(found) == len(keys):
             keys.sort(key=lambda key: ranks[found[key].name])
         else:
-            keys = self._by_address(place.path, keys)
+            self._exact = False
+            keys = self._by_place(place.path, keys)
             if not self._ascending(keys):
-                self._exact = False
                 keys.sort(key=_numbered)
         for key in keys:
             layer = found.get(key)
             name = own[key] or (layer.name if layer else "") or key
             class_name = layer.class_name if layer else class_of(key)
             at = self._at(place, key)
-            if "vars" in self._file.groups.get(at, self._file.groups[""]).children or layer:
-                self._visit(_Place(at, layer, class_name, "", (*place.names, name)))
-            else:  # a list in a list, or a layer of an early Keras 3, which wrote no empty `vars`
-                self._visit(_Place(at, None, class_name, "", (*place.names, name)))
+            self._visit(_Place(at, layer, class_name, "", (*place.names, name)))
 
-    def _by_address(self, path: str, children: list[str]) -> list[str]:
-        groups = self._file.groups
-        return sorted(children, key=lambda n: groups[f"{path}/{n}" if path else n].address)
+    def _by_place(self, path: str, children: list[str]) -> list[str]:
+        return sorted(children, key=lambda n: self._bearing[f"{path}/{n}" if path else n])
 
     def _ascending(self, keys: list[str]) -> bool:
         """Whether the numbers of each class go up, as they must in the order of writing."""
