@@ -6,7 +6,9 @@ files hold it; other formats lose it, and `save` says so).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -15,7 +17,7 @@ import numpy as np
 from regraft.errors import FormatError
 from regraft.plans import AnyOp, Plan, Spec
 from regraft.tensors import Catalogue, Read
-from regraft.transfer import Receipt, fingerprint
+from regraft.transfer import Receipt, fingerprint, make
 from regraft.values import bits
 
 if TYPE_CHECKING:
@@ -29,10 +31,11 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where one tensor of a saved model came from, and what training did to it.
 
     `state`: `loaded` (as it came), `frozen` or `tuned` where it is known how training treated
-    it, `fresh` (no source). `loaded_hash` is what was written, `hash` what was saved.
+    it, `fresh` (no source), `changed` (the file holds other values than were saved with this
+    lineage; only `checked` says so). `loaded_hash` is what was written, `hash` what was saved.
     """
 
-    state: Literal["loaded", "frozen", "tuned", "fresh"]
+    state: Literal["loaded", "frozen", "tuned", "fresh", "changed"]
     hash: str
     sources: tuple[str, ...] = ()
     ops: tuple[AnyOp, ...] = ()
@@ -43,7 +46,8 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
 class Lineage(msgspec.Struct, frozen=True):
     """Lineage of a saved model. `source` is a file's name, `source_hash` its sha256.
 
-    `parents` holds the lineage of the source itself, where the source had one.
+    `parent` is the lineage of the source itself as JSON, `""` where it had none. `training` holds
+    settings, `versions` those of the libraries at work.
     """
 
     source: str
@@ -57,6 +61,34 @@ class Lineage(msgspec.Struct, frozen=True):
     parent: str = ""
     schema_version: int = 1
 
+    def counts(self) -> dict[str, int]:
+        """Number of tensors by state."""
+        states = [origin.state for origin in self.tensors.values()]
+        return {state: states.count(state) for state in dict.fromkeys(states)}
+
+    def to_json(self) -> dict[str, Any]:
+        return msgspec.to_builtins(self)
+
+    def __str__(self) -> str:
+        proven = "outputs verified" if self.verified else "outputs not compared"
+        told = ", ".join(f"{count} {state}" for state, count in self.counts().items())
+        rows = [
+            f"from {self.source} (sha256 {self.source_hash[:12] or 'unknown'}): {told}; {proven}"
+        ]
+        rows += [f"  {key}: {value}" for key, value in self.training.items()]
+        width = max((len(name) for name in self.tensors), default=0)
+        for name, origin in self.tensors.items():
+            ops = "".join(f", {op}" for op in origin.ops)
+            origins = " + ".join(origin.sources)
+            rows.append(f"  {origin.state:<7} {name:<{width}}  {origins}{ops}".rstrip())
+        return "\n".join(rows)
+
+
+def _versions() -> dict[str, str]:
+    """Of this package and of what made the model, as far as it was imported."""
+    wanted = [name for name in ("torch", "keras", "jax", "numpy") if name in sys.modules]
+    return {name: version(name) for name in ("regraft", *wanted)}
+
 
 def describe(
     receipt: Receipt,
@@ -64,8 +96,6 @@ def describe(
     *,
     trained: Mapping[str, bool] | None = None,
     training: Mapping[str, str] | None = None,
-    versions: Mapping[str, str] | None = None,
-    parent: str = "",
 ) -> Lineage:
     """The lineage of a model that was loaded with `receipt` and holds `arrays` now.
 
@@ -97,8 +127,8 @@ def describe(
         source_tensors={n: plan.source.tensors[n] for n in plan.source.tensors if n in used},
         verified=receipt.verified,
         training=dict(training or {}),
-        versions=dict(versions or {}),
-        parent=parent,
+        versions=_versions(),
+        parent=receipt.parent,
     )
 
 
@@ -197,6 +227,7 @@ def diff(
     read_tuned: Read,
     *,
     base_name: Callable[[str], str | None] | None = None,
+    met: Iterable[str] = (),
 ) -> Diff:
     """Compares two catalogues tensor by tensor, holding one pair at a time.
 
@@ -205,21 +236,22 @@ def diff(
     - `read_base`: the base's values under the *tuned* file's name and layout, `None` where the
       base has none.
     - `base_name`: the base's own name for it, `None` where there is none; equal by default.
+    - `met`: names of the base that have a counterpart under another name.
     """
     name_of = base_name or (lambda name: name if name in base else None)
     entries: dict[str, Entry] = {}
-    met: set[str] = set()
+    seen = set(met)
     for name, info in tuned.items():
         origin = name_of(name)
         before = read_base(name) if origin else None
         if before is None or before.shape != info.shape:
             entries[name] = Entry("fresh", info.shape, info.dtype)
             continue
-        met.add(origin or name)
+        seen.add(origin or name)
         renamed = origin if origin and origin != name else ""
         entries[name] = _compared(before, read_tuned(name, None), info.dtype, renamed)
     for name, info in base.items():
-        if name not in met:
+        if name not in seen:
             entries.setdefault(name, Entry("gone", info.shape, info.dtype))
     return Diff(base.label, tuned.label, entries)
 
@@ -236,9 +268,39 @@ def _compared(a: Array, b: Array, dtype: str, renamed: str) -> Entry:
     return Entry("moved", b.shape, dtype, rel, largest, cosine, renamed)
 
 
-def origin_map(lineage: Lineage) -> dict[str, str]:
-    """Tuned names and the source tensors they came from, where it is just one."""
-    return {n: o.sources[0] for n, o in lineage.tensors.items() if len(o.sources) == 1}
+def checked(lineage: Lineage, tuned: Catalogue, read: Read) -> Lineage:
+    """The lineage held against the values of its file; what does not agree is `changed`."""
+    tensors: dict[str, Origin] = {}
+    for name, origin in lineage.tensors.items():
+        same = name in tuned and fingerprint(read(name, None)) == origin.hash
+        tensors[name] = origin if same else msgspec.structs.replace(origin, state="changed")
+    for name, info in tuned.items():
+        if name not in tensors:
+            tensors[name] = Origin("changed", "", kind=f"{info.dtype}{list(info.shape)}")
+    return msgspec.structs.replace(lineage, tensors=tensors)
+
+
+def speaks_of(lineage: Lineage, base: Catalogue) -> bool:
+    """Whether the base holds the tensors that a lineage names, in their shapes."""
+    named = lineage.source_tensors.items()
+    return bool(named) and all(
+        name in base and Spec(base[name].shape, base[name].dtype) == spec for name, spec in named
+    )
+
+
+def diff_through(plan: Plan, base: Catalogue, read: Read, tuned: Catalogue, after: Read) -> Diff:
+    """As `diff`, with the base's values brought into the tuned model's names and layout."""
+
+    def before(name: str) -> Array | None:
+        graft = plan.grafts.get(name)
+        return make(plan, graft, read) if graft and graft.sources else None
+
+    def origin(name: str) -> str | None:
+        graft = plan.grafts.get(name)
+        return " + ".join(graft.sources) if graft and graft.sources else None
+
+    met = {source for graft in plan.grafts.values() for source in graft.sources}
+    return diff(base, before, tuned, after, base_name=origin, met=met)
 
 
 def plan_of(lineage: Lineage, base: Catalogue, tuned: Catalogue) -> Plan:

@@ -6,7 +6,8 @@ script without either file. It is saved as JSON that a person can read, edit and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +15,19 @@ import msgspec
 
 from regraft import operations
 from regraft.errors import PlanError, ShapeMismatch, StalePlan
-from regraft.operations import AnyOp, Slice
+from regraft.operations import AnyOp, Interpolate, Op, Pad, Slice, Sum
 from regraft.rules import Rule
 from regraft.tensors import Catalogue
 
 SCHEMA_VERSION = 1
 Kind = Literal["copy", "convert", "adapt", "fresh"]
+
+
+def kind_of(ops: Sequence[Op]) -> Kind:
+    """The kind of a graft that has sources and goes through these operations."""
+    if any(isinstance(op, (Slice, Pad, Sum, Interpolate)) for op in ops):
+        return "adapt"
+    return "convert" if ops else "copy"
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -207,12 +215,12 @@ class Plan(msgspec.Struct, frozen=True):
         """Shapes of the source tensors of a graft."""
         return tuple(self.source.tensors[name].shape for name in graft.sources)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as indented JSON."""
         Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Reads a plan. **Raises** `PlanError` where the file is none of ours."""
         try:
             plan = msgspec.json.decode(Path(path).read_bytes(), type=cls)

@@ -7,6 +7,7 @@ and is carried in order of appearance; `?` and `[...]` have no special meaning.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable
@@ -84,7 +85,7 @@ class _RuleFile(msgspec.Struct, forbid_unknown_fields=True):
     rule: list[Rule] = []
 
 
-def load_rules(path: str | Path) -> list[Rule]:
+def load_rules(path: str | os.PathLike[str]) -> list[Rule]:
     """Rules from a TOML file of `[[rule]]` tables, each with `rule = "rename"` and so on.
 
     **Raises** `PlanError` where the file cannot be read or says something unknown.

@@ -6,7 +6,8 @@ is kept until the end, so that a failure half-way leaves the model as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ class Receipt:
     - `verified`: True only if a probe's outputs agreed.
     - `model`: the model, or the new tree where the framework's arrays are immutable.
     - `source_hash`: sha256 of the source file, `""` where the source is no file.
+    - `parent`: the lineage that the source file itself held, as JSON, `""` for none.
     """
 
     plan: Plan = field(repr=False)
@@ -42,6 +44,7 @@ class Receipt:
     warnings: tuple[Remark, ...] = ()
     verified: bool = False
     source_hash: str = ""
+    parent: str = field(default="", repr=False)
 
     @property
     def fresh(self) -> list[str]:
@@ -152,6 +155,17 @@ def apply(
     known = {(remark.code, remark.where) for remark in plan.warnings}
     new = [remark for remark in doubts if (remark.code, remark.where) not in known]
     return Receipt(plan, sink.model, hashes, (*plan.warnings, *new))
+
+
+@contextmanager
+def kept(sink: Sink, names: Iterable[str]) -> Generator[None]:
+    """Puts tensors back as they were at the end: for trying a plan out."""
+    before = {name: sink.read(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, array in before.items():
+            sink.write(name, array)
 
 
 def _read_back(name: str, array: Array, sink: Sink) -> str:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from regraft.matching.layouts import Conversion, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.pairing import Pairing, fitting_leaves
-from regraft.operations import AnyOp, Cast, Interpolate, Pad, Slice, Sum
-from regraft.plans import Alternative, Evidence, Graft, Kind, Spec, Undecided
+from regraft.operations import AnyOp, Cast
+from regraft.plans import Alternative, Evidence, Graft, Spec, Undecided, kind_of
 from regraft.tensors import TensorInfo
 
 # Alternatives listed for one undecided tensor.
@@ -56,10 +56,8 @@ def graft(
     ops = list(ops)
     if target.dtype not in dtypes and not any(isinstance(op, Cast) for op in ops):
         ops.append(Cast(target.dtype, sources[0].dtype))
-    changed = any(isinstance(op, (Slice, Pad, Sum, Interpolate)) for op in ops)
-    kind: Kind = "adapt" if changed else "convert" if ops else "copy"
     names = tuple(source.name for source in sources)
-    return Graft(target.name, spec_of(target), kind, names, tuple(ops), tuple(evidence))
+    return Graft(target.name, spec_of(target), kind_of(ops), names, tuple(ops), tuple(evidence))
 
 
 def take_pairings(pairings: Iterable[Pairing], state: Settled) -> list[Module]:

@@ -118,6 +118,10 @@ class _TorchSink(Sink):
         if name in self._meta:
             self._materialise(name, value)
             return
+        if value.numel() == 0 < tensor.numel():  # what `read` gave for a tensor without values
+            self._materialise(name, tensor.to("meta"))
+            self._meta.add(name)
+            return
         with torch.no_grad():
             tensor.copy_(value)
 
@@ -126,7 +130,7 @@ class _TorchSink(Sink):
         import torch
 
         old = self._tensors[name]
-        value = value.to(dtype=old.dtype).clone()
+        value = value if value.is_meta else value.to(dtype=old.dtype).clone()
         new = torch.nn.Parameter(value, old.requires_grad) if _is_parameter(old) else value
         for other in [n for n, tensor in self._tensors.items() if tensor is old]:
             owner, _, leaf = other.rpartition(".")

@@ -2,5 +2,6 @@
 
 from regraft.verification.comparison import OutputRow, Report, Tolerance, compare
 from regraft.verification.probes import Probe, verify
+from regraft.verification.searching import settle
 
-__all__ = ["OutputRow", "Probe", "Report", "Tolerance", "compare", "verify"]
+__all__ = ["OutputRow", "Probe", "Report", "Tolerance", "compare", "settle", "verify"]

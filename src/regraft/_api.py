@@ -1,0 +1,452 @@
+"""The verbs. Each takes what people have at hand (paths, live models, plans) and wires the rooms.
+
+This and `_sides` are the only rooms that see both formats and targets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regraft import checkpoints, lineage, matching, targets, transfer
+from regraft._sides import Given, Side, source_side, target_side
+from regraft.checkpoints import Checkpoint, open
+from regraft.errors import (
+    IncompletePlan,
+    StalePlan,
+    VerificationFailed,
+)
+from regraft.lineage import Diff, Lineage
+from regraft.plans import Plan, Remark
+from regraft.rules import Rule, load_rules
+from regraft.rules import fresh as fresh_rule
+from regraft.rules import leave as leave_rule
+from regraft.tensors import TensorInfo
+from regraft.transfer import Progress, Receipt
+from regraft.verification import Probe, Report, settle
+from regraft.verification import verify as compare_outputs
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array, Sink
+
+__all__ = ["apply", "convert", "diff", "load", "open", "plan", "pretrained", "save", "trace",
+           "verify"]  # fmt: skip
+
+Rules = Iterable[Rule] | str | os.PathLike[str]
+
+
+def plan(
+    source: Given,
+    target: Given,
+    *,
+    rules: Rules = (),
+    probe: Probe | None = None,
+    container: str | None = None,
+    arguments: Mapping[str, object] | None = None,
+) -> Plan:
+    """Plans how the weights of `source` fit `target`; writes nothing.
+
+    **Arguments:**
+
+    - `source`: a path, an open Checkpoint, a live model or a Catalogue.
+    - `target`: a live model, `'module:callable'`, a path or a Catalogue.
+    - `rules`: what you know better, or the path of a TOML file of rules; earlier ones win.
+    - `probe`: settles what stays open by running a live target; the model is put back each time.
+    - `container`: the part of the source file to open.
+    - `arguments`: keyword arguments for `'module:callable'`.
+
+    **Raises** what opening the source raises; `TargetError`; `RuleMatchedNothing`, `ShapeMismatch`
+    and `PlanError` for rules that do not hold.
+    """
+    ours = source_side(source, container)
+    # Without a probe nothing is run: names, shapes and the graph are all that is needed.
+    theirs = target_side(target, arguments=arguments, meta=probe is None)
+    return _plan(ours, theirs, _rules(rules), probe)
+
+
+def _rules(rules: Rules) -> tuple[Rule, ...]:
+    return tuple(load_rules(rules) if isinstance(rules, (str, os.PathLike)) else rules)
+
+
+def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) -> Plan:
+    made = matching.match(
+        ours.catalogue,
+        theirs.catalogue,
+        rules,
+        read_source=ours.read,
+        # A live model's present values are no evidence: it was just made.
+        read_target=theirs.read if theirs.model is None else None,
+    )
+    if theirs.notes:
+        remarks = [Remark("target", theirs.catalogue.label, note) for note in theirs.notes]
+        made = _replace(made, notes=(*made.notes, *remarks))
+    if probe is None or made.complete:
+        return made
+    sink = theirs.sink()
+
+    def run(candidate: Plan) -> Report:
+        names = [g.target for g in candidate.grafts.values() if g.sources]
+        with transfer.kept(sink, names):
+            transfer.apply(candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink)
+            return _compared(sink, probe)
+
+    return settle(made, run)
+
+
+def _replace(made: Plan, **changes: Any) -> Plan:
+    import msgspec
+
+    return msgspec.structs.replace(made, **changes)
+
+
+def _compared(sink: Sink, probe: Probe) -> Report:
+    model = sink.model
+    return compare_outputs(lambda inputs: targets.find(model).run(model, inputs), probe, model)
+
+
+def apply(
+    plan: Plan | str | os.PathLike[str],
+    source: Given,
+    model: Given,
+    *,
+    partial: bool = False,
+    probe: Probe | None = None,
+    arguments: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> Receipt:
+    """Carries a plan out on a live model, tensor by tensor, and reads every tensor back.
+
+    **Arguments:**
+
+    - `plan`: a Plan or the path of a saved one.
+    - `partial`: write what is settled and leave the rest of the model as it is.
+    - `probe`: compares outputs afterwards; where they differ the model is put back.
+    - `progress`: called with each tensor's name and bytes.
+
+    **Raises** `IncompletePlan`, `ShapeMismatch` or `StalePlan` before the first write;
+    `TransferError` or `VerificationFailed` after it, with the model as it was.
+    """
+    made = plan if isinstance(plan, Plan) else Plan.load(plan)
+    ours = source_side(source, made.source.container or None)
+    theirs = target_side(model, arguments=arguments)
+    return _apply(made, ours, theirs, partial=partial, probe=probe, progress=progress)
+
+
+def _apply(
+    made: Plan,
+    ours: Side,
+    theirs: Side,
+    *,
+    partial: bool,
+    probe: Probe | None,
+    progress: Progress | None,
+) -> Receipt:
+    sink = theirs.sink()
+    writes = [g.target for g in made.grafts.values() if g.sources] if probe else []
+    before = {name: sink.read(name) for name in writes}
+    receipt = transfer.apply(
+        made,
+        ours.catalogue,
+        ours.reader(),
+        theirs.catalogue,
+        sink,
+        partial=partial,
+        progress=progress,
+    )
+    if isinstance(ours.catalogue, Checkpoint):
+        parent = ours.catalogue.metadata.get(lineage.KEY, "")
+        receipt = replace(receipt, source_hash=ours.catalogue.sha256, parent=parent)
+    if probe is None:
+        return receipt
+    report = _compared(sink, probe)
+    if report.equal:
+        return transfer.verified(receipt)
+    for name, array in before.items():
+        sink.write(name, array)
+    raise VerificationFailed(
+        theirs.catalogue.label,
+        report=report,
+        found=str(report),
+        expected="the probe's outputs",
+        hint="the model was put back as it was; see report.rows, and plan.why(name)",
+    )
+
+
+def load(
+    source: Given,
+    model: Given,
+    *,
+    rules: Rules = (),
+    fresh: Iterable[str] = (),
+    unused: Iterable[str] = (),
+    adapt: bool = False,
+    accept: Iterable[str] = (),
+    partial: bool = False,
+    probe: Probe | None = None,
+    container: str | None = None,
+    arguments: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> Receipt:
+    """Plans and applies in one go. Every difference is an error that says how to allow it.
+
+    **Arguments:**
+
+    - `fresh`: templates of target tensors that are to keep the model's own values.
+    - `unused`: templates of source tensors that are to be left out.
+    - `adapt`: whether values may be changed (resized, sliced).
+    - `accept`: codes of warnings that are no reason to stop (`"not-finite"`).
+    - `partial`: load what is certain and list the rest; an undecided pairing is never loaded.
+    - others as in `plan` and `apply`.
+
+    **Raises** what `plan` and `apply` raise; `IncompletePlan` lists every difference at once.
+    """
+    said = [*(fresh_rule(name) for name in fresh), *(leave_rule(name) for name in unused)]
+    ours = source_side(source, container)
+    theirs = target_side(model, arguments=arguments)
+    made = _plan(ours, theirs, (*said, *_rules(rules)), probe)
+    if not partial:
+        _allowed(made, adapt, set(accept))
+    return _apply(made, ours, theirs, partial=partial, probe=probe, progress=progress)
+
+
+def _allowed(made: Plan, adapt: bool, accept: set[str]) -> None:
+    """Raises `IncompletePlan` with all differences that were not allowed."""
+    from regraft.rules import Fresh, Leave, matches
+
+    fresh = [r.target for r in made.rules if isinstance(r, Fresh)]
+    leave = [r.source for r in made.rules if isinstance(r, Leave)]
+    problems = [f"{name}: undecided: {open_.reason}" for name, open_ in made.undecided.items()]
+    problems += [
+        f"{name}: fresh, it would keep the model's own values; allow with fresh=[{name!r}]"
+        for name in made.fresh
+        if not any(matches(template, name) for template in fresh)
+    ]
+    problems += [
+        f"{name}: in the source, but not used; allow with unused=[{name!r}]"
+        for name in made.unused
+        if not any(matches(template, name) for template in leave)
+    ]
+    if not adapt:
+        problems += [f"{n}: values would change; allow with adapt=True" for n in made.adapted]
+    problems += [
+        f"{w.where}: {w.code}: {w.text}; allow with accept=[{w.code!r}]"
+        for w in made.warnings
+        if w.code not in accept
+    ]
+    if problems:
+        raise IncompletePlan(
+            f"{made.source.label} → {made.target.label}",
+            found=f"{len(problems)} differences",
+            expected="every tensor of both sides accounted for",
+            hint="allow each as told, settle what is undecided by rules or a probe "
+            "(see rg.plan(source, model).why(name)), or load with partial=True",
+            problems=problems,
+        )
+
+
+def verify(model: Given, probe: Probe, *, arguments: Mapping[str, object] | None = None) -> Report:
+    """Runs the model on the probe's inputs and compares its outputs with the expected ones.
+
+    **Raises** `TargetError` where the model cannot be had; a difference is a Report, no error.
+    """
+    side = target_side(model, arguments=arguments)
+    return _compared(side.sink(), probe)
+
+
+def convert(
+    source: Given,
+    path: str | os.PathLike[str],
+    *,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    container: str | None = None,
+    format: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes the same tensors in another format, or what a plan makes of them; streams.
+
+    **Arguments:**
+
+    - `path`: its ending names the format (`.safetensors`, `.pth`, `.npz`), unless `format` does.
+    - `plan`: the tensors are written as the plan's target has them, with lineage in the file.
+    - `force`: overwrite a file that exists.
+
+    **Raises** `UnknownFormat` where the format cannot be written; `IncompletePlan` where the plan
+    leaves tensors without values; `FormatError`.
+    """
+    if plan is None:
+        side = source_side(source, container)
+        read = side.reader()
+        kept = dict(side.catalogue.metadata)
+        kept = {key: value for key, value in kept.items() if key == lineage.KEY}
+        items = ((info, _reading(read, info, progress)) for info in side.catalogue.values())
+        checkpoints.write(path, items, kept, format=format, force=force)
+        return Path(path)
+    made = plan if isinstance(plan, Plan) else Plan.load(plan)
+    side = source_side(source, container or made.source.container or None)
+    transfer.ready(made)
+    made.check(side.catalogue)
+    if made.fresh:
+        raise IncompletePlan(
+            str(path),
+            found=f"{len(made.fresh)} tensors for which the source has no values",
+            expected="values for every tensor of a file",
+            hint="load into a live model, which has values of its own, and rg.save it",
+            problems=made.fresh,
+        )
+    return _convert_through(made, side, Path(path), format, force, progress)
+
+
+def _reading(
+    read: Callable[[str, None], Array], info: TensorInfo, progress: Progress | None
+) -> Callable[[], Array]:
+    def get() -> Array:
+        array = read(info.name, None)
+        if progress:
+            progress(info.name, info.nbytes)
+        return array
+
+    return get
+
+
+def _convert_through(
+    made: Plan, side: Side, path: Path, format: str | None, force: bool, progress: Progress | None
+) -> Path:
+    read = side.reader()
+
+    def get(name: str, _: object = None) -> Array:
+        graft = made.grafts[name]
+        if graft.sources:
+            return transfer.make(made, graft, read)
+        import numpy as np
+
+        return np.zeros(graft.spec.shape, graft.spec.dtype)  # a counter, which starts at 0
+
+    hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.sources}
+    digest = checkpoints.content_hash(side.path) if side.path else ""
+    parent = side.catalogue.metadata.get(lineage.KEY, "")
+    receipt = Receipt(made, None, hashes, made.warnings, source_hash=digest, parent=parent)
+    told = lineage.describe(receipt, ((n, get(n)) for n in made.grafts))
+    infos = (TensorInfo(n, g.spec.shape, g.spec.dtype) for n, g in made.grafts.items())
+    items = ((info, _reading(get, info, progress)) for info in infos)
+    checkpoints.write(path, items, lineage.encode(told), format=format, force=force)
+    return path
+
+
+def save(
+    model: Given,
+    path: str | os.PathLike[str],
+    *,
+    receipt: Receipt | None = None,
+    trained: Mapping[str, bool] | None = None,
+    training: Mapping[str, str] | None = None,
+    format: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Writes a live model's tensors, with lineage where its receipt is given.
+
+    **Arguments:**
+
+    - `receipt`: what `load` or `apply` gave: for each tensor the file then says where it came from
+      and whether it has changed since.
+    - `trained`: by name, whether training was allowed to change a tensor (`finetune` knows).
+    - `training`: settings worth remembering, as text.
+    - `force`: overwrite a file that exists.
+
+    **Raises** `TargetError` for anything but a model, `StalePlan` where the receipt is another
+    model's, `FormatError`.
+    """
+    side = target_side(model)
+    read = side.reader()
+    infos = list(side.catalogue.values())
+    metadata: dict[str, str] = {}
+    if receipt is not None:
+        alien = [name for name in receipt.hashes if name not in side.catalogue]
+        if alien:
+            raise StalePlan(
+                side.catalogue.label,
+                found=f"a receipt that speaks of {alien[0]!r}",
+                expected="the receipt of this very model",
+                problems=alien,
+            )
+        arrays = ((info.name, read(info.name, None)) for info in infos)
+        told = lineage.describe(receipt, arrays, trained=trained, training=training)
+        metadata = lineage.encode(told)
+    items = ((info, _reading(read, info, None)) for info in infos)
+    checkpoints.write(path, items, metadata, format=format, force=force)
+    return Path(path)
+
+
+def trace(path: Given) -> Lineage:
+    """Where each tensor of a saved model came from.
+
+    Values are read and compared with the hashes in the lineage: what was changed by other means
+    since is told as `changed`. **Raises** `FormatError` where the file holds no lineage.
+    """
+    side = source_side(path)
+    told = lineage.decode(side.catalogue.metadata, side.catalogue.label)
+    return lineage.checked(told, side.catalogue, side.reader())
+
+
+def diff(
+    base: Given,
+    tuned: Given,
+    *,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    container: str | None = None,
+) -> Diff:
+    """What became of each tensor: identical, moved (relative L2, max, cosine), fresh or gone.
+
+    Tensors are paired by name; where `tuned` holds lineage of this base, or `plan` says how one
+    was made from the other, through its operations.
+    """
+    before, after = source_side(base, container), source_side(tuned, container)
+    made = plan if isinstance(plan, Plan) or plan is None else Plan.load(plan)
+    if made is None and lineage.KEY in after.catalogue.metadata:
+        told = lineage.decode(after.catalogue.metadata, after.catalogue.label)
+        if lineage.speaks_of(told, before.catalogue):
+            made = lineage.plan_of(told, before.catalogue, after.catalogue)
+    if made is None:
+        read = before.reader()
+        return lineage.diff(
+            before.catalogue, lambda name: read(name, None), after.catalogue, after.reader()
+        )
+    made.check(before.catalogue)
+    return lineage.diff_through(
+        made, before.catalogue, before.reader(), after.catalogue, after.reader()
+    )
+
+
+def pretrained(tuned: Given, base: Given) -> dict[str, Array]:
+    """The weights as they were before training, by the tuned model's names and in its layout.
+
+    Tensors that were fresh have no pretrained values and are left out. **Raises** `FormatError`
+    where `tuned` holds no lineage, `StalePlan` where `base` is not the file it speaks of.
+    """
+    after = source_side(tuned)
+    told = lineage.decode(after.catalogue.metadata, after.catalogue.label)
+    before = source_side(base, told.container or None)
+    made = lineage.plan_of(told, before.catalogue, after.catalogue)
+    found: dict[str, Array] = {}
+    wrong: list[str] = []
+    for name, origin in told.tensors.items():
+        if not origin.sources:
+            continue
+        graft = made.grafts[name]
+        if not graft.sources:
+            wrong.append(f"{name}: {', '.join(origin.sources)} is missing")
+            continue
+        found[name] = transfer.make(made, graft, before.reader())
+        if transfer.fingerprint(found[name]) != origin.loaded_hash:
+            wrong.append(f"{name}: other values than were loaded")
+    if wrong:
+        raise StalePlan(
+            before.catalogue.label,
+            found="another file than the lineage speaks of",
+            expected=f"{told.source}, sha256 {told.source_hash or 'unknown'}",
+            problems=wrong,
+        )
+    return found

@@ -1,0 +1,121 @@
+"""What callers may give as source or target, seen as a Catalogue with a way to read and write."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from regraft import checkpoints, targets
+from regraft.checkpoints import Checkpoint
+from regraft.errors import PlanError, TargetError
+from regraft.tensors import Catalogue, Read, Sink
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array, Slices
+
+_CALLABLE = re.compile(r"(?:[\w.]+|.*\.py):[A-Za-z_][\w.]*")
+# A path, a Checkpoint, a live model, or a Catalogue without values.
+Given: TypeAlias = "str | os.PathLike[str] | Catalogue | object"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a plan.
+
+    - `catalogue`: what there is. `read`: its values, `None` where there are none.
+    - `model`: the live model, `None` for a file or a bare Catalogue.
+    - `notes`: remarks from building the model.
+    """
+
+    catalogue: Catalogue
+    read: Read | None = None
+    model: object = None
+    notes: tuple[str, ...] = ()
+
+    def sink(self) -> Sink:
+        """Where a plan is written. **Raises** `TargetError` for anything but a live model."""
+        if self.model is None:
+            raise TargetError(
+                self.catalogue.label,
+                found=type(self.catalogue).__name__,
+                expected="a live model",
+                hint="to write a file through a plan: rg.convert(source, path, plan=plan)",
+            )
+        return targets.find(self.model).sink(self.model)
+
+    def reader(self) -> Read:
+        """The values. **Raises** `PlanError` for a bare Catalogue."""
+        if self.read is None:
+            raise PlanError(
+                self.catalogue.label, found="a Catalogue without values", expected="a checkpoint"
+            )
+        return self.read
+
+    @property
+    def path(self) -> Path | None:
+        """The file, where the side is one."""
+        return self.catalogue.path if isinstance(self.catalogue, Checkpoint) else None
+
+
+def source_side(given: Given, container: str | None = None) -> Side:
+    """A path is opened, a live model is read. **Raises** as `open` does, and `TargetError`."""
+    if isinstance(given, (str, os.PathLike)):
+        if is_callable_name(given):
+            return _model_side(targets_callables().build(str(given))[0])
+        opened = checkpoints.open(given, container=container)
+        return Side(opened, opened.read)
+    if isinstance(given, Checkpoint):
+        return Side(given, given.read)
+    return Side(given) if isinstance(given, Catalogue) else _model_side(given)
+
+
+def target_side(
+    given: Given,
+    *,
+    arguments: Mapping[str, object] | None = None,
+    container: str | None = None,
+    meta: bool = False,
+) -> Side:
+    """As `source_side`; `'module:callable'` is called with `arguments`, on the meta device where
+    `meta` asks for it and the model allows it."""
+    if isinstance(given, (str, os.PathLike)) and is_callable_name(given):
+        model, notes = targets_callables().build(str(given), arguments, meta=meta)
+        return _model_side(model, tuple(notes), readable=not meta)
+    if arguments:
+        raise TargetError(
+            str(given), found="settings", expected="'module:callable', which alone takes settings"
+        )
+    return source_side(given, container)
+
+
+def is_callable_name(given: str | os.PathLike[str]) -> bool:
+    """Whether this is `module:callable` or `file.py:callable`, and not the path of a file."""
+    return isinstance(given, str) and bool(_CALLABLE.fullmatch(given)) and not Path(given).exists()
+
+
+def targets_callables() -> Any:
+    """Building models imports user code: only where it is asked for."""
+    from regraft.targets import callables
+
+    return callables
+
+
+def _model_side(model: object, notes: tuple[str, ...] = (), *, readable: bool = True) -> Side:
+    target = targets.find(model)
+    return Side(target.skeleton(model), _reader(target, model) if readable else None, model, notes)
+
+
+def _reader(target: targets.Target, model: object) -> Read:
+    sinks: list[Sink] = []  # made once, and only when values are asked for
+
+    def read(name: str, slices: Slices | None) -> Array:
+        if not sinks:
+            sinks.append(target.sink(model))
+        array = sinks[0].read(name)
+        return array if slices is None else array[slices]
+
+    return read
