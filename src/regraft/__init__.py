@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regraft import operations as ops
-    from regraft._api import apply, convert, diff, load, open, plan, pretrained, save, trace, verify
-    from regraft.checkpoints import Checkpoint
+    from regraft._api import (
+        apply,
+        convert,
+        diff,
+        finetune,
+        load,
+        plan,
+        pretrained,
+        save,
+        trace,
+        verify,
+    )
+    from regraft.checkpoints import Checkpoint, open
     from regraft.errors import (
         AmbiguousMatch,
         CorruptFile,
@@ -38,13 +49,14 @@ if TYPE_CHECKING:
     from regraft.rules import fresh, leave, load_rules, pin, rename
     from regraft.tensors import Catalogue, Skeleton, TensorInfo
     from regraft.transfer import Receipt
-    from regraft.tuning import Data, Tuned, finetune
+    from regraft.tuning import Settings, Tuned
+    from regraft.tuning.data import Data
     from regraft.verification import Probe, Report
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api": "apply convert diff load open plan pretrained save trace verify",
-    "checkpoints": "Checkpoint",
+    "_api": "apply convert diff finetune load plan pretrained save trace verify",
+    "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "
     "TransferError UnknownFormat UnsafeFile VerificationFailed",
@@ -54,7 +66,8 @@ _ROOMS = {
     "rules": "fresh leave load_rules pin rename",
     "tensors": "Catalogue Skeleton TensorInfo",
     "transfer": "Receipt",
-    "tuning": "Data Tuned finetune",
+    "tuning": "Settings Tuned",
+    "tuning.data": "Data",
     "verification": "Probe Report",
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}

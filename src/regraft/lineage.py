@@ -31,11 +31,12 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where one tensor of a saved model came from, and what training did to it.
 
     `state`: `loaded` (as it came), `frozen` or `tuned` where it is known how training treated
-    it, `fresh` (no source), `changed` (the file holds other values than were saved with this
-    lineage; only `checked` says so). `loaded_hash` is what was written, `hash` what was saved.
+    it, `fresh` (no source), `counter` (no output depends on it), `changed` (the file holds other
+    values than were saved with this lineage; only `checked` says so). `loaded_hash` is what was
+    written, `hash` what was saved.
     """
 
-    state: Literal["loaded", "frozen", "tuned", "fresh", "changed"]
+    state: Literal["loaded", "frozen", "tuned", "fresh", "counter", "changed"]
     hash: str
     sources: tuple[str, ...] = ()
     ops: tuple[AnyOp, ...] = ()
@@ -110,7 +111,7 @@ def describe(
         graft = plan.grafts.get(name)
         digest = fingerprint(array)
         if graft is None or not graft.sources or name not in receipt.hashes:
-            origins[name] = Origin("fresh", digest)
+            origins[name] = Origin("counter" if graft and graft.counter else "fresh", digest)
             continue
         loaded = receipt.hashes[name]
         if trained is None or name not in trained:

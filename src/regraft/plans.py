@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from regraft import operations
+from regraft.atomic import replacing
 from regraft.errors import PlanError, ShapeMismatch, StalePlan
 from regraft.operations import AnyOp, Interpolate, Op, Pad, Slice, Sum
 from regraft.rules import Rule
@@ -216,21 +217,36 @@ class Plan(msgspec.Struct, frozen=True):
         return tuple(self.source.tensors[name].shape for name in graft.sources)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the plan as indented JSON."""
-        Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        """Writes the plan as indented JSON, whole or not at all."""
+        with replacing(Path(path)) as file:
+            file.write(self.encode())
+
+    def encode(self) -> bytes:
+        """The JSON that `save` writes."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Reads a plan. **Raises** `PlanError` where the file is none of ours."""
         try:
-            plan = msgspec.json.decode(Path(path).read_bytes(), type=cls)
-        except (OSError, msgspec.DecodeError) as error:
+            return cls.decode(Path(path).read_bytes(), str(path))
+        except OSError as error:
             raise PlanError(
-                str(path), found=str(error), expected="a plan saved by plan.save"
-            ) from (error)
+                str(path), found=f"{error.strerror}", expected="a plan saved by plan.save"
+            ) from error
+
+    @classmethod
+    def decode(cls, data: bytes, label: str) -> Plan:
+        """A plan from its JSON. **Raises** `PlanError` where it is none."""
+        try:
+            plan = msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise PlanError(
+                label, found=str(error), expected="a plan saved by plan.save"
+            ) from error
         if plan.schema_version != SCHEMA_VERSION:
             raise PlanError(
-                str(path),
+                label,
                 found=f"schema_version {plan.schema_version}",
                 expected=f"{SCHEMA_VERSION}",
                 hint="plan again with this version of regraft",

@@ -102,13 +102,16 @@ class FlowNode(NamedTuple):
     - `label`: `""` for a layer (its tensors tell what it is), `add`, `cat`, `mul` … for a merge.
     - `inputs`: indices of the nodes it takes data from; all smaller than its own index.
 
-    Steps without weights and with one input (activations, pooling, padding) are left out. A
-    layer that is used twice has two nodes.
+    - `via`: steps on the way from the inputs that rearrange axes: `flatten`, `permute`, `reshape`.
+
+    Other steps without weights and with one input (activations, pooling, padding) are left out.
+    A layer that is used twice has two nodes.
     """
 
     owner: str
     label: str
     inputs: tuple[int, ...]
+    via: tuple[str, ...] = ()
 
 
 class Catalogue(Mapping[str, TensorInfo]):

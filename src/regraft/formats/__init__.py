@@ -11,7 +11,7 @@ A format is a module with
   `(TensorInfo, callable that returns the numpy array)`: one array is held at a time.
 
 Formats never import one another, save for the machinery of a shared container in a module
-whose name starts with an underscore (`_zip`, `_pickle`, `_atomic`), which is not a format.
+whose name starts with an underscore (`_zip`, `_pickle`), which is not a format.
 Third parties add formats through the entry point group `regraft.formats`.
 """
 

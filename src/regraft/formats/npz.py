@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from regraft.atomic import replacing
 from regraft.errors import CorruptFile, FormatError
 from regraft.formats import Sample, TensorSource, _zip
-from regraft.formats._atomic import replacing
 from regraft.formats._bytes import Mapped, Strided
 from regraft.formats._npy_header import Header, header, place_of
 from regraft.formats._numpy_pickles import PickledArrays

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from regraft.atomic import replacing
 from regraft.errors import CorruptFile, FormatError
 from regraft.formats import Sample, TensorSource
-from regraft.formats._atomic import replacing
 from regraft.formats._bytes import Mapped, Strided
 from regraft.tensors import DTYPE_BITS, Order, Stored, StoredTensor
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft.atomic import replacing
 from regraft.errors import CorruptFile
 from regraft.formats import Sample, TensorSource, _zip
-from regraft.formats._atomic import replacing
 from regraft.formats._bytes import Mapped, contiguous
 from regraft.formats._pickle import Machine
 from regraft.formats._torch_tensors import STORAGE_OF, TorchStored

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from regraft.matching import compression, keras_graph, ruling, settling, values
+from regraft.matching.flattening import flattened
 from regraft.matching.modules import Leaf, Module, conventions_of, modules_of, parts_of
 from regraft.matching.pairing import Pairer
 from regraft.matching.settling import Settled, graft, spec_of
@@ -53,7 +54,7 @@ def match(
     targets = _rest(all_targets, decided)
     pairer = Pairer(source, sources, target, targets)
     left = settling.take_pairings(pairer.pairings(), state)
-    settling.settle_layouts(state)
+    settling.settle_layouts(state, flattened(source, all_sources), flattened(target, all_targets))
     used = {id(module) for module in state.partners.values()}
     offered = {n for u in state.undecided.values() for a in u.alternatives for n in a.sources}
     unused = [m for m in sources if id(m) not in used and not _names(m) & offered]
@@ -76,6 +77,8 @@ def _with_flow(catalogue: Catalogue) -> Catalogue:
         ties=catalogue.ties,
         container=catalogue.container,
         label=catalogue.label,
+        metadata=catalogue.metadata,
+        notes=catalogue.notes,
         flow=keras_graph.flow_of(config),
     )
 

@@ -14,7 +14,10 @@ import msgspec
 from regraft.tensors import FlowNode
 
 _LIMIT = 50_000
-Node = tuple[str, str, list[str]]  # key of the output, owner, keys of the inputs
+# Key of the output, owner, keys of the inputs, class of the layer.
+Node = tuple[str, str, list[str], str]
+_REARRANGES = {"Flatten": "flatten", "Permute": "permute", "Transpose": "permute",
+               "Reshape": "reshape"}  # fmt: skip
 
 
 def flow_of(model_config: str) -> tuple[FlowNode, ...]:
@@ -34,7 +37,7 @@ def _layers(model: Mapping[str, Any], prefix: str) -> Iterable[Node]:
         before: list[str] = []
         for layer in layers:
             name = prefix + _name(layer)
-            yield (f"{name}/0", _owner(layer, name), before)
+            yield (f"{name}/0", _owner(layer, name), before, layer["class_name"])
             before = [f"{name}/0"]
         return
     for layer in layers:
@@ -44,7 +47,8 @@ def _layers(model: Mapping[str, Any], prefix: str) -> Iterable[Node]:
         if nested:  # a model inside the model: one step here, its inside is not looked into
             owner = name
         for index, node in enumerate(layer.get("inbound_nodes") or [[]]):
-            yield (f"{name}/{index}", owner, [prefix + key for key in _inputs(node)])
+            inputs = [prefix + key for key in _inputs(node)]
+            yield (f"{name}/{index}", owner, inputs, layer["class_name"])
 
 
 def _name(layer: Mapping[str, Any]) -> str:
@@ -79,8 +83,8 @@ def _keras_tensors(value: Any) -> Iterable[str]:
 
 def _topological(layers: list[Node]) -> tuple[FlowNode, ...]:
     """FlowNodes in an order where inputs come first; steps that only pass data on are skipped."""
-    nodes = {key: (owner, inputs) for key, owner, inputs in layers}
-    if len(nodes) > _LIMIT or not any(inputs for _, inputs in nodes.values()):
+    nodes = {key: (owner, inputs, kind) for key, owner, inputs, kind in layers}
+    if len(nodes) > _LIMIT or not any(inputs for _, inputs, _ in nodes.values()):
         return ()
     order, state = list[str](), dict[str, int]()
     for start in nodes:
@@ -96,13 +100,16 @@ def _topological(layers: list[Node]) -> tuple[FlowNode, ...]:
                 stack += [i for i in nodes[key][1] if i not in state]
     result: list[FlowNode] = []
     index: dict[str, tuple[int, ...]] = {}
+    vias: dict[str, tuple[str, ...]] = {}
     for key in order:
-        owner, inputs = nodes[key]
+        owner, inputs, kind = nodes[key]
+        via = tuple(step for i in inputs for step in vias.get(i, ()))
         sources = tuple(dict.fromkeys(n for i in inputs for n in index.get(i, ())))
         merge = len(set(inputs)) > 1
-        if not owner and not merge:
+        if (not owner or kind in _REARRANGES) and not merge:
             index[key] = sources
+            vias[key] = (*via, _REARRANGES[kind]) if kind in _REARRANGES else via
             continue
-        result.append(FlowNode(owner, "merge" if merge else "", sources))
+        result.append(FlowNode(owner, "merge" if merge else "", sources, via))
         index[key] = (len(result) - 1,)
     return tuple(result)

@@ -57,7 +57,7 @@ _WORDS: dict[str, tuple[Role, ...]] = {
 }
 
 _KEYS = sorted(_WORDS, key=len, reverse=True)
-_ENDING = re.compile(rf"^(?:(.*)_)?({'|'.join(_KEYS)})$")
+_ENDING = re.compile(rf"^(?:(.*?)_)??({'|'.join(_KEYS)})$")
 _RECURRENT = re.compile(r"^((?:weight|bias)_[ih]h)_l(\d+)(_reverse)?$")
 
 NORMS = re.compile(r"norm", re.IGNORECASE)

@@ -7,11 +7,12 @@ for those that are; what no vote settles is undecided, with each convention as a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
+from regraft.matching.flattening import Flat, variants
 from regraft.matching.layouts import Conversion, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.pairing import Pairing, fitting_leaves
@@ -118,7 +119,9 @@ def _pin_rule(made: Graft) -> str:
     return f"rg.pin({made.target!r}, {sources}, [{ops}])"
 
 
-def settle_layouts(state: Settled) -> None:
+def settle_layouts(
+    state: Settled, source_flats: Mapping[str, Flat], target_flats: Mapping[str, Flat]
+) -> None:
     """Chooses a conversion for every pair, by the votes of those that have only one."""
     options = {pair.target.info.name: conversions(pair.source, pair.target) for pair in state.pairs}
     voted = _voted(options.values())
@@ -126,6 +129,13 @@ def settle_layouts(state: Settled) -> None:
         name = pair.target.info.name
         possible = options[name]
         chosen = [c for c in possible if c.conventions & voted] if len(possible) > 1 else possible
+        flats = source_flats.get(pair.source.info.name), target_flats.get(name)
+        if len(chosen) == 1 and any(flats):
+            orders = variants(pair.source, pair.target, chosen[0], flats)
+            if len(orders) > 1:
+                state.undecided[name] = _open_order(pair, orders)
+                continue
+            chosen = orders
         if len(chosen) == 1:
             evidence = (*pair.evidence, _layout_evidence(chosen[0], pair, len(possible)))
             state.grafts[name] = graft(
@@ -146,6 +156,17 @@ def settle_layouts(state: Settled) -> None:
         )
 
 
+def _open_order(pair: Pair, orders: Sequence[Conversion]) -> Undecided:
+    ways = [graft(pair.target.info, [pair.source.info], way.ops) for way in orders]
+    return Undecided(
+        spec_of(pair.target.info),
+        f"{pair.source.info.name} reads a flattened map, in channels-last order or in "
+        "channels-first order; the shape does not tell, and the graphs are not known",
+        tuple(Alternative(way.sources, way.ops, 0.0, _pin_rule(way)) for way in ways),
+        "flatten",
+    )
+
+
 def _voted(options: Iterable[Sequence[Conversion]]) -> frozenset[str]:
     """Conventions that every tensor of the file allows; empty where they contradict."""
     allowed: frozenset[str] | None = None
@@ -162,8 +183,11 @@ def _label(conversion: Conversion) -> str:
 
 def _layout_evidence(conversion: Conversion, pair: Pair, possible: int) -> Evidence:
     ops = ", ".join(map(str, conversion.ops)) or "as it is"
+    flattened = "flattened" in _label(conversion)
     why = (
-        f"the only layout of {pair.source.role} that fits: {ops}"
+        f"{_label(conversion)}, in the other framework's order: {ops}"
+        if flattened
+        else f"the only layout of {pair.source.role} that fits: {ops}"
         if possible == 1
         else f"{_label(conversion)}, as the kernels of this file that are not square: {ops}"
     )

@@ -15,6 +15,14 @@ _MERGES = {
 }  # fmt: skip
 
 
+# Steps that rearrange axes, by the names of functions, methods and layers.
+_REARRANGES = {
+    "flatten": "flatten", "ravel": "flatten", "view": "reshape", "reshape": "reshape",
+    "unflatten": "reshape", "permute": "permute", "transpose": "permute", "movedim": "permute",
+    "moveaxis": "permute", "swapaxes": "permute", "swapdims": "permute", "t": "permute",
+}  # fmt: skip
+
+
 def flow_of(model: Any) -> tuple[FlowNode, ...]:
     """FlowNodes of a module, empty where its Python cannot be traced."""
     import torch.fx
@@ -41,8 +49,11 @@ def _nodes(graph: Any, model: Any) -> tuple[FlowNode, ...]:
     held = {path for path, module in model.named_modules() if _has_tensors(module)}
     result: list[FlowNode] = []
     ends: dict[Any, tuple[int, ...]] = {}
+    vias: dict[Any, tuple[str, ...]] = {}
     for node in graph.nodes:
         sources = tuple(dict.fromkeys(i for n in node.all_input_nodes for i in ends.get(n, ())))
+        steps = (step for n in node.all_input_nodes for step in vias.get(n, ()))
+        via = tuple(dict.fromkeys(steps))  # x.shape[0] comes the same way as x
         owner, merges = "", len([n for n in node.all_input_nodes if ends.get(n)]) > 1
         if node.op == "call_module" and node.target in held:
             owner = str(node.target)
@@ -50,11 +61,28 @@ def _nodes(graph: Any, model: Any) -> tuple[FlowNode, ...]:
             owner = str(node.target).rpartition(".")[0]
         if owner or (merges and node.op in ("call_function", "call_method", "call_module")):
             label = "" if owner else _MERGES.get(_function(node), "other")
-            result.append(FlowNode(owner, label, sources))
+            result.append(FlowNode(owner, label, sources, via))
             ends[node] = (len(result) - 1,)
         else:
             ends[node] = sources
+            vias[node] = (*via, *_rearranges(node, model)) if sources or via else ()
     return tuple(result)
+
+
+def _rearranges(node: Any, model: Any) -> tuple[str, ...]:
+    """What a step without weights does to the order of axes; `()` for nothing."""
+    if node.op == "call_module":
+        name = type(model.get_submodule(node.target)).__name__.lower()
+    elif node.op in ("call_function", "call_method"):
+        name = _function(node)
+    else:
+        return ()
+    step = _REARRANGES.get(name)
+    # x.view(n, -1), x.reshape(x.shape[0], -1): two sizes, the last one all that is left
+    sizes = node.args[1:] if len(node.args) != 2 else node.args[1]
+    if step == "reshape" and isinstance(sizes, (tuple, list)) and len(sizes) == 2:
+        step = "flatten" if sizes[-1] == -1 else step
+    return (step,) if step else ()
 
 
 def _has_tensors(module: Any) -> bool:

@@ -1,0 +1,142 @@
+"""Flatten order: a dense layer behind a flattened map reads its inputs in the order of the axes.
+
+Channels-last data `[h, w, c]` and channels-first data `[c, h, w]` flatten in different orders, so
+that the dense kernel's inputs must be reordered when weights move between the two. Its shape says
+nothing of it. What tells: the layer before has `c` channels, and the kernel has `k·c` inputs.
+Where both graphs show a plain flatten the order is certain; else it is an open question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from regraft.matching.layouts import Conversion
+from regraft.matching.modules import Leaf, Module, parts_of
+from regraft.operations import Reshape, Transpose, infer, simplify
+from regraft.tensors import Catalogue, FlowNode
+
+_CHANNELS_LAST = ("keras", "jax")
+Via = tuple[str, ...]
+
+
+class Flat(NamedTuple):
+    """What is known of a dense layer's inputs: how many channels the layer before may have, and
+    what the data goes through on the way, `None` where there is no graph."""
+
+    channels: frozenset[int]
+    via: Via | None
+
+
+def flattened(catalogue: Catalogue, modules: Sequence[Module]) -> dict[str, Flat]:
+    """By the name of its kernel, each dense layer that may read a flattened map."""
+    if not catalogue.flow:
+        return dict(_from_order(modules))
+    found = dict(_from_flow(catalogue.flow, {module.path: module for module in modules}))
+    if "channels_first" in catalogue.metadata.get("model_config", ""):
+        # Keras then flattens some maps in one order and some in the other.
+        return {name: Flat(flat.channels, None) for name, flat in found.items()}
+    return found
+
+
+def _from_order(modules: Sequence[Module]) -> Iterable[tuple[str, Flat]]:
+    channels: frozenset[int] = frozenset()
+    for module in modules:
+        kernel = _dense_kernel(module)
+        if kernel and _multiples(kernel, channels):
+            yield kernel.info.name, Flat(_multiples(kernel, channels), None)
+        channels = _channels(module, channels)
+
+
+def _from_flow(
+    flow: Sequence[FlowNode], modules: Mapping[tuple[str, ...], Module]
+) -> Iterable[tuple[str, Flat]]:
+    ends: list[frozenset[int]] = []
+    passing: list[Via] = []  # steps that have reached the end of a node without weights
+    for node in flow:
+        via = (*(step for i in node.inputs for step in passing[i]), *node.via)
+        before = [ends[i] for i in node.inputs]
+        channels = frozenset[int]().union(*before)
+        if len(before) > 1 and all(before):
+            channels |= {sum(max(part) for part in before)}  # where it is a concatenation
+        module = modules.get(tuple(parts_of(node.owner))) if node.owner else None
+        if module:
+            kernel = _dense_kernel(module)
+            if kernel and _multiples(kernel, channels):
+                yield kernel.info.name, Flat(_multiples(kernel, channels), via)
+            channels = _channels(module, channels)
+        ends.append(channels)
+        passing.append(() if module else via)
+
+
+def _dense_kernel(module: Module) -> Leaf | None:
+    kernel = module.leaves.get("kernel")
+    return kernel if kernel and len(kernel.info.shape) == 2 else None
+
+
+def _multiples(kernel: Leaf, channels: frozenset[int]) -> frozenset[int]:
+    """Channel counts of which the kernel's inputs are a multiple."""
+    rows, columns = kernel.info.shape
+    sizes = {"torch": (columns,), "": (rows, columns)}.get(kernel.framework, (rows,))
+    return frozenset(c for c in channels if any(n > c > 1 and n % c == 0 for n in sizes))
+
+
+def _channels(module: Module, before: frozenset[int]) -> frozenset[int]:
+    """Channels of a module's output where it is a map; none after a dense layer."""
+    kernel = module.leaves.get("kernel")
+    if kernel and len(kernel.info.shape) == 2:
+        return frozenset()
+    vectors = {leaf.info.shape[0] for leaf in module.leaves.values() if len(leaf.info.shape) == 1}
+    if vectors and (kernel or before):
+        return frozenset(vectors)
+    if kernel and len(kernel.info.shape) > 2:
+        return frozenset(kernel.info.shape)  # which axis it is depends on layout and kind
+    return before
+
+
+def variants(
+    source: Leaf,
+    target: Leaf,
+    plain: Conversion,
+    flats: tuple[Flat | None, Flat | None],
+) -> tuple[Conversion, ...]:
+    """The conversions of a dense kernel under the flatten orders that are possible.
+
+    One conversion where the order is certain or none was flattened; the reordered ones first.
+    """
+    ours, theirs = flats
+    last, first = _order(source), _order(target)
+    if last == first != "" or (ours is None and theirs is None):
+        return (plain,)
+    channels = frozenset[int]().union(*(flat.channels for flat in flats if flat))
+    if ours and theirs and ours.channels & theirs.channels:
+        channels = ours.channels & theirs.channels
+    reordered = [_reordered(source, target, plain, c, last != "first") for c in sorted(channels)]
+    vias = {flat.via if flat else None for flat in flats}
+    if vias == {("flatten",)} and len(reordered) == 1 and last and first:
+        return tuple(reordered)
+    if vias == {("flatten",), ("permute", "flatten")}:
+        return (plain,)
+    return (*reordered, plain)
+
+
+def _order(leaf: Leaf) -> str:
+    if leaf.framework in _CHANNELS_LAST:
+        return "last"
+    return "first" if leaf.framework == "torch" else ""
+
+
+def _reordered(
+    source: Leaf, target: Leaf, plain: Conversion, channels: int, from_last: bool
+) -> Conversion:
+    """`plain` with the kernel's inputs brought from one flatten order to the other."""
+    shape = infer(plain.ops, (source.info.shape,))
+    axis = 0 if _order(target) == "last" else 1
+    count = shape[axis] // channels
+    split = (count, channels) if from_last else (channels, count)
+    if axis:
+        steps = (Reshape((shape[0], *split)), Transpose((0, 2, 1)), Reshape(shape))
+    else:
+        steps = (Reshape((*split, shape[1])), Transpose((1, 0, 2)), Reshape(shape))
+    label = f"flattened maps of {channels} channels"
+    return Conversion(simplify((*plain.ops, *steps)), frozenset({label}))
