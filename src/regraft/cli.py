@@ -198,7 +198,7 @@ def _probe_of(path: str | None) -> rg.Probe | None:
 
 def _plan_of(path: str) -> rg.Plan:
     if path == "-":
-        return rg.Plan.decode(click.get_binary_stream("stdin").read(), "stdin")
+        return rg.Plan.decode(sys.stdin.buffer.read(), "stdin")
     return rg.Plan.load(path)
 
 

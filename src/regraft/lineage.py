@@ -7,7 +7,7 @@ files hold it; other formats lose it, and `save` says so).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -229,6 +229,7 @@ def diff(
     *,
     base_name: Callable[[str], str | None] | None = None,
     met: Iterable[str] = (),
+    without: Collection[str] = (),
 ) -> Diff:
     """Compares two catalogues tensor by tensor, holding one pair at a time.
 
@@ -238,11 +239,14 @@ def diff(
       base has none.
     - `base_name`: the base's own name for it, `None` where there is none; equal by default.
     - `met`: names of the base that have a counterpart under another name.
+    - `without`: names that are not compared.
     """
     name_of = base_name or (lambda name: name if name in base else None)
     entries: dict[str, Entry] = {}
     seen = set(met)
     for name, info in tuned.items():
+        if name in without:
+            continue
         origin = name_of(name)
         before = read_base(name) if origin else None
         if before is None or before.shape != info.shape:
@@ -301,7 +305,8 @@ def diff_through(plan: Plan, base: Catalogue, read: Read, tuned: Catalogue, afte
         return " + ".join(graft.sources) if graft and graft.sources else None
 
     met = {source for graft in plan.grafts.values() for source in graft.sources}
-    return diff(base, before, tuned, after, base_name=origin, met=met)
+    idle = {graft.target for graft in plan.grafts.values() if graft.counter}
+    return diff(base, before, tuned, after, base_name=origin, met=met, without=idle)
 
 
 def plan_of(lineage: Lineage, base: Catalogue, tuned: Catalogue) -> Plan:
@@ -314,5 +319,5 @@ def plan_of(lineage: Lineage, base: Catalogue, tuned: Catalogue) -> Plan:
         if origin.sources and all(source in base for source in origin.sources):
             grafts[name] = Graft(name, spec, "convert", origin.sources, origin.ops)
         else:
-            grafts[name] = Graft(name, spec, "fresh")
+            grafts[name] = Graft(name, spec, "fresh", counter=origin.state == "counter")
     return Plan(source=Side.of(base), target=Side.of(tuned), grafts=grafts)

@@ -52,8 +52,7 @@ def _nodes(graph: Any, model: Any) -> tuple[FlowNode, ...]:
     vias: dict[Any, tuple[str, ...]] = {}
     for node in graph.nodes:
         sources = tuple(dict.fromkeys(i for n in node.all_input_nodes for i in ends.get(n, ())))
-        steps = (step for n in node.all_input_nodes for step in vias.get(n, ()))
-        via = tuple(dict.fromkeys(steps))  # x.shape[0] comes the same way as x
+        via = tuple(step for n in node.all_input_nodes if ends.get(n) for step in vias.get(n, ()))
         owner, merges = "", len([n for n in node.all_input_nodes if ends.get(n)]) > 1
         if node.op == "call_module" and node.target in held:
             owner = str(node.target)
@@ -64,9 +63,15 @@ def _nodes(graph: Any, model: Any) -> tuple[FlowNode, ...]:
             result.append(FlowNode(owner, label, sources, via))
             ends[node] = (len(result) - 1,)
         else:
-            ends[node] = sources
-            vias[node] = (*via, *_rearranges(node, model)) if sources or via else ()
+            ends[node] = () if _is_size(node) else sources
+            vias[node] = (*via, *_rearranges(node, model)) if sources else ()
     return tuple(result)
+
+
+def _is_size(node: Any) -> bool:
+    """Whether a step gives sizes, which are no data: `x.shape`, `x.size(0)`."""
+    asks_shape = _function(node) == "getattr" and node.args[1:] == ("shape",)
+    return asks_shape or (node.op == "call_method" and node.target in ("size", "dim", "numel"))
 
 
 def _rearranges(node: Any, model: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from regraft.errors import MissingDependency
+from regraft.errors import MissingDependency, TargetError
 
 if TYPE_CHECKING:
     from regraft.tuning.data import Data
@@ -110,8 +110,17 @@ def trainer_of(framework: str) -> Trainer:
         library = (error.name or "").partition(".")[0]
         if library != "regraft":
             raise MissingDependency(library, extra="tune", purpose="fine-tuning") from error
-        raise MissingDependency(
-            f"a trainer for {framework}", extra="tune", purpose="fine-tuning"
+        raise TargetError(
+            framework or "unknown framework",
+            found="no trainer for this framework",
+            expected="a PyTorch or a Keras model",
+        ) from error
+    except (RuntimeError, ImportError) as error:  # what its own dependencies raise when they clash
+        raise TargetError(
+            f"the trainer for {framework}",
+            found=f"{type(error).__name__}: {error}",
+            expected="libraries that work together",
+            hint="reinstall the named library for the version of the framework that you have",
         ) from error
 
 

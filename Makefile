@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up everything they need. Other targets are for contributors.
+PYTHON ?= python3
+TEST := .venv
+DEMO := .venv-demo
+INSTALL = $(1)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(DEMO)/ready  ## Keras weights in a PyTorch model, proven, fine-tuned and compared
+	$(DEMO)/bin/regraft demo --folder build/demo
+
+test: $(TEST)/ready  ## every test
+	$(TEST)/bin/python -m pytest -n 2 --dist loadfile
+
+check: $(TEST)/ready  ## lint, types, walls between rooms
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/pyright
+	$(TEST)/bin/lint-imports
+
+bench: $(TEST)/ready  ## timings, as ratios to a peer in the same run
+	$(TEST)/bin/python benchmarks/inspect_speed.py
+
+clean:
+	rm -rf $(TEST) $(DEMO) build
+
+# The demo's own environment holds what its extra asks for and no more, so that it shows whether
+# that is enough.
+$(DEMO)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(call INSTALL,$(DEMO)) torch
+	$(call INSTALL,$(DEMO)) -e '.[demo]'
+	touch $@
+
+# torchvision and keras-hub ask for CUDA builds of what is here already: without dependencies.
+$(TEST)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TEST)
+	$(call INSTALL,$(TEST)) torch
+	$(call INSTALL,$(TEST)) --no-deps torchvision
+	$(call INSTALL,$(TEST)) -e '.[all,test]'
+	touch $@
