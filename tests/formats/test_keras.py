@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     keras = pytest.importorskip("keras")
 
-REAL = Path(__file__).parents[3] / "shared" / "real"
+from conftest import REAL
 
 
 def sequential() -> Any:

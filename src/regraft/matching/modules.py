@@ -76,8 +76,20 @@ _SEPARATORS = re.compile(r"[./]")
 _TOKEN = re.compile(r"[a-zA-Z]+?[123]d(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
+_COUNTED = {
+    word: str(number)
+    for number, words in enumerate(
+        ("zero zeroth", "one first", "two second", "three third", "four fourth", "five fifth",
+         "six sixth", "seven seventh", "eight eighth", "nine ninth", "ten tenth")
+    )
+    for word in words.split()
+}  # fmt: skip
+
+
 def _tokens(path: Iterable[str]) -> list[str]:
-    return [token.lower() for part in path for token in _TOKEN.findall(part)]
+    """Lower-case words and numbers of a path; `first` and `one` are numbers, too."""
+    found = (token.lower() for part in path for token in _TOKEN.findall(part))
+    return [_COUNTED[token] if token in _COUNTED else token for token in found]
 
 
 def parts_of(name: str) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from regraft.tensors import FlowNode
@@ -23,9 +26,33 @@ _REARRANGES = {
 }  # fmt: skip
 
 
+# What stands in for a size where the model computes with sizes in plain Python.
+_SOME_SIZE = 64
+
+
 def flow_of(model: Any) -> tuple[FlowNode, ...]:
-    """FlowNodes of a module, empty where its Python cannot be traced."""
+    """FlowNodes of a module, empty where its Python cannot be traced.
+
+    Where a model does arithmetic with sizes, it is traced again with a stand-in for them: which
+    size it is says nothing about which layer follows which.
+    """
+    for sized in (False, True):
+        graph = _graph(model, sized)
+        if graph is not None:
+            return _nodes(graph, model) if len(graph.nodes) <= _LIMIT else ()
+    return ()
+
+
+def _graph(model: Any, sized: bool) -> Any:
     import torch.fx
+
+    class SizedProxy(torch.fx.Proxy):
+        @property
+        def shape(self) -> Any:
+            return _Sizes()
+
+        def size(self, dim: int | None = None) -> Any:
+            return _Sizes() if dim is None else _SOME_SIZE
 
     class Tracer(torch.fx.Tracer):
         def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
@@ -33,16 +60,33 @@ def flow_of(model: Any) -> tuple[FlowNode, ...]:
                 m, (torch.nn.Sequential, torch.nn.ModuleList)
             )
 
+        def proxy(self, node: Any) -> Any:
+            return SizedProxy(node, self) if sized else super().proxy(node)
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = Tracer().trace(model)
+            return Tracer().trace(model)
     # Tracing runs the model's own Python on stand-ins: it may raise anything at all.
     except Exception:
-        return ()
-    if len(graph.nodes) > _LIMIT:
-        return ()
-    return _nodes(graph, model)
+        return None
+
+
+class _Sizes:
+    """As many sizes as are asked for."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return (_SOME_SIZE, _SOME_SIZE) if isinstance(index, slice) else _SOME_SIZE
+
+    def __iter__(self) -> Iterator[int]:
+        """For `n, c, h, w = x.shape`: how many names there are is read from the caller's code."""
+        frame = inspect.currentframe()
+        caller = frame.f_back if frame else None
+        steps = dis.get_instructions(caller.f_code) if caller else ()
+        here = next((s for s in steps if caller and s.offset == caller.f_lasti), None)
+        if here is None or here.opname != "UNPACK_SEQUENCE":
+            raise TypeError("sizes of unknown number")
+        return iter([_SOME_SIZE] * int(here.argval))
 
 
 def _nodes(graph: Any, model: Any) -> tuple[FlowNode, ...]:

@@ -1,0 +1,1 @@
+"""Models written for the tests, independently of the files whose weights they take."""
