@@ -14,7 +14,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent))
 
-REAL = Path(__file__).parents[2] / "shared" / "real"
+from places import REAL
 
 
 def _mend_torchvision() -> None:
@@ -27,7 +27,7 @@ def _mend_torchvision() -> None:
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    globals()["_library"] = library
+    globals()["_kept_alive"] = library
 
 
 _mend_torchvision()

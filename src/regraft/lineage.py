@@ -150,7 +150,7 @@ def decode(metadata: Mapping[str, str], label: str) -> Lineage:
         )
     try:
         return msgspec.json.decode(text, type=Lineage)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise FormatError(label, found=f"a lineage that cannot be read: {error}") from error
 
 

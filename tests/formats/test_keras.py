@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     keras = pytest.importorskip("keras")
 
-from conftest import REAL
+from places import REAL
 
 
 def sequential() -> Any:

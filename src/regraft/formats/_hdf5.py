@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from regraft.errors import CorruptFile, FormatError, MissingDependency, RegraftError, UnsafeFile
+from regraft.formats._hdf5_heaps import check_heaps
 from regraft.tensors import DTYPE_BITS, Stored, StoredTensor
 
 if TYPE_CHECKING:
@@ -136,9 +137,34 @@ class Hdf5:
         try:
             with guarded(label):
                 self._walk()
+            self._check_heaps(source)
+            with guarded(label):
+                self._check_opaque()
         except BaseException:
             self.close()
             raise
+
+    def _check_opaque(self) -> None:
+        for path, data in self.datasets.items():
+            if data.dtype == "bfloat16" and self._attribute(path, "dtype", 64) != "bfloat16":
+                raise FormatError(
+                    f"{self.label}, {path!r}",
+                    found="opaque values of two bytes",
+                    expected="bfloat16, named in the attribute dtype",
+                )
+
+    def _check_heaps(self, source: Path | BinaryIO) -> None:
+        """Before any attribute is read; values, where they lie in one piece, are passed over."""
+        values = [
+            (data.offset, (math.prod(data.shape) * DTYPE_BITS[data.dtype] + 7) // 8)
+            for data in self.datasets.values()
+            if data.offset is not None
+        ]
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                check_heaps(file, self.size, values, self.label)
+        else:
+            check_heaps(source, self.size, values, self.label)
 
     def close(self) -> None:
         self._file.close()
@@ -212,9 +238,9 @@ class Hdf5:
         found = handle.get_type().dtype
         if found.kind == "O" or found.hasobject:
             raise UnsafeFile(where, found="objects or references", expected="numbers")
-        # Keras keeps bfloat16 as two opaque bytes and says so in an attribute.
+        # Keras keeps bfloat16 as two opaque bytes and says so in an attribute, looked at later.
         if found.kind == "V" and found.itemsize == 2 and found.fields is None:
-            name = _text(self._h5py.Dataset(handle).attrs.get("dtype", ""))
+            name = "bfloat16"
         else:
             name = found.newbyteorder("=").name
         if name not in DTYPE_BITS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tokenize
+import warnings
 from typing import NamedTuple
 
 from regraft.errors import CorruptFile
@@ -23,6 +25,11 @@ class Header(NamedTuple):
     length: int
 
 
+# What numpy's parser of the header, which is a Python literal, raises on nonsense.
+_MALFORMED = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError,
+              tokenize.TokenError)  # fmt: skip
+
+
 def header(data: bytes, label: str) -> Header:
     """Reads a .npy header from the beginning of the file's bytes. **Raises** `CorruptFile`."""
     import numpy as np
@@ -35,8 +42,10 @@ def header(data: bytes, label: str) -> Header:
             if version == (1, 0)
             else np.lib.format.read_array_header_2_0
         )
-        shape, fortran, dtype = read(stream)
-    except (ValueError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on headers that Python 2 wrote
+            shape, fortran, dtype = read(stream)
+    except _MALFORMED as error:
         raise CorruptFile(label, found=f"a .npy header: {error}"[:300]) from error
     if any(n < 0 for n in shape) or len(shape) > 64:
         raise CorruptFile(label, found=f"shape {shape}")

@@ -108,7 +108,7 @@ def _header(path: Path, header: bytes) -> dict[str, Any]:
         # msgspec keeps the last of two equal keys; the standard library can tell.
         count = header.count(b'"data_offsets"')
         raw = msgspec.json.decode(header, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _corrupt(path, f"a header that is no JSON object: {error}") from error
     if count > len(raw):
         raise _corrupt(path, "two tensors of one name")

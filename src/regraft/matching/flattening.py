@@ -21,8 +21,9 @@ Via = tuple[str, ...]
 
 
 class Flat(NamedTuple):
-    """What is known of a dense layer's inputs: how many channels the layer before may have, and
-    what the data goes through on the way, `None` where there is no graph."""
+    """What is known of a dense layer's inputs: how many channels a flattened map before it may
+    have (none: there is no such map), and what the data goes through on the way, `None` where
+    there is no graph."""
 
     channels: frozenset[int]
     via: Via | None
@@ -62,7 +63,7 @@ def _from_flow(
         module = modules.get(tuple(parts_of(node.owner))) if node.owner else None
         if module:
             kernel = _dense_kernel(module)
-            if kernel and _multiples(kernel, channels):
+            if kernel:
                 yield kernel.info.name, Flat(_multiples(kernel, channels), via)
             channels = _channels(module, channels)
         ends.append(channels)
@@ -90,8 +91,20 @@ def _channels(module: Module, before: frozenset[int]) -> frozenset[int]:
     if vectors and (kernel or before):
         return frozenset(vectors)
     if kernel and len(kernel.info.shape) > 2:
-        return frozenset(kernel.info.shape)  # which axis it is depends on layout and kind
+        return _outputs(kernel)
     return before
+
+
+def _outputs(kernel: Leaf) -> frozenset[int]:
+    """Numbers of channels that a convolution's kernel may give, by its layout."""
+    shape = kernel.info.shape
+    torch = kernel.framework == "torch"
+    ends = {shape[0]} if torch else {shape[-1]} if kernel.framework else {shape[0], shape[-1]}
+    if kernel.kind == "transposed":
+        ends = {shape[1]} if torch else {shape[-2], shape[-1]}
+    elif kernel.kind == "depthwise" and not torch:
+        ends = {shape[-2] * shape[-1]}
+    return frozenset(ends)
 
 
 def variants(
@@ -108,6 +121,8 @@ def variants(
     last, first = _order(source), _order(target)
     if last == first != "" or (ours is None and theirs is None):
         return (plain,)
+    if any(flat and flat.via is not None and not flat.channels for flat in flats):
+        return (plain,)  # a graph shows that no map is flattened here
     channels = frozenset[int]().union(*(flat.channels for flat in flats if flat))
     if ours and theirs and ours.channels & theirs.channels:
         channels = ours.channels & theirs.channels

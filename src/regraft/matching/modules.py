@@ -89,7 +89,7 @@ _COUNTED = {
 def _tokens(path: Iterable[str]) -> list[str]:
     """Lower-case words and numbers of a path; `first` and `one` are numbers, too."""
     found = (token.lower() for part in path for token in _TOKEN.findall(part))
-    return [_COUNTED[token] if token in _COUNTED else token for token in found]
+    return [_COUNTED.get(token) or token for token in found]
 
 
 def parts_of(name: str) -> list[str]:
@@ -101,12 +101,18 @@ def parts_of(name: str) -> list[str]:
     return parts
 
 
+# Flax keeps what is trained and what is not in two trees of the same layers.
+_COLLECTIONS = frozenset({"params", "batch_stats"})
+
+
 def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
     """The modules of a catalogue in its order; counters and constants are left out."""
     grouped: dict[tuple[str, ...], list[tuple[str, TensorInfo]]] = defaultdict(list)
+    collections = all(name.partition("/")[0] in _COLLECTIONS for name in catalogue)
     for info in catalogue.values():
         if info.kind == "weight":
             path, word = _owner(info)
+            path = path[1:] if collections else path
             grouped[path].append((word, info))
     result: list[Module] = []
     for path, tensors in grouped.items():

@@ -48,7 +48,10 @@ def skeleton(model: object) -> Skeleton:
     unknown = [info.name for info in infos if info.dtype not in DTYPE_BITS]
     if unknown:
         raise TargetError(unknown[0], found="a leaf that is no array of numbers")
-    return Skeleton(infos, framework="jax", order="definition", label="tree")
+    names = [info.name for info in infos]
+    # JAX itself sorts the keys of a tree that goes through any of its functions.
+    order = "sorted" if names == sorted(names) else "stored"
+    return Skeleton(infos, framework="jax", order=order, label="tree")
 
 
 class _TreeSink(Sink):
