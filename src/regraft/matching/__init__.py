@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from regraft.matching import compression, keras_graph, ruling, settling, values
 from regraft.matching.flattening import flattened
 from regraft.matching.modules import Leaf, Module, conventions_of, modules_of, parts_of
-from regraft.matching.pairing import Pairer
-from regraft.matching.settling import Settled, graft, spec_of
+from regraft.matching.pairing import Pairer, fitting_leaves
+from regraft.matching.settling import Pair, Settled, graft, spec_of
 from regraft.operations import Cast
 from regraft.plans import Evidence, Graft, Plan, Remark, Side, Undecided
 from regraft.rules import Rule
@@ -47,6 +47,7 @@ def match(
     left_alone = ruling.apply_rules(
         rules, source, target, (_leaves(all_sources), _leaves(all_targets)), state
     )
+    _follow(all_sources, all_targets, state, left_alone)
     spoken_for = {name for g in state.grafts.values() for name in g.sources} | left_alone
     spoken_for |= {pair.source.info.name for pair in state.pairs}
     decided = state.grafts.keys() | {pair.target.info.name for pair in state.pairs}
@@ -85,6 +86,28 @@ def _with_flow(catalogue: Catalogue) -> Catalogue:
 
 def _leaves(modules: Iterable[Module]) -> dict[str, Leaf]:
     return {leaf.info.name: leaf for m in modules for leaf in m.leaves.values()}
+
+
+def _follow(
+    sources: Iterable[Module], targets: Iterable[Module], state: Settled, left_alone: set[str]
+) -> None:
+    """A layer's other tensors go where rules sent one of them."""
+    home = {name: module for module in sources for name in _names(module)}
+    said = {name: g.sources for name, g in state.grafts.items() if len(g.sources) == 1}
+    said |= {pair.target.info.name: (pair.source.info.name,) for pair in state.pairs}
+    fresh = {name for name, g in state.grafts.items() if not g.sources}
+    taken = {source for ways in said.values() for source in ways} | left_alone
+    for target in targets:
+        homes = [home[said[name][0]] for name in _names(target) if name in said]
+        if not homes or any(module is not homes[0] for module in homes):
+            continue
+        state.partners[target.path] = homes[0]
+        for leaf, source in fitting_leaves(homes[0], target).items():
+            open_ = leaf.info.name not in said and leaf.info.name not in fresh
+            if open_ and source.info.name not in taken:
+                says = Evidence("rule", 2.0, "beside a tensor that a rule sent the same way")
+                state.pairs.append(Pair(source, leaf, (says,)))
+                taken.add(source.info.name)
 
 
 def _names(module: Module) -> set[str]:
