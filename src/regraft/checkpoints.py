@@ -179,6 +179,13 @@ def format_of(path: Path) -> Format:
         found = entry.load()
         if found.sniff(sample):
             return found
+    if sample.unfinished_zip:
+        raise CorruptFile(
+            str(path),
+            found="the beginning of a zip archive without the directory at its end",
+            expected="a whole archive, as PyTorch, Keras and NumPy write",
+            hint="the file is cut off or damaged; get it again",
+        )
     known = [*formats.names(), *sorted(entry.name for entry in others)]
     raise UnknownFormat(
         str(path),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from regraft.tensors import Array
 
 SNIFFED_BYTES = 4096
+_ZIP = b"PK\x03\x04"
 
 
 class Sample:
@@ -43,11 +44,16 @@ class Sample:
     @cached_property
     def zip_names(self) -> tuple[str, ...]:
         """Names of a zip archive's members; empty for any other file."""
-        if not self.head.startswith(b"PK\x03\x04"):
+        if not self.head.startswith(_ZIP):
             return ()
         from regraft.formats import _zip
 
         return tuple(_zip.member_names(self.path))
+
+    @property
+    def unfinished_zip(self) -> bool:
+        """Whether the file begins as a zip archive and has no directory that can be read."""
+        return self.head.startswith(_ZIP) and not self.zip_names
 
 
 class Format(Protocol):

@@ -26,7 +26,7 @@ def fit(model: Any, data: Data, settings: Settings, each: Callable[[Epoch], None
     if classes:
         logits = not _gives_probabilities(model, data)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
-    model.compile(optimizer, loss, ["accuracy"] if classes else None)
+    model.compile(optimizer, loss, metrics=["accuracy"] if classes else None)
     curve: list[Epoch] = []
 
     def end(epoch: int, logs: dict[str, float] | None = None) -> None:
