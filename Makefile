@@ -30,6 +30,7 @@ $(DEMO)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO)
 	$(call INSTALL,$(DEMO)) torch
 	$(call INSTALL,$(DEMO)) -e '.[demo]'
+	$(@D)/bin/python -m compileall -q src  # so that the first start is as quick as any
 	touch $@
 
 # torchvision and keras-hub ask for CUDA builds of what is here already: without dependencies.
@@ -38,4 +39,5 @@ $(TEST)/ready: pyproject.toml constraints.txt
 	$(call INSTALL,$(TEST)) torch
 	$(call INSTALL,$(TEST)) --no-deps torchvision
 	$(call INSTALL,$(TEST)) -e '.[all,test]'
+	$(@D)/bin/python -m compileall -q src  # so that the first start is as quick as any
 	touch $@

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,8 @@ def replacing(path: Path) -> Generator[BinaryIO]:
 
     When it does not, the temporary file goes and what was at `path` stays as it was.
     """
+    import tempfile  # only where something is written
+
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w+b") as file:

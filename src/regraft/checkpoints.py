@@ -5,14 +5,11 @@ Which part of a file is opened where it holds several is the rule of `regraft.co
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from regraft import containers, formats
 from regraft.errors import (
@@ -118,12 +115,6 @@ class Checkpoint(Catalogue):
     def sha256(self) -> str:
         """The file's content hash; reads it whole, once."""
         return content_hash(self.path)
-
-
-class _Index(msgspec.Struct):
-    """An index of shards, as Hugging Face writes it; the rest of it is not needed."""
-
-    weight_map: dict[str, str]
 
 
 def _several(group: tuple[tuple[str, ...], ...], names: Mapping[tuple[str, ...], str]) -> bool:
@@ -243,9 +234,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     size = index.stat().st_size
     if size > _MAX_INDEX:
         raise CorruptFile(str(index), found=f"an index of {size} bytes")
+    import msgspec  # not on the way to a single file
+
     try:
-        found = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        content = msgspec.json.decode(index.read_bytes(), type=dict[str, Any])
+        found = msgspec.convert(content.get("weight_map"), dict[str, str])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptFile(str(index), found=str(error), expected="a weight_map") from error
     if not found:
         raise CorruptFile(str(index), found="no shards", expected="a weight_map")
@@ -383,6 +377,8 @@ def _writer(path: Path, wanted: str | None) -> Write:
 
 def content_hash(path: str | os.PathLike[str]) -> str:
     """sha256 of a file, streamed; of an index or its folder, over the hashes of the shards."""
+    import hashlib
+
     where = Path(path)
     if where.is_dir():
         where = _index_in(where)
