@@ -15,7 +15,7 @@ test: $(TEST)/ready  ## every test
 check: $(TEST)/ready  ## lint, types, walls between rooms
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
-	$(TEST)/bin/pyright
+	$(TEST)/bin/pyright --pythonpath $(TEST)/bin/python
 	$(TEST)/bin/lint-imports
 
 bench: $(TEST)/ready  ## timings, as ratios to a peer in the same run

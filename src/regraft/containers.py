@@ -133,8 +133,8 @@ def chosen(tree: Tree) -> Choice:
         return Choice(prefix)
     example = next(iter(passed))
     note = (
-        f"opened {'/'.join(prefix)!r}; the file also holds {', '.join(passed[:_SHOWN])} "
-        f"(container={example!r}, or --container {example}, opens that instead)"
+        f"opened {'/'.join(prefix)!r}; also there: {', '.join(passed[:_SHOWN])} "
+        f"(container={example!r} or --container {example})"
     )
     return Choice(prefix, notes=(note,))
 
@@ -143,8 +143,8 @@ def _left_out(parts: list[str]) -> tuple[str, ...]:
     if not parts:
         return ()
     return (
-        f"left out {', '.join(parts[:_SHOWN])} "
-        f"(container={parts[0]!r}, or --container {parts[0]}, opens that instead)",
+        f"left out: {', '.join(parts[:_SHOWN])} "
+        f"(container={parts[0]!r} or --container {parts[0]})",
     )
 
 

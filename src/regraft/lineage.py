@@ -215,9 +215,10 @@ class Diff(Mapping[str, Entry]):
                 continue
             facts = ""
             if entry.status == "moved":
-                facts = f"  L2 {entry.rel_l2:.3g}  max {entry.max_abs:.3g}  cos {entry.cosine:.6f}"
+                facts = f"  L2 {entry.rel_l2:<8.3g}  max {entry.max_abs:<8.3g}"
+                facts += f"  cos {entry.cosine:.6f}"
             renamed = f"  was {entry.base}" if entry.base else ""
-            rows.append(f"  {entry.status:<6} {name:<{width}}{facts}{renamed}")
+            rows.append(f"  {entry.status:<6} {name:<{width}}{facts}{renamed}".rstrip())
         return "\n".join(rows)
 
 

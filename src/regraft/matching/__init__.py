@@ -181,6 +181,7 @@ def _plan(
             undecided[name] = Undecided(spec_of(info), "nothing in the source was found for it")
     grafts = {name: state.grafts[name] for name in target if name in state.grafts}
     read = {name for g in grafts.values() for name in g.sources}
+    read |= {n for u in undecided.values() for way in u.alternatives for n in way.sources}
     unused = tuple(
         name
         for name, info in source.items()
