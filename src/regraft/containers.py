@@ -143,8 +143,7 @@ def _left_out(parts: list[str]) -> tuple[str, ...]:
     if not parts:
         return ()
     return (
-        f"left out: {', '.join(parts[:_SHOWN])} "
-        f"(container={parts[0]!r} or --container {parts[0]})",
+        f"left out: {', '.join(parts[:_SHOWN])} (container={parts[0]!r} or --container {parts[0]})",
     )
 
 

@@ -19,7 +19,17 @@ from typing import NamedTuple
 
 from regraft.matching.modules import Leaf
 from regraft.matching.roles import Role
-from regraft.operations import AnyOp, Flip, Reshape, Shape, Transpose, infer, invert, simplify
+from regraft.operations import (
+    AnyOp,
+    Blocks,
+    Flip,
+    Reshape,
+    Shape,
+    Transpose,
+    infer,
+    invert,
+    simplify,
+)
 
 _FIRST, _LAST, _WIDTH_FIRST = "channels first", "channels last", "channels last, W before H"
 
@@ -122,6 +132,11 @@ def _tidy(ops: tuple[AnyOp, ...], shape: Shape) -> tuple[AnyOp, ...]:
 
 def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, ...]:
     rank = len(shape)
+    if kind == "gru":
+        return _gated(role, shape, framework)
+    if role == "slope" and rank > 1 and max(shape) == prod(shape):  # Keras' shared axes
+        flat = Reshape((prod(shape),))
+        return (Form("any", flat.shape, (flat,), "as stored"),)
     if role not in ("kernel", "recurrent") or rank < 2:
         return (Form("any", shape, (), "as stored"),)
     if role == "recurrent" or (rank == 2 and kind in ("plain", "transposed", "depthwise")):
@@ -132,6 +147,20 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     if framework in ("keras", "jax"):
         return last
     return (*first, *last, *_width_first(shape, kind))
+
+
+def _gated(role: Role, shape: Shape, framework: str) -> tuple[Form, ...]:
+    """A GRU's gates are reset, update, new in PyTorch and update, reset, new in Keras.
+
+    Biases are not only reordered: with `reset_after` Keras stacks two, without it the layer
+    computes something else. They fit their own framework only.
+    """
+    if len(shape) != 2 or role not in ("kernel", "recurrent"):
+        return (Form(f"gru {role} {framework}", shape, (), "as stored"),)
+    first = Form("gru", shape, (), _FIRST)
+    steps = (Transpose((1, 0)), Blocks(0, (1, 0, 2)))
+    last = Form("gru", shape[::-1], steps, _LAST)
+    return {"torch": (first,), "keras": (last,)}.get(framework, (first, last))
 
 
 def _channels_first(shape: Shape, kind: str) -> tuple[Form, ...]:

@@ -16,7 +16,7 @@ from regraft.matching import roles
 from regraft.matching.roles import Role
 from regraft.tensors import Catalogue, TensorInfo
 
-Kind = str  # "plain", "depthwise", "transposed", "embedding", "" for unknown
+Kind = str  # "plain", "depthwise", "transposed", "embedding", "gru", "" for unknown
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,16 @@ def _split(
         else:
             yield (), first | leaves
     elif leaves:
-        yield (), leaves
+        yield (), _gated(leaves)
+
+
+def _gated(leaves: dict[Role, Leaf]) -> dict[Role, Leaf]:
+    """A GRU's tensors marked as such: three gates, which frameworks put in different orders."""
+    recurrent = leaves.get("recurrent")
+    sizes = sorted(recurrent.info.shape) if recurrent else []
+    if len(sizes) != 2 or sizes[1] != 3 * sizes[0]:
+        return leaves
+    return {role: Leaf(x.info, x.role, x.framework, "gru") for role, x in leaves.items()}
 
 
 def _as_kernel(leaf: Leaf, kind: Kind) -> Leaf:

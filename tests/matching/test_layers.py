@@ -1,0 +1,100 @@
+"""Layer by layer between Keras, PyTorch and Flax: layouts proven by equal outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import regraft as rg
+
+K = keras.layers
+Case = tuple[tuple[int, ...], Callable[[], Any], Callable[[], nn.Module]]
+
+
+class Separable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = nn.Conv2d(4, 8, 3, groups=4, bias=False)
+        self.point = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.point(self.depth(x))
+
+
+# Shape of one sample in Keras (channels last), the layer there and its counterpart.
+CASES: dict[str, Case] = {
+    "dense": ((6,), lambda: K.Dense(5), lambda: nn.Linear(6, 5)),
+    "square dense": ((6,), lambda: K.Dense(6), lambda: nn.Linear(6, 6)),
+    "conv1d": ((9, 4), lambda: K.Conv1D(5, 3), lambda: nn.Conv1d(4, 5, 3)),
+    "conv2d": ((8, 7, 4), lambda: K.Conv2D(5, (3, 2)), lambda: nn.Conv2d(4, 5, (3, 2))),
+    "square conv2d": ((8, 7, 3), lambda: K.Conv2D(3, 3), lambda: nn.Conv2d(3, 3, 3)),
+    "conv3d": ((5, 6, 7, 2), lambda: K.Conv3D(3, 2), lambda: nn.Conv3d(2, 3, 2)),
+    "grouped": ((8, 7, 4), lambda: K.Conv2D(6, 3, groups=2), lambda: nn.Conv2d(4, 6, 3, groups=2)),
+    "depthwise": (
+        (8, 7, 4),
+        lambda: K.DepthwiseConv2D(3, depth_multiplier=2),
+        lambda: nn.Conv2d(4, 8, 3, groups=4),
+    ),
+    "plain depthwise": (
+        (8, 7, 4), lambda: K.DepthwiseConv2D(3), lambda: nn.Conv2d(4, 4, 3, groups=4),
+    ),
+    "separable": ((8, 7, 4), lambda: K.SeparableConv2D(5, 3, depth_multiplier=2), Separable),
+    "transposed": (
+        (6, 7, 4), lambda: K.Conv2DTranspose(5, 3, 2), lambda: nn.ConvTranspose2d(4, 5, 3, 2),
+    ),
+    "square transposed": (
+        (6, 7, 4), lambda: K.Conv2DTranspose(4, 3), lambda: nn.ConvTranspose2d(4, 4, 3),
+    ),
+    "batch norm": (
+        (6, 7, 4), lambda: K.BatchNormalization(epsilon=1e-5), lambda: nn.BatchNorm2d(4),
+    ),
+    "layer norm": ((6,), lambda: K.LayerNormalization(epsilon=1e-5), lambda: nn.LayerNorm(6)),
+    "group norm": (
+        (6, 7, 4), lambda: K.GroupNormalization(2, epsilon=1e-5), lambda: nn.GroupNorm(2, 4),
+    ),
+    "slope": ((6, 7, 4), lambda: K.PReLU(shared_axes=[1, 2]), lambda: nn.PReLU(4)),
+}  # fmt: skip
+
+
+def channels_first(x: Any) -> Any:
+    return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if x.ndim > 2 else x
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_keras_and_pytorch(name: str) -> None:
+    shape, make_keras, make_torch = CASES[name]
+    generator = np.random.default_rng(0)
+    ours = keras.Sequential([K.Input(shape), make_keras()])
+    for variable in ours.weights:
+        variable.assign(generator.uniform(0.2, 1.0, variable.shape))
+    x = generator.normal(size=(2, *shape)).astype(np.float32)
+    expected = channels_first(np.asarray(ours(x, training=False)))
+    theirs = nn.Sequential(make_torch())
+    probe = rg.Probe(channels_first(x), expected)
+    assert rg.load(ours, theirs, probe=probe, accept=["little-in-common"]).verified
+
+    again = keras.Sequential([K.Input(shape), make_keras()])
+    back = rg.Probe(x, np.asarray(ours(x, training=False)))
+    assert rg.load(theirs, again, probe=back, accept=["little-in-common"]).verified
+
+
+def test_flax_transposed_convolutions_are_turned_round() -> None:
+    import jax
+    from flax import linen
+
+    layer = linen.ConvTranspose(5, (3, 3), padding="VALID", strides=(2, 2))
+    x = np.random.default_rng(0).normal(size=(2, 6, 7, 4)).astype(np.float32)
+    tree = jax.tree.map(np.asarray, layer.init(jax.random.key(0), x))
+    generator = np.random.default_rng(1)
+    tree = jax.tree.map(lambda leaf: jax.numpy.asarray(generator.normal(size=leaf.shape)), tree)
+    named = {"params": {"ConvTranspose_0": tree["params"]}}
+    expected = channels_first(np.asarray(layer.apply(tree, x)))
+    model = nn.Sequential(nn.ConvTranspose2d(4, 5, 3, 2))
+    probe = rg.Probe(channels_first(x), expected)
+    assert rg.load(named, model, probe=probe, accept=["little-in-common"]).verified
