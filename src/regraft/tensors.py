@@ -21,7 +21,7 @@ Arrays: TypeAlias = "Mapping[str, Array]"
 Slices: TypeAlias = "tuple[slice, ...]"
 Read: TypeAlias = "Callable[[str, Slices | None], Array]"
 
-# Width of one element in bits, under numpy's and ml_dtypes' names. The only list of dtypes.
+# Width of one element in bits, under numpy's and ml_dtypes' names. The only list of plain dtypes.
 DTYPE_BITS: dict[str, int] = {
     "bool": 8,
     "int4": 4,
@@ -49,10 +49,56 @@ DTYPE_BITS: dict[str, int] = {
 }
 
 
+# Coded dtypes: blocks of values share scales, or codes stand for values. For each, the values and
+# the bytes of one block. They are listed by the name of their code and read as float32.
+# First those of GGML (ggml-common.h), under its names; then PyTorch's quantized integers.
+CODED: dict[str, tuple[int, int]] = {
+    "q4_0": (32, 18),
+    "q4_1": (32, 20),
+    "q5_0": (32, 22),
+    "q5_1": (32, 24),
+    "q8_0": (32, 34),
+    "q8_1": (32, 40),
+    "q2_k": (256, 84),
+    "q3_k": (256, 110),
+    "q4_k": (256, 144),
+    "q5_k": (256, 176),
+    "q6_k": (256, 210),
+    "q8_k": (256, 292),
+    "iq2_xxs": (256, 66),
+    "iq2_xs": (256, 74),
+    "iq3_xxs": (256, 98),
+    "iq1_s": (256, 50),
+    "iq4_nl": (32, 18),
+    "iq3_s": (256, 110),
+    "iq2_s": (256, 82),
+    "iq4_xs": (256, 136),
+    "iq1_m": (256, 56),
+    "tq1_0": (256, 54),
+    "tq2_0": (256, 66),
+    "mxfp4": (32, 17),
+    "nvfp4": (64, 36),
+    "qint8": (1, 1),
+    "quint8": (1, 1),
+    "qint32": (1, 4),
+}
+
+
+def stored_bytes(count: int, dtype: str) -> int:
+    """Bytes that `count` values of a plain or coded dtype take, packed."""
+    if dtype in CODED:
+        values, size = CODED[dtype]
+        return -(-count // values) * size
+    return (count * DTYPE_BITS[dtype] + 7) // 8
+
+
 def numpy_dtype(name: str) -> np.dtype[np.generic]:
-    """The numpy dtype of a name in `DTYPE_BITS`, through ml_dtypes where numpy has none."""
+    """The numpy dtype that values of this dtype are read in: that of a name in `DTYPE_BITS`,
+    through ml_dtypes where numpy has none, and float32 for a coded one."""
     import numpy as np
 
+    if name in CODED:
+        return np.dtype(np.float32)
     try:
         return np.dtype(name)
     except TypeError:
@@ -69,7 +115,8 @@ class TensorInfo(NamedTuple):
 
     - `name`: unique in its Catalogue.
     - `shape`: sizes, outermost first; `()` for a scalar.
-    - `dtype`: a numpy or ml_dtypes name, a key of `DTYPE_BITS`.
+    - `dtype`: a numpy or ml_dtypes name, a key of `DTYPE_BITS`; or the name of a code, a key of
+      `CODED`, whose values are read as float32.
     - `module`: class of the layer that owns it (`Conv2d`, `BatchNormalization`), `""` if unknown.
     - `role`: the layer's own name for it (`kernel`, `running_mean`) where the name does not
       end with it, `""` otherwise.
@@ -91,8 +138,8 @@ class TensorInfo(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values, packed where an element is smaller than a byte."""
-        return (self.size * DTYPE_BITS[self.dtype] + 7) // 8
+        """Bytes of the values as stored, packed where an element is smaller than a byte."""
+        return stored_bytes(self.size, self.dtype)
 
 
 class FlowNode(NamedTuple):

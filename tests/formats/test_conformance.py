@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from formats.samples import MAKERS, Values, arrays
+from formats.samples import Values, all_makers, arrays
 from regraft import checkpoints, formats
 from regraft.errors import (
     CorruptFile,
@@ -27,6 +28,7 @@ from regraft.errors import (
 from regraft.tensors import TensorInfo
 
 NAMES = formats.names()
+MAKERS = all_makers()
 WRITERS = [name for name in NAMES if hasattr(formats.load(name), "write")]
 
 
@@ -37,6 +39,20 @@ def test_every_format_has_a_sample() -> None:
 class Samples(dict[str, tuple[Path, Values]]):
     def __repr__(self) -> str:  # else a failing example prints all values
         return "samples"
+
+
+def copy(path: Path, to: Path) -> None:
+    if to.is_dir():
+        shutil.rmtree(to)
+    if path.is_dir():
+        shutil.copytree(path, to)
+    else:
+        shutil.copyfile(path, to)
+
+
+def essential(path: Path) -> list[Path]:
+    """The files that a sample cannot do without."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +69,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 def test_exactly_one_format_claims_a_sample(name: str, samples: Samples, tmp_path: Path) -> None:
     path, _ = samples[name]
     nameless = tmp_path / "checkpoint"  # what a file is must not hang on its ending
-    nameless.write_bytes(path.read_bytes())
+    copy(path, nameless)
     for file in (path, nameless):
         sample = formats.Sample(file)
         assert [n for n in NAMES if formats.load(n).sniff(sample)] == [name]
@@ -83,13 +99,15 @@ def test_values_and_slices(name: str, samples: Samples) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_truncated_file_gives_a_typed_error(name: str, samples: Samples, tmp_path: Path) -> None:
     path, _ = samples[name]
-    data = path.read_bytes()
-    for cut in sorted({0, 1, 7, 8, 100, len(data) // 2, len(data) - 1}):
-        short = tmp_path / path.name
-        short.write_bytes(data[:cut])
-        with pytest.raises(FormatError), checkpoints.open(short) as found:
-            for key in found:
-                found.read(key)
+    for part in essential(path):
+        data = part.read_bytes()
+        for cut in sorted({0, 1, 7, 8, 100, len(data) // 2, len(data) - 1}):
+            short = tmp_path / path.name
+            copy(path, short)
+            (short / part.relative_to(path)).write_bytes(data[:cut])
+            with pytest.raises(FormatError), checkpoints.open(short) as found:
+                for key in found:
+                    found.read(key)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,11 +124,13 @@ def test_a_damaged_file_gives_values_or_a_typed_error(
     changes: list[tuple[float, int]],
 ) -> None:
     path, _ = samples[name]
-    content = bytearray(path.read_bytes())
-    for where, value in changes:  # most of what can be wrong is at the beginning
-        content[int(where**2 * len(content))] = value
     damaged = tmp_path_factory.mktemp("damaged") / path.name
-    damaged.write_bytes(bytes(content))
+    copy(path, damaged)
+    for part in essential(path):
+        content = bytearray(part.read_bytes())
+        for where, value in changes:  # most of what can be wrong is at the beginning
+            content[int(where**2 * len(content))] = value
+        (damaged / part.relative_to(path)).write_bytes(bytes(content))
     try:
         with checkpoints.open(damaged) as found:
             for key in found:
@@ -118,7 +138,7 @@ def test_a_damaged_file_gives_values_or_a_typed_error(
     except RegraftError as error:
         assert error.where
     finally:
-        damaged.unlink()
+        shutil.rmtree(damaged.parent)
 
 
 def test_a_damaged_heap_does_not_loop_for_ever(samples: Samples, tmp_path: Path) -> None:

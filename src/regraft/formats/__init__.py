@@ -4,7 +4,8 @@ A format is a module with
 
 - `EXTRA`: the extra of ours that installs the library it needs, `""` for none;
 - `SUFFIXES`: file name endings its writer answers to, `()` when it has none;
-- `sniff(sample) -> bool`: whether a file is of this format; exactly one format claims a file;
+- `sniff(sample) -> bool`: whether a file or a folder is of this format; exactly one format
+  claims each (a folder has an empty `head`, and `entries`);
 - `open(path) -> Stored`: lists the tensors, validating all sizes and offsets, reads none;
 - `write(path, tensors, metadata)`, optional: writes the whole file under a temporary name and
   renames it, so that a failed write leaves the old file whole. `tensors` is an iterable of
@@ -18,6 +19,7 @@ Third parties add formats through the entry point group `regraft.formats`.
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
@@ -30,14 +32,26 @@ if TYPE_CHECKING:
     from regraft.tensors import Array
 
 SNIFFED_BYTES = 4096
+# Names of a folder that are looked at; a folder of more is no checkpoint.
+_MAX_ENTRIES = 100_000
 _ZIP = b"PK\x03\x04"
 
 
 class Sample:
-    """The little of a file that formats may look at to claim it."""
+    """The little of a file or a folder that formats may look at to claim it.
+
+    - `head`: a file's first bytes; empty for a folder.
+    - `entries`: names of what lies right in a folder, sorted; empty for a file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.head = b""
+        self.entries: tuple[str, ...] = ()
+        if path.is_dir():
+            listed = itertools.islice(path.iterdir(), _MAX_ENTRIES)
+            self.entries = tuple(sorted(entry.name for entry in listed))
+            return
         with path.open("rb") as file:
             self.head = file.read(SNIFFED_BYTES)
 
