@@ -89,7 +89,7 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
     sink = theirs.sink()
 
     def run(candidate: Plan) -> Report:
-        names = [g.target for g in candidate.grafts.values() if g.sources]
+        names = [g.target for g in candidate.grafts.values() if g.written]
         with transfer.kept(sink, names):
             transfer.apply(candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink)
             return _compared(sink, probe)
@@ -146,7 +146,7 @@ def _apply(
     progress: Progress | None,
 ) -> Receipt:
     sink = theirs.sink()
-    writes = [g.target for g in made.grafts.values() if g.sources] if probe else []
+    writes = [g.target for g in made.grafts.values() if g.written] if probe else []
     before = {name: sink.read(name) for name in writes}
     receipt = transfer.apply(
         made,
@@ -318,13 +318,13 @@ def _convert_through(
 
     def get(name: str, _: object = None) -> Array:
         graft = made.grafts[name]
-        if graft.sources:
+        if graft.written:
             return transfer.make(made, graft, read)
         import numpy as np
 
         return np.zeros(graft.spec.shape, graft.spec.dtype)  # a counter, which starts at 0
 
-    hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.sources}
+    hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.written}
     digest = checkpoints.content_hash(side.path) if side.path else ""
     parent = side.catalogue.metadata.get(lineage.KEY, "")
     receipt = Receipt(made, None, hashes, made.warnings, source_hash=digest, parent=parent)
@@ -432,10 +432,10 @@ def pretrained(tuned: Given, base: Given) -> dict[str, Array]:
     found: dict[str, Array] = {}
     wrong: list[str] = []
     for name, origin in told.tensors.items():
-        if not origin.sources:
+        if origin.kind == "fresh":
             continue
         graft = made.grafts[name]
-        if not graft.sources:
+        if not graft.written:
             wrong.append(f"{name}: {', '.join(origin.sources)} is missing")
             continue
         found[name] = transfer.make(made, graft, before.reader())
