@@ -219,4 +219,6 @@ def test_the_script_computes_what_the_op_does(case):
     scope: dict = {}
     exec(plan.to_python(), scope)
     made = scope["convert"](sources)["t"]
-    np.testing.assert_allclose(made, make(plan, graft, lambda n, s: sources[n][s or ...]), rtol=1e-6)
+    np.testing.assert_allclose(
+        made, make(plan, graft, lambda n, s: sources[n][s or ...]), rtol=1e-6
+    )

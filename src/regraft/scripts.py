@@ -155,9 +155,9 @@ def _joined(op: o.Op, values: list[str]) -> list[str] | None:
         case o.Multiply():
             return [f"np.multiply({values[0]}, {values[1]}, dtype={values[0]}.dtype)"]
         case o.Add():
-            return [" + ".join(values)]
+            return [f"({' + '.join(values)})"]
         case o.Subtract():
-            return [" - ".join(values)]
+            return [f"({' - '.join(values)})"]
         case o.Dequantize(axis):
             return [f"dequantize({axis}, {several})"]
         case o.FoldScale(axis, eps):
@@ -175,7 +175,7 @@ def _single(op: o.Op, x: str, shape: o.Shape) -> str:
         case o.Reshape(to):
             return f"np.reshape({x}, {to})"
         case o.Slice(axis, start, stop):
-            return f"{_bracketed(x)}[{':, ' * axis}{start}:{stop}]"
+            return f"{x}[{':, ' * axis}{start}:{stop}]"
         case o.Unstack(axis, index):
             return f"np.take({x}, {index}, {axis})"
         case o.Take(axis, indices):
@@ -191,7 +191,7 @@ def _single(op: o.Op, x: str, shape: o.Shape) -> str:
         case o.Norm(axis):
             return f"norm({x}, {axis})"
         case o.Cast(dtype):
-            return f"{_bracketed(x)}.astype({dtype!r})"
+            return f"{x}.astype({dtype!r})"
         case o.Pad(axis, before, after, value):
             widths = [(before, after) if i == axis else (0, 0) for i in range(len(shape))]
             return f"np.pad({x}, {widths}, constant_values={value})"
@@ -204,14 +204,9 @@ def _single(op: o.Op, x: str, shape: o.Shape) -> str:
             for axis, size in zip(axes, sizes, strict=True):
                 matrix = op.weights(shape[axis], size).tolist()
                 resized = f"resize({resized}, {axis}, {matrix})"
-            return f"{resized}.astype({_bracketed(x)}.dtype)"
+            return f"{resized}.astype({x}.dtype)"
         case _:
             raise AssertionError(f"no Python for {op}")
-
-
-def _bracketed(x: str) -> str:
-    """An expression that can be followed by a dot or a bracket."""
-    return f"({x})" if " + " in x or " - " in x else x
 
 
 def _imports(plan: Plan) -> str:
