@@ -38,7 +38,17 @@ class Evidence(msgspec.Struct, frozen=True):
     """One reason for a pairing. `weight` is what it added to the score; `text` is for people."""
 
     kind: Literal[
-        "rule", "names", "numbers", "order", "dataflow", "shape", "role", "values", "probe"
+        "rule",
+        "names",
+        "numbers",
+        "order",
+        "dataflow",
+        "shape",
+        "role",
+        "values",
+        "probe",
+        "rewrite",
+        "tree",
     ]
     weight: float
     text: str

@@ -107,6 +107,8 @@ def numpy_dtype(name: str) -> np.dtype[np.generic]:
         return np.dtype(getattr(ml_dtypes, name))
 
 
+# Plain values by layer and name.
+Settings: TypeAlias = "Mapping[str, Mapping[str, int | float | str | bool]]"
 Order = Literal["definition", "stored", "sorted"]
 
 
@@ -177,6 +179,8 @@ class Catalogue(Mapping[str, TensorInfo]):
     - `metadata`: strings that the file carries.
     - `notes`: harmless remarks, such as other containers that could have been chosen.
     - `flow`: the dataflow of the model in topological order, empty where it is not to be had.
+    - `settings`: by layer (`""` for the model), plain values that a live model's layers hold, such
+      as `num_heads` and `eps`.
     """
 
     def __init__(
@@ -191,6 +195,7 @@ class Catalogue(Mapping[str, TensorInfo]):
         metadata: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
         flow: Iterable[FlowNode] = (),
+        settings: Settings | None = None,
     ) -> None:
         self._tensors: dict[str, TensorInfo] = {}
         for tensor in tensors:
@@ -205,6 +210,7 @@ class Catalogue(Mapping[str, TensorInfo]):
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.notes = tuple(notes)
         self.flow = tuple(flow)
+        self.settings: Settings = settings or {}
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._tensors[name]

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from regraft.matching import compression, keras_graph, ruling, settling, values
+from regraft.matching import (
+    composing,
+    compression,
+    keras_graph,
+    rewrites,
+    ruling,
+    settling,
+    values,
+)
 from regraft.matching.flattening import flattened
 from regraft.matching.modules import Leaf, Module, conventions_of, modules_of, parts_of
 from regraft.matching.pairing import Pairer, fitting_leaves
 from regraft.matching.settling import Pair, Settled, graft, spec_of
+from regraft.matching.views import without
 from regraft.operations import Cast
 from regraft.plans import Evidence, Graft, Plan, Remark, Side, Undecided
 from regraft.rules import Rule
@@ -50,16 +59,23 @@ def match(
     _follow(all_sources, all_targets, state, left_alone)
     spoken_for = {name for g in state.grafts.values() for name in g.sources} | left_alone
     spoken_for |= {pair.source.info.name for pair in state.pairs}
+    spoken_for |= {n for m in all_sources if _names(m) & spoken_for for n in _names(m)}
     decided = state.grafts.keys() | {pair.target.info.name for pair in state.pairs}
-    sources = [m for m in all_sources if not _names(m) & spoken_for]
-    targets = _rest(all_targets, decided)
-    pairer = Pairer(source, sources, target, targets)
+    seen = rewrites.aligned(without(source, spoken_for), without(target, decided), read_source)
+    ours, theirs = seen.source.catalogue, seen.target.catalogue
+    sources, targets = (modules_of(side, conventions_of(side)) for side in (ours, theirs))
+    pairer = Pairer(ours, sources, theirs, targets)
     left = settling.take_pairings(pairer.pairings(), state)
-    settling.settle_layouts(state, flattened(source, all_sources), flattened(target, all_targets))
+    settling.settle_layouts(
+        state,
+        flattened(source, all_sources) | flattened(ours, sources),
+        flattened(target, all_targets) | flattened(theirs, targets),
+    )
     used = {id(module) for module in state.partners.values()}
     offered = {n for u in state.undecided.values() for a in u.alternatives for n in a.sources}
     unused = [m for m in sources if id(m) not in used and not _names(m) & offered]
     settling.settle_missing(left, targets, unused, state, pairer.coverage)
+    composing.compose(state, seen)
     _settle_counters(source, target, state)
     if read_source and read_target:
         _settle_by_values(source, target, state, read_source, read_target)
@@ -81,6 +97,7 @@ def _with_flow(catalogue: Catalogue) -> Catalogue:
         metadata=catalogue.metadata,
         notes=catalogue.notes,
         flow=keras_graph.flow_of(config),
+        settings=catalogue.settings,
     )
 
 
@@ -112,18 +129,6 @@ def _follow(
 
 def _names(module: Module) -> set[str]:
     return {leaf.info.name for leaf in module.leaves.values()}
-
-
-def _rest(modules: Iterable[Module], decided: set[str]) -> list[Module]:
-    """Modules without the tensors that rules have settled; none where nothing remains."""
-    result: list[Module] = []
-    for module in modules:
-        open_ = dict(item for item in module.leaves.items() if item[1].info.name not in decided)
-        if len(open_) == len(module.leaves):
-            result.append(module)
-        elif open_:
-            result.append(Module(module.path, module.position, open_))
-    return result
 
 
 def _settle_counters(source: Catalogue, target: Catalogue, state: Settled) -> None:

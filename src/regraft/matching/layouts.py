@@ -137,6 +137,9 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     if role == "slope" and rank > 1 and max(shape) == prod(shape):  # Keras' shared axes
         flat = Reshape((prod(shape),))
         return (Form("any", flat.shape, (flat,), "as stored"),)
+    if role == "embedding" and rank > 2 and 1 in shape:  # a table with axes that broadcast
+        flat = Reshape(tuple(n for n in shape if n != 1))
+        return (Form("any", flat.shape, (flat,), "as stored"),)
     if role not in ("kernel", "recurrent") or rank < 2:
         return (Form("any", shape, (), "as stored"),)
     if role == "recurrent" or (rank == 2 and kind in ("plain", "transposed", "depthwise")):

@@ -44,17 +44,17 @@ class Module:
     @cached_property
     def words(self) -> tuple[str, ...]:
         """Lower-case words of the path, numbers left out."""
-        return tuple(t for t in _tokens(self.path) if not t.isdigit())
+        return tuple(t for t in tokens(self.path) if not t.isdigit())
 
     @cached_property
     def numbers(self) -> tuple[int, ...]:
         """Numbers of the path, outermost first."""
-        return tuple(int(t) for t in _tokens(self.path) if t.isdigit())
+        return tuple(int(t) for t in tokens(self.path) if t.isdigit())
 
     @cached_property
     def family(self) -> str:
         """The path with its numbers blotted out: layers of one family differ by position only."""
-        return ".".join("#" if t.isdigit() else t for t in _tokens(self.path))
+        return ".".join("#" if t.isdigit() else t for t in tokens(self.path))
 
     @cached_property
     def key(self) -> tuple[object, ...]:
@@ -86,7 +86,7 @@ _COUNTED = {
 }  # fmt: skip
 
 
-def _tokens(path: Iterable[str]) -> list[str]:
+def tokens(path: Iterable[str]) -> list[str]:
     """Lower-case words and numbers of a path; `first` and `one` are numbers, too."""
     found = (token.lower() for part in path for token in _TOKEN.findall(part))
     return [_COUNTED.get(token) or token for token in found]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 from regraft.matching.modules import Module
@@ -34,6 +34,7 @@ depthwise dw dwconv
 pointwise pw pwconv
 out output
 pos position positional
+cls class
 """
 _CANONICAL = {
     word: line.split()[0] for line in _SYNONYMS.strip().splitlines() for word in line.split()
@@ -136,8 +137,13 @@ def _equal_paths(
     return result
 
 
+def canonical_words(words: Iterable[str]) -> Iterator[str]:
+    """Each word, or the one that stands for it and its synonyms."""
+    return (_CANONICAL.get(word, word) for word in words)
+
+
 def _canonical(module: Module) -> Counter[str]:
-    return Counter(_CANONICAL.get(word, word) for word in module.words)
+    return Counter(canonical_words(module.words))
 
 
 def _rarity(modules: Sequence[Module]) -> defaultdict[str, float]:

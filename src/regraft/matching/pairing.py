@@ -8,7 +8,7 @@ families, and 1.0 for fitting at all, halved where the two sides share little.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -20,6 +20,8 @@ from regraft.matching.layouts import compatible, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.names import Names, automatic
 from regraft.matching.order import Order, sequence
+from regraft.matching.projections import at_odds, norm_place, projection_of
+from regraft.matching.trees import Trees
 from regraft.plans import Evidence
 from regraft.tensors import Catalogue
 
@@ -51,6 +53,56 @@ class Pairing(NamedTuple):
         return self.margin >= MARGIN
 
 
+def number_classes(
+    sources: Iterable[Module],
+    targets: Iterable[Module],
+    known: dict[tuple[object, object], bool] | None = None,
+) -> dict[int, int]:
+    """Numbers modules of both sides (by id) so that those that fit each other have equal numbers.
+
+    A class is a connected component of "fits": finer classes would need transitivity. `known`
+    collects which keys fit.
+    """
+    known = {} if known is None else known
+    sources, targets = list(sources), list(targets)
+    ours = {m.key: m for m in sources}
+    theirs = {m.key: m for m in targets}
+    parent: dict[object, object] = {("s", k): ("s", k) for k in ours}
+    parent |= {("t", k): ("t", k) for k in theirs}
+
+    def root(node: object) -> object:
+        while parent[node] != node:
+            node = parent[node]
+        return node
+
+    sizes: dict[int, list[tuple[object, Module]]] = defaultdict(list)
+    for key, module in ours.items():
+        for size in {leaf.info.size for leaf in module.leaves.values()}:
+            sizes[size].append((key, module))
+    for key, module in theirs.items():
+        for size in {leaf.info.size for leaf in module.leaves.values()}:
+            for other, source in sizes[size]:
+                fits = known.get((other, key))
+                if fits is None:
+                    fits = known[other, key] = _fits(source, module)
+                if fits:
+                    parent[root(("s", other))] = root(("t", key))
+    numbers: dict[object, int] = {}
+    classes: dict[int, int] = {}
+    for side, modules in (("s", sources), ("t", targets)):
+        for module in modules:
+            classes[id(module)] = numbers.setdefault(root((side, module.key)), len(numbers))
+    return classes
+
+
+def served(sources: Sequence[Module], targets: Sequence[Module]) -> int:
+    """How many modules could have a counterpart, by roles and shapes alone, one for one."""
+    classes = number_classes(sources, targets)
+    ours = Counter(classes[id(m)] for m in sources)
+    theirs = Counter(classes[id(m)] for m in targets)
+    return (ours & theirs).total()
+
+
 def fitting_leaves(source: Module, target: Module) -> dict[Leaf, Leaf]:
     """Target tensors of a module and the source tensors that can make them, one for one."""
     pairs: dict[Leaf, Leaf] = {}
@@ -77,9 +129,10 @@ class Pairer:
         self._catalogues = source, target
         self._sources, self._targets = sequence(source, sources), sequence(target, targets)
         self._fits: dict[tuple[object, object], bool] = {}
-        self._classes = self._number_classes()
+        self._classes = number_classes(self._sources, self._targets, self._fits)
         self._names = Names(self._sources, self._targets, self._feasible)
         self.order = Order(self._sources, self._targets, self._classes)
+        self.trees = Trees(self._sources, self._targets, self._classes)
 
     def pairings(self) -> list[Pairing]:
         """One Pairing for each target module, in the target's order."""
@@ -114,43 +167,10 @@ class Pairer:
     def _target_classes(self) -> set[int]:
         return {self._classes[id(m)] for m in self._targets}
 
-    def _number_classes(self) -> dict[int, int]:
-        """Numbers modules of both sides so that modules that fit each other have equal numbers.
-
-        A class is a connected component of "fits": finer classes would need transitivity.
-        """
-        sources = {m.key: m for m in self._sources}
-        targets = {m.key: m for m in self._targets}
-        parent: dict[object, object] = {("s", k): ("s", k) for k in sources}
-        parent |= {("t", k): ("t", k) for k in targets}
-
-        def root(node: object) -> object:
-            while parent[node] != node:
-                node = parent[node]
-            return node
-
-        sizes: dict[int, list[tuple[object, Module]]] = defaultdict(list)
-        for key, module in sources.items():
-            for size in {leaf.info.size for leaf in module.leaves.values()}:
-                sizes[size].append((key, module))
-        for key, module in targets.items():
-            for size in {leaf.info.size for leaf in module.leaves.values()}:
-                for other, source in sizes[size]:
-                    fits = self._fits.get((other, key))
-                    if fits is None:
-                        fits = self._fits[other, key] = _fits(source, module)
-                    if fits:
-                        parent[root(("s", other))] = root(("t", key))
-        numbers: dict[object, int] = {}
-        classes: dict[int, int] = {}
-        for side, modules in (("s", self._sources), ("t", self._targets)):
-            for module in modules:
-                key = root((side, module.key))
-                classes[id(module)] = numbers.setdefault(key, len(numbers))
-        return classes
-
     def _feasible(self, source: Module, target: Module) -> bool:
-        return self._fits.get((source.key, target.key), False)
+        if not self._fits.get((source.key, target.key), False):
+            return False
+        return not at_odds(source.path, target.path)
 
     @cached_property
     def _prints(self) -> tuple[dict[int, dataflow.Fingerprint], ...]:
@@ -168,6 +188,38 @@ class Pairer:
         plain = self._plain_equality(sources, targets)
         if plain:
             yield from plain
+            return
+        for left, right in self._cells(sources, targets):
+            yield from self._pair_cell(left, right)
+
+    def _cells(
+        self, sources: list[Module], targets: list[Module]
+    ) -> Iterable[tuple[list[Module], list[Module]]]:
+        """Modules of one class parted by the paired containers they are in, innermost first; those
+        that no container parts, or that are not as many on both sides, stay together."""
+        for depth in range(max(len(self.trees.strong(m)) for m in sources), 0, -1):
+            parted: dict[int, tuple[list[Module], list[Module]]] = {}
+            for source in sources:
+                levels = self.trees.strong(source)
+                if len(levels) >= depth:
+                    parted.setdefault(id(levels[depth - 1]), ([], []))[0].append(source)
+            for target in targets:
+                levels = self.trees.strong_of_target(target)
+                if len(levels) >= depth:
+                    parted.setdefault(id(levels[depth - 1]), ([], []))[1].append(target)
+            done: set[int] = set()
+            for left, right in parted.values():
+                if len(left) == len(right):
+                    yield left, right
+                    done |= {id(m) for m in (*left, *right)}
+            sources = [m for m in sources if id(m) not in done]
+            targets = [m for m in targets if id(m) not in done]
+        if targets:
+            yield sources, targets
+
+    def _pair_cell(self, sources: list[Module], targets: list[Module]) -> Iterable[Pairing]:
+        if not sources:
+            yield from (Pairing(target, (), 0.0) for target in targets)
             return
         evidence: dict[tuple[int, int], tuple[Evidence, ...]] = {}
         scores = np.full((len(targets), len(sources)), -np.inf)
@@ -236,7 +288,18 @@ class Pairer:
         tied = 1.0 if exact or words >= 0.2 or self.order.belief >= 0.5 else 0.3
         numbers = names.numbers(source, target) if numbered else 0.0
         say("numbers", tied * numbers, f"positions {source.numbers} and {target.numbers} agree")
-        if self.order.aligned(source, target):
+        part = projection_of(source.path)
+        if part and part == projection_of(target.path):
+            say("names", 0.8, f"both are called the {part} projection")
+        if len(sources) == len(targets) == 2:
+            here, there = norm_place(source.path), norm_place(target.path)
+            if here and here == there:
+                say("names", 0.8, f"both are called the norm of the {here} layers")
+        agreement = self.trees.agreement(source, target)
+        say("tree", 0.6 * min(agreement, 2.0), "in blocks that hold the same layers")
+        if self.trees.same_place(source, target):
+            say("order", 0.9, "the same place in blocks that hold the same layers in one order")
+        elif self.order.aligned(source, target):
             family = _one_family(sources) and _one_family(targets)
             weight = (1.0 if family else 0.3) * self.order.belief
             say("order", weight, "the same place among layers of these kinds and shapes")

@@ -34,6 +34,7 @@ from regraft.operations.adapting import (
 from regraft.operations.chains import (
     AnyOp,
     Each,
+    dtype_of,
     infer,
     invert,
     push_down,
@@ -99,6 +100,7 @@ __all__ = [
     "Transpose",
     "Unstack",
     "WeightNorm",
+    "dtype_of",
     "infer",
     "invert",
     "push_down",

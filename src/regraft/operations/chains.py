@@ -22,6 +22,7 @@ from regraft.operations.merging import (
     FoldScale,
     FoldShift,
     LowRank,
+    Merge,
     Multiply,
     Norm,
     Subtract,
@@ -126,6 +127,24 @@ def infer(ops: Sequence[Op], shapes: Shapes) -> Shape:
     if len(shapes) != 1:
         raise ShapeMismatch("ops", found=f"{len(shapes)} tensors", expected="one tensor")
     return shapes[0]
+
+
+def dtype_of(ops: Sequence[Op], dtypes: Sequence[str]) -> str:
+    """The dtype that `ops` make of values of these dtypes (joined ones of different dtypes: the
+    first one's)."""
+    state = list(dtypes)
+    for op in ops:
+        if isinstance(op, Each):
+            ends = [sum(op.counts[:n]) for n in range(len(op.counts) + 1)]
+            parts = [state[a:b] for a, b in pairwise(ends)]
+            state = [dtype_of(b, part) for b, part in zip(op.branches, parts, strict=True)]
+        elif isinstance(op, (Cast, Fill)):
+            state = [op.dtype]
+        elif isinstance(op, Dequantize):
+            state = ["float32"]
+        elif isinstance(op, (Merge, Concat, Stack)):
+            state = state[:1]
+    return state[0]
 
 
 def run(ops: Sequence[Op], arrays: Sequence[Array]) -> Array:
