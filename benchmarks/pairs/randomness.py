@@ -70,12 +70,13 @@ def random_keras(model: Any, seed: int = 0) -> Any:
     for index, variable in enumerate(model.weights):
         if not str(variable.dtype).startswith("float"):
             continue
-        shape, leaf = tuple(variable.shape), variable.path.rpartition("/")[2]
+        shape, path = tuple(variable.shape), variable.path
+        leaf = path.rpartition("/")[2]
         fan_in = 4 if "embedding" in leaf else int(np.prod(shape[:-1]))
         if leaf == "depthwise_kernel":
             fan_in = int(np.prod(shape[:-2]))
         name = f"{index}.{leaf}"
-        made = value(name, shape, seed=seed, scale=leaf == "gamma", fan_in=fan_in)
+        made = value(name, shape, seed=seed, scale=leaf == "gamma" or "layer_scale" in path, fan_in=fan_in)
         if leaf == "alpha":  # PReLU
             made = np.float32(0.25) + 0.1 * generator(seed, name).standard_normal(shape)
         variable.assign(made.astype(np.float32))

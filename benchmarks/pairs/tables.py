@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.pairs.collection import KINDS
+from benchmarks.pairs.rivals import RIVALS
 
 Row = dict[str, Any]
 PASSED_TRAP = ("refused", "flagged", "exposed", "proven")
@@ -28,21 +29,22 @@ def wrong(row: Row, mode: str) -> bool:
 
 def is_bad(row: Row) -> bool:
     """What the exit status is about."""
-    broken = row.get("plain", {}).get("verdict") == "broken"
-    return broken or bool(row.get("check")) or wrong(row, "plain") or wrong(row, "probe")
+    broken = any(isinstance(v, dict) and v.get("verdict") == "broken" for v in row.values())
+    return broken or wrong(row, "plain") or wrong(row, "probe")
 
 
 def lines(row: Row, *, verbose: bool = False) -> list[str]:
     """One pair, as it is printed when it is done."""
-    if "check" in row:
-        told = "; ".join(row["check"][:_SHOWN]) or "as it says"
-        return [f"{row['kind']:<15} {row['name']:<58} {told}  {row['build_seconds']} s"]
+    checked = row.get("check") or row.get("sensitivity")
+    if checked:
+        told = f"{checked['verdict']:<8} {row.get('build_seconds', 0):>6} s  {checked['reason']}"
+        return [f"{row['kind']:<15} {row['name']:<58} {told}"]
     plain, probe = row["plain"], row.get("probe", {})
     seconds = f"{plain['seconds']:.1f} s"
     cells = f"{plain['verdict']:<10} {probe.get('verdict', '–'):<10} {seconds:>7}"
     result = [f"{row['kind']:<15} {row['name']:<58} {cells}  {plain['reason'][:110]}"]
-    if row.get("rivals"):
-        told = ", ".join(f"{name} {v['verdict']}" for name, v in row["rivals"].items())
+    if any(name in row for name in RIVALS):
+        told = ", ".join(f"{name}: {row[name]['verdict']}" for name in RIVALS if name in row)
         result.append(f"{'':<16}{told}")
     if verbose:
         told: tuple[str, ...] = ()
@@ -58,7 +60,7 @@ def lines(row: Row, *, verbose: bool = False) -> list[str]:
 def totals(rows: list[Row]) -> str:
     """The counts by kind, the bars of the project, and those of the rivals."""
     blocks = [_aligned(_by_kind(rows))]
-    if any("rivals" in row for row in rows):
+    if any(name in row for row in rows for name in RIVALS):
         blocks.append(_aligned(_rivals(rows)))
     blocks.append("\n".join(_bars(rows)))
     return "\n\n".join(blocks)
@@ -90,33 +92,19 @@ def _by_kind(rows: list[Row]) -> list[list[str]]:
 
 
 def _rivals(rows: list[Row]) -> list[list[str]]:
-    """Proven among what has an answer, silently wrong among all."""
-    answered = [row for row in rows if row["expects"] != "trap"]
+    """Proven among what has an answer; silently wrong there, and traps that were not seen."""
+    ways = {"regraft": "plain", "regraft, with a probe": "probe"} | {name: name for name in RIVALS}
     table = [["way", "proven", "refused", "silently wrong", "traps not seen"]]
-    ours = {
-        "regraft": [row["plain"] for row in answered],
-        "regraft, with a probe": [row.get("probe", row["plain"]) for row in answered],
-    }
-    trapped = {
-        "regraft": [row for row in rows if row["expects"] == "trap" and wrong(row, "plain")],
-        "regraft, with a probe": [
-            row for row in rows if row["expects"] == "trap" and wrong(row, "probe")
-        ],
-    }
-    names = dict.fromkeys(name for row in rows for name in row.get("rivals", {}))
-    for name in names:
-        ours[name] = [row["rivals"][name] for row in answered if "rivals" in row]
-        trapped[name] = [
-            row
-            for row in rows
-            if row["expects"] == "trap" and row.get("rivals", {}).get(name, {}).get("verdict") == "wrong"
-        ]
-    for name, verdicts in ours.items():
-        counts = Counter(verdict["verdict"] for verdict in verdicts)
-        wrongs = counts["wrong"] + counts["misstated"]
-        refused = len(verdicts) - counts["proven"] - wrongs
-        numbers = (counts["proven"], refused, wrongs, len(trapped[name]))
-        table.append([name, *map(str, numbers)])
+    for way, part in ways.items():
+        held = [row for row in rows if part in row or (part == "probe" and "plain" in row)]
+        if not held:
+            continue
+        verdicts = [(row["expects"], row.get(part, row["plain"])["verdict"]) for row in held]
+        answers = Counter(verdict for expects, verdict in verdicts if expects != "trap")
+        wrongs = answers["wrong"] + answers["misstated"]
+        refused = answers.total() - answers["proven"] - wrongs
+        unseen = sum(1 for expects, verdict in verdicts if expects == "trap" and verdict == "wrong")
+        table.append([way, *map(str, (answers["proven"], refused, wrongs, unseen))])
     return table
 
 
@@ -158,7 +146,7 @@ def _aligned(table: list[list[str]]) -> str:
 def markdown(rows: list[Row]) -> str:
     """A page: totals, rivals, and every pair."""
     parts = ["# Pairs", "", *_grid(_by_kind(rows)), ""]
-    if any("rivals" in row for row in rows):
+    if any(name in row for row in rows for name in RIVALS):
         parts += [*_grid(_rivals(rows)), ""]
     parts += [f"- {line}" for text in _bars(rows) for line in text.splitlines()]
     table = [["kind", "pair", "no input", "with probe", "seconds", "reason"]]

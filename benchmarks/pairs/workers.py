@@ -16,18 +16,18 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 
+# Building also loads frameworks, which takes long on a busy machine.
+BUILD_SECONDS = 180.0
+Row = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Task:
-    """What to do with one pair."""
+    """What to do with one pair: `parts` are `check`, `sensitivity`, `plain`, `probe` or the names
+    of rivals, done in turn."""
 
     name: str
-    probe: bool = True
-    rivals: bool = False
-    check: bool = False
-    sensitivity: bool = False
-
-
-Row = dict[str, Any]
+    parts: tuple[str, ...]
 
 
 def run(
@@ -35,8 +35,8 @@ def run(
 ) -> None:
     """Runs tasks on `processes` children; `done` gets each row in the order of finishing.
 
-    A pair that takes longer than `seconds` gets the verdict `timeout` and its process is ended;
-    a process that dies gives `crashed`.
+    A row holds a verdict by part. A part that takes longer than `seconds` gets `timeout`, and its
+    process is ended; one whose process dies gets `crashed`. The other parts go on in a new one.
     """
     queue = list(tasks)
     lock = threading.Lock()
@@ -48,10 +48,12 @@ def run(
                 task = queue.pop(0) if queue else None
             if task is None:
                 break
-            child = child or _Child()
-            row = child.ask(task, seconds)
-            if not child.alive:
-                child = None
+            row: Row = {"name": task.name}
+            while left := tuple(part for part in task.parts if part not in row):
+                child = child or _Child()
+                row |= child.ask(Task(task.name, left), seconds)
+                if not child.alive:
+                    child = None
             with lock:
                 done(row)
         if child:
@@ -74,21 +76,22 @@ class _Child:
         self.alive = True
 
     def ask(self, task: Task, seconds: float) -> Row:
-        """All parts of the row; each has `seconds` to come."""
-        row: Row = {"name": task.name}
+        """What came of the parts, up to and with the first that failed to come."""
+        row: Row = {}
+        limit = BUILD_SECONDS
         try:
             self._here.send(task)
-            while self._here.poll(seconds):
-                part: Row = self._here.recv()
-                if part.pop("last", False):
+            while self._here.poll(limit):
+                row |= self._here.recv()
+                limit = seconds
+                if all(part in row for part in task.parts):
                     return row
-                row |= part
-            failure = {"verdict": "timeout", "reason": f"more than {seconds:.0f} s"}
+            verdict, reason = "timeout", f"more than {limit:.0f} s"
         except (EOFError, OSError):
-            failure = {"verdict": "crashed", "reason": "the process died"}
+            verdict, reason = "crashed", "the process died"
         self.end()
-        failure |= {"seconds": seconds, "details": ()}
-        return row | {"probe" if "plain" in row else "plain": failure}
+        failure = {"verdict": verdict, "reason": reason, "seconds": limit, "details": ()}
+        return row | {next(part for part in task.parts if part not in row): failure}
 
     def end(self) -> None:
         self.alive = False
@@ -99,18 +102,19 @@ class _Child:
 
 
 def _serve(connection: Connection) -> None:
-    prepare()
     # Libraries print; only the rows of the parent are output.
-    quiet = open(os.devnull, "w")  # noqa: SIM115, PTH123
-    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(quiet, stream)
+    prepare()
+    with contextlib.suppress(KeyboardInterrupt):
         while True:
             try:
                 task: Task = connection.recv()
             except EOFError:
                 return
-            for part in run_one(task):
-                connection.send(part)
-            connection.send({"last": True})
+            for row in run_one(task):
+                connection.send(row)
             gc.collect()
 
 
@@ -139,42 +143,38 @@ def prepare() -> None:
 
 
 def run_one(task: Task) -> Iterator[Row]:
-    """All that is asked of one pair, in this process; part by part, so that a slow part loses
-    no other."""
+    """All that is asked of one pair, in this process; part by part."""
     from benchmarks.pairs import judging
     from benchmarks.pairs.collection import collect
-    from benchmarks.pairs.rivals import RIVALS
 
-    pair = collect()[task.name]
     started = time.perf_counter()
     try:
         import torch
 
         torch.manual_seed(0)  # for what pairs do not fill themselves
-        bench = judging.Bench(pair)
+        bench = judging.Bench(collect()[task.name])
     except Exception as error:
         told = tuple(traceback.format_exc().splitlines()[-8:])
         reason = f"{type(error).__name__}: {error}"[:200]
-        yield {"plain": judging.Verdict("broken", reason, details=told).to_json()}
+        broken = judging.Verdict("broken", reason, details=told).to_json()
+        yield dict.fromkeys(task.parts, broken)
         return
     yield {"build_seconds": round(time.perf_counter() - started, 2)}
-    if task.check:
-        try:
-            yield {"check": judging.check(bench, sensitivity=task.sensitivity)}
-        except Exception as error:  # of the pair's own code
-            yield {"check": [f"{type(error).__name__}: {error}"]}
-        return
-    yield {"plain": judging.judge(bench).to_json()}
-    if task.rivals:
-        yield {"rivals": {name: _rival(bench, rival) for name, rival in RIVALS.items()}}
-    if task.probe and pair.expects != "transfer":
-        yield {"probe": judging.judge(bench, probe=True).to_json()}
+    for part in task.parts:
+        yield {part: _part(bench, part).to_json()}
 
 
-def _rival(bench: Any, rival: Any) -> Row:
+def _part(bench: Any, part: str) -> Any:
     from benchmarks.pairs import judging
+    from benchmarks.pairs.rivals import RIVALS
 
     try:
-        return judging.judge_rival(bench, rival).to_json()
-    except Exception as error:
-        return judging.Verdict("crashed", f"{type(error).__name__}: {error}"[:200]).to_json()
+        if part in ("check", "sensitivity"):
+            rows = judging.check(bench, sensitivity=part == "sensitivity")
+            return judging.Verdict("broken" if rows else "sound", "; ".join(rows[:20]))
+        if part in RIVALS:
+            return judging.judge_rival(bench, RIVALS[part])
+        return judging.judge(bench, probe=part == "probe")
+    except Exception as error:  # of the pair's or the rival's own code
+        told = tuple(traceback.format_exc().splitlines()[-8:])
+        return judging.Verdict("crashed", f"{type(error).__name__}: {error}"[:200], details=told)
