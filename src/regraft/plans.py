@@ -38,18 +38,9 @@ class Evidence(msgspec.Struct, frozen=True):
     """One reason for a pairing. `weight` is what it added to the score; `text` is for people."""
 
     kind: Literal[
-        "rule",
-        "names",
-        "numbers",
-        "order",
-        "dataflow",
-        "shape",
-        "role",
-        "values",
-        "probe",
-        "rewrite",
-        "tree",
-    ]
+        "rule", "names", "numbers", "order", "tree", "attachment", "dataflow", "shape", "role",
+        "values", "rewrite", "probe",
+    ]  # fmt: skip
     weight: float
     text: str
 

@@ -13,6 +13,7 @@ Keras' `[*space, channels, multiplier]`; transposed convolution `[in, out, *spac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -99,7 +100,35 @@ def _between(source: _Key, target: _Key) -> tuple[Conversion, ...]:
             assumed = _assumed(start)
             before = found.get(key, Conversion(ops, assumed))
             found[key] = Conversion(before.ops, before.conventions | assumed)
-    return tuple(found.values())
+    return tuple(found.values()) or tuple(_flattening(source, target))
+
+
+def _flattening(source: _Key, target: _Key) -> Iterator[Conversion]:
+    """A convolution over the whole map, or of size 1, and a dense layer are one and the same.
+
+    The dense layer reads the map in the order of its own framework.
+    """
+    dense = target if len(target[1]) == 2 else source
+    conv = source if dense is target else target
+    plain = conv[0] == dense[0] == "kernel" and conv[3] in ("plain", "") and len(conv[1]) > 2
+    if len(dense[1]) != 2 or not plain or dense[2] not in ("torch", "keras", "jax"):
+        return
+    _, shape, framework, kind = conv
+    torch = framework == "torch"
+    forms = _channels_first(shape, kind) if torch else _channels_last(shape, kind, framework)
+    form = forms[0]
+    out, inputs, *space = form.shape
+    if dense[2] == "torch":
+        flat: tuple[AnyOp, ...] = (Reshape((out, inputs * prod(space))),)
+    else:
+        last = Transpose((*range(2, len(form.shape)), 1, 0))
+        flat = (last, Reshape((inputs * prod(space), out)))
+    there = (*form.ops, *flat)
+    if infer(there, (conv[1],)) != dense[1]:
+        return
+    ops = there if dense is target else invert(there, (conv[1],))
+    assert ops is not None  # layouts only permute
+    yield Conversion(_tidy(ops, source[1]), frozenset({"a dense layer over a whole map"}))
 
 
 def _assumed(form: Form) -> frozenset[str]:
@@ -134,7 +163,8 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     rank = len(shape)
     if kind == "gru":
         return _gated(role, shape, framework)
-    if role == "slope" and rank > 1 and max(shape) == prod(shape):  # Keras' shared axes
+    # Keras' shared axes of a slope, a layer scale that broadcasts over a map.
+    if role in ("slope", "scale") and rank > 1 and max(shape) == prod(shape):
         flat = Reshape((prod(shape),))
         return (Form("any", flat.shape, (flat,), "as stored"),)
     if role == "embedding" and rank > 2 and 1 in shape:  # a table with axes that broadcast

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regraft.matching import assignment, dataflow
+from regraft.matching.attachments import attached
 from regraft.matching.layouts import compatible, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.names import Names, automatic
@@ -133,6 +134,10 @@ class Pairer:
         self._names = Names(self._sources, self._targets, self._feasible)
         self.order = Order(self._sources, self._targets, self._classes)
         self.trees = Trees(self._sources, self._targets, self._classes)
+        self._attached = {
+            **attached(source, self._sources), **attached(target, self._targets)
+        }  # fmt: skip
+        self._partners: dict[int, Module] = {}  # target module → its settled source module
 
     def pairings(self) -> list[Pairing]:
         """One Pairing for each target module, in the target's order."""
@@ -141,9 +146,12 @@ class Pairer:
             for module in modules:
                 by_class[self._classes[id(module)]][side].append(module)
         found: dict[int, Pairing] = {}
-        for sources, targets in by_class.values():
+        # Norms last: they follow the layers that they are attached to.
+        for sources, targets in sorted(by_class.values(), key=_holds_norms):
             for pairing in self._pair_class(sources, targets):
                 found[id(pairing.target)] = pairing
+                if pairing.settled:
+                    self._partners[id(pairing.target)] = pairing.candidates[0].source
         return [found[id(module)] for module in self._targets]
 
     @cached_property
@@ -297,8 +305,14 @@ class Pairer:
                 say("names", 0.8, f"both are called the norm of the {here} layers")
         agreement = self.trees.agreement(source, target)
         say("tree", 0.6 * min(agreement, 2.0), "in blocks that hold the same layers")
+        ours, theirs = self._attached.get(id(source)), self._attached.get(id(target))
+        if ours and theirs and self._partners.get(id(theirs)) is ours:
+            say("attachment", 1.5, f"{ours.name} and {theirs.name}, which they follow, are paired")
+        counted = len(sources) == len(targets) > 1 and _counted(sources) and _counted(targets)
+        if counted and sources.index(source) == targets.index(target):
+            say("numbers", 0.9, "the same place among layers of a block that numbers tell apart")
         if self.trees.same_place(source, target):
-            say("order", 0.9, "the same place in blocks that hold the same layers in one order")
+            say("order", 0.3, "the same place in blocks that hold the same layers in one order")
         elif self.order.aligned(source, target):
             family = _one_family(sources) and _one_family(targets)
             weight = (1.0 if family else 0.3) * self.order.belief
@@ -324,6 +338,16 @@ def _fits(source: Module, target: Module) -> bool:
     largest = max(target.leaves.values(), key=lambda leaf: leaf.info.size)
     counterpart = max(source.leaves.values(), key=lambda leaf: leaf.info.size)
     return largest.info.size == counterpart.info.size and largest in pairs
+
+
+def _holds_norms(sides: tuple[list[Module], list[Module]]) -> bool:
+    return any("var" in m.leaves for side in sides for m in side)
+
+
+def _counted(modules: Sequence[Module]) -> bool:
+    """Whether nothing but numbers, growing in the order of definition, tells the modules apart."""
+    numbers = [m.numbers for m in modules]
+    return len({m.words for m in modules}) == 1 and numbers == sorted(set(numbers))
 
 
 def _one_family(modules: Sequence[Module]) -> bool:

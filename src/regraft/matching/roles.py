@@ -93,7 +93,7 @@ def of(word: str, rank: int, sisters: frozenset[str], module: str) -> Role:
     - `module`: class of the owner, `""` if unknown.
     """
     meanings = _WORDS.get(word, ("other",))
-    if len(meanings) == 1 and not (word == "scale" and rank > 1):
+    if len(meanings) == 1 and not (word == "scale" and rank == 2):
         return meanings[0]
     normalises = bool(NORMS.search(module)) or any(
         set(_WORDS.get(sister, ())) & {"mean", "var"} for sister in sisters

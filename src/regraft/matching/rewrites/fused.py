@@ -9,6 +9,7 @@ known leave it open, as alternatives.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
@@ -77,12 +78,9 @@ def _sizes(module: Module, sight: Sight) -> tuple[int, int]:
     kernel = kernel_of(module)
     assert kernel is not None
     shape = kernel.info.shape
-    if len(shape) == 2:
-        return shape if kernel.framework == "torch" else shape[::-1]
-    count = 1
-    for n in shape[1:]:
-        count *= n
-    return count, shape[0]  # [d, h, k]
+    if len(shape) == 2 and kernel.framework == "torch":
+        return shape[0], shape[1]
+    return math.prod(shape[1:]), shape[0]  # [d, n] or [d, h, k]
 
 
 def _fused(module: Module, here: Sight, split: Mapping[tuple[_Parts, int], int]) -> _Fused | None:
