@@ -47,7 +47,10 @@ def random_torch(model: Any, seed: int = 0) -> Any:
     done: set[int] = set()
     with torch.no_grad():
         for path, module in model.named_modules():
-            held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            held = list(module.named_parameters(recurse=False))
+            # Other buffers are constants: masks, frequencies, indices.
+            statistics = (*_VARIANCES, *_MEANS)
+            held += [b for b in module.named_buffers(recurse=False) if b[0] in statistics]
             kept = module.state_dict(keep_vars=True)
             for leaf, tensor in held:
                 if id(tensor) in done or leaf not in kept or not tensor.dtype.is_floating_point:
