@@ -19,7 +19,7 @@ from regraft.matching import (
     values,
 )
 from regraft.matching.flattening import flattened
-from regraft.matching.modules import Leaf, Module, conventions_of, modules_of, parts_of
+from regraft.matching.modules import Leaf, Module, conventions_of, is_constant, modules_of, parts_of
 from regraft.matching.pairing import Pairer, fitting_leaves
 from regraft.matching.settling import Pair, Settled, graft, spec_of
 from regraft.matching.views import without
@@ -135,11 +135,11 @@ def _settle_counters(source: Catalogue, target: Catalogue, state: Settled) -> No
     """Counters and constants follow their layer where it has one; nobody is asked about them."""
     beside: dict[tuple[tuple[str, ...], str, tuple[int, ...]], TensorInfo] = {}
     for info in source.values():
-        if info.kind != "weight":
+        if is_constant(info):
             *path, leaf = parts_of(info.name)
             beside[tuple(path), leaf, info.shape] = info
     for info in target.values():
-        if info.kind == "weight" or info.name in state.grafts:
+        if not is_constant(info) or info.name in state.grafts:
             continue
         *path, leaf = parts_of(info.name)
         partner = state.partners.get(tuple(path))
@@ -190,11 +190,11 @@ def _plan(
     unused = tuple(
         name
         for name, info in source.items()
-        if name not in read and name not in left_alone and info.kind == "weight"
+        if name not in read and name not in left_alone and not is_constant(info)
     )
     warnings = [*_doubts(grafts, pairer)]
     if read_source:
-        warnings += values.doubts(source, sources, read_source)
+        warnings += values.doubts(source, sources, read_source, read)
     return Plan(
         source=Side.of(source),
         target=Side.of(target),

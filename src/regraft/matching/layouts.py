@@ -33,6 +33,7 @@ from regraft.operations import (
 )
 
 _FIRST, _LAST, _WIDTH_FIRST = "channels first", "channels last", "channels last, W before H"
+_AS_STORED = "as stored"
 
 
 class Form(NamedTuple):
@@ -89,7 +90,8 @@ def _between(source: _Key, target: _Key) -> tuple[Conversion, ...]:
     for start in _forms(*source):
         for end in _forms(*target):
             # Two files of one unknown origin are taken to agree: their layouts are the same.
-            if same_convention and start.convention != end.convention:
+            conventions = {start.convention, end.convention} - {_AS_STORED}
+            if same_convention and len(conventions) > 1:
                 continue
             if start.shape != end.shape or not _same_family(start.family, end.family):
                 continue
@@ -166,12 +168,12 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     # Keras' shared axes of a slope, a layer scale that broadcasts over a map.
     if role in ("slope", "scale") and rank > 1 and max(shape) == prod(shape):
         flat = Reshape((prod(shape),))
-        return (Form("any", flat.shape, (flat,), "as stored"),)
+        return (Form("any", flat.shape, (flat,), _AS_STORED),)
     if role == "embedding" and rank > 2 and 1 in shape:  # a table with axes that broadcast
         flat = Reshape(tuple(n for n in shape if n != 1))
-        return (Form("any", flat.shape, (flat,), "as stored"),)
+        return (Form("any", flat.shape, (flat,), _AS_STORED),)
     if role not in ("kernel", "recurrent") or rank < 2:
-        return (Form("any", shape, (), "as stored"),)
+        return (Form("any", shape, (), _AS_STORED),)
     if role == "recurrent" or (rank == 2 and kind in ("plain", "transposed", "depthwise")):
         kind = "plain"
     last, first = _channels_last(shape, kind, framework), _channels_first(shape, kind)
@@ -189,7 +191,7 @@ def _gated(role: Role, shape: Shape, framework: str) -> tuple[Form, ...]:
     computes something else. They fit their own framework only.
     """
     if len(shape) != 2 or role not in ("kernel", "recurrent"):
-        return (Form(f"gru {role} {framework}", shape, (), "as stored"),)
+        return (Form(f"gru {role} {framework}", shape, (), _AS_STORED),)
     first = Form("gru", shape, (), _FIRST)
     steps = (Transpose((1, 0)), Blocks(0, (1, 0, 2)))
     last = Form("gru", shape[::-1], steps, _LAST)

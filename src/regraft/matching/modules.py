@@ -42,19 +42,24 @@ class Module:
     leaves: dict[Role, Leaf] = field(default_factory=dict[Role, Leaf])
 
     @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """Words and numbers of the path."""
+        return tuple(tokens(self.path))
+
+    @cached_property
     def words(self) -> tuple[str, ...]:
         """Lower-case words of the path, numbers left out."""
-        return tuple(t for t in tokens(self.path) if not t.isdigit())
+        return tuple(t for t in self.tokens if not t.isdigit())
 
     @cached_property
     def numbers(self) -> tuple[int, ...]:
         """Numbers of the path, outermost first."""
-        return tuple(int(t) for t in tokens(self.path) if t.isdigit())
+        return tuple(int(t) for t in self.tokens if t.isdigit())
 
     @cached_property
     def family(self) -> str:
         """The path with its numbers blotted out: layers of one family differ by position only."""
-        return ".".join("#" if t.isdigit() else t for t in tokens(self.path))
+        return ".".join("#" if t.isdigit() else t for t in self.tokens)
 
     @cached_property
     def key(self) -> tuple[object, ...]:
@@ -76,7 +81,9 @@ _SEPARATORS = re.compile(r"[./]")
 _TOKEN = re.compile(r"[a-zA-Z]+?[123]d(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
-_COUNTED = {
+# Parts of a path that are a single letter count as numbers do: block a, block b.
+_LETTERS: dict[str, str] = {letter: str(place) for place, letter in enumerate("abcde")}
+_COUNTED: dict[str, str] = {
     word: str(number)
     for number, words in enumerate(
         ("zero zeroth", "one first", "two second", "three third", "four fourth", "five fifth",
@@ -87,9 +94,17 @@ _COUNTED = {
 
 
 def tokens(path: Iterable[str]) -> list[str]:
-    """Lower-case words and numbers of a path; `first` and `one` are numbers, too."""
-    found = (token.lower() for part in path for token in _TOKEN.findall(part))
-    return [_COUNTED.get(token) or token for token in found]
+    """Lower-case words and numbers of a path. Numbers, too, are `first`, `one`, a part called `a`,
+    and the letter behind a number (`block1a`)."""
+    found: list[str] = []
+    for part in path:
+        last = ""
+        for token in (word.lower() for word in _TOKEN.findall(part)):
+            counts = token == part or last.isdigit()
+            plain = _LETTERS.get(token, token) if counts else token
+            found.append(_COUNTED[token] if token in _COUNTED else plain)
+            last = token
+    return found
 
 
 def parts_of(name: str) -> list[str]:
@@ -101,6 +116,22 @@ def parts_of(name: str) -> list[str]:
     return parts
 
 
+# Tensors that a model computes for itself: masks, frequencies, tables of positions.
+_CONSTANTS = re.compile(
+    r"(^|[./_])(inv_freq|freqs_cis|cos_cached|sin_cached|freqs_cos|freqs_sin|causal_mask|tril|"
+    r"masked_bias|position_ids|relative_position_index|rope_cache|attn_mask|mask)$"
+)
+
+
+def is_constant(info: TensorInfo) -> bool:
+    """Whether a tensor is no weight but recomputed by the model, by kind, name and shape."""
+    if info.kind != "weight" or _CONSTANTS.search(info.name):
+        return True
+    # GPT-2's causal mask is a buffer called `attn.bias`.
+    square = len(info.shape) == 4 and info.shape[:2] == (1, 1) and info.shape[2] == info.shape[3]
+    return square and info.name.endswith("bias")
+
+
 # Flax keeps what is trained and what is not in two trees of the same layers.
 _COLLECTIONS = frozenset({"params", "batch_stats"})
 
@@ -108,15 +139,16 @@ _COLLECTIONS = frozenset({"params", "batch_stats"})
 def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
     """The modules of a catalogue in its order; counters and constants are left out."""
     grouped: dict[tuple[str, ...], list[tuple[str, TensorInfo]]] = defaultdict(list)
+    wide = framework == "torch" and _wide_conv1d(catalogue)
     collections = all(name.partition("/")[0] in _COLLECTIONS for name in catalogue)
     for info in catalogue.values():
-        if info.kind == "weight":
+        if info.kind == "weight" and not is_constant(info):
             path, word = _owner(info)
             path = path[1:] if collections else path
             grouped[path].append((word, info))
     result: list[Module] = []
     for path, tensors in grouped.items():
-        for suffix, leaves in _split(path, tensors, framework):
+        for suffix, leaves in _split(path, tensors, framework, wide):
             result.append(Module((*path, *suffix), len(result), leaves))
     return result
 
@@ -133,9 +165,13 @@ def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
 
 
 def _split(
-    path: tuple[str, ...], tensors: list[tuple[str, TensorInfo]], framework: str
+    path: tuple[str, ...],
+    tensors: list[tuple[str, TensorInfo]],
+    framework: str,
+    wide: bool,
 ) -> Iterable[tuple[tuple[str, ...], dict[Role, Leaf]]]:
     """One module, or the two convolutions of a separable one (they are two layers elsewhere)."""
+    tensors = _unnamed(tensors) if framework == "keras" else tensors
     sisters = frozenset(word for word, _ in tensors)
     leaves: dict[Role, Leaf] = {}
     extra = 0
@@ -146,8 +182,7 @@ def _split(
             extra += 1
             yield (word, str(extra)), {"other": Leaf(info, "other", framework, kind)}
             continue
-        # GPT-2's Conv1D is a dense layer that stores [in, out], though it is PyTorch's.
-        swapped = info.module == "Conv1D" and framework == "torch" and role == "kernel"
+        swapped = role == "kernel" and framework == "torch" and _input_first(info, path, wide)
         leaves[role] = Leaf(info, role, "keras" if swapped else framework, kind)
     depthwise, pointwise = leaves.pop("depthwise", None), leaves.pop("pointwise", None)
     if depthwise:
@@ -159,6 +194,47 @@ def _split(
             yield (), first | leaves
     elif leaves:
         yield (), _gated(leaves)
+
+
+# GPT-2's Conv1D is a dense layer that stores [in, out], though it is PyTorch's. A file does not
+# name its class: its layers' names do, and that the ones with more outputs than inputs are wide.
+_CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+
+
+def _wide_conv1d(catalogue: Catalogue) -> bool:
+    shapes = [
+        info.shape
+        for name, info in catalogue.items()
+        if len(info.shape) == 2
+        and not info.module
+        and parts_of(name)[-2:-1] in (["c_attn"], ["c_fc"])
+    ]
+    return bool(shapes) and all(rows < columns for rows, columns in shapes)
+
+
+def _input_first(info: TensorInfo, path: tuple[str, ...], wide: bool) -> bool:
+    return info.module == "Conv1D" or (wide and not info.module and path[-1:][0] in _CONV1D)
+
+
+# Variables of a Keras layer in the order in which such layers make them, by their ranks.
+_UNNAMED: dict[tuple[bool, ...], tuple[str, ...]] = {
+    (True,): ("kernel",),
+    (True, False): ("kernel", "bias"),
+    (False,): ("gamma",),
+    (False, False): ("gamma", "beta"),
+    (False, False, False, False): ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+
+
+def _unnamed(tensors: list[tuple[str, TensorInfo]]) -> list[tuple[str, TensorInfo]]:
+    """Variables of a store that has numbers for names and no config, named by their ranks."""
+    if not all(word == str(place) for place, (word, _) in enumerate(tensors)):
+        return tensors
+    words = _UNNAMED.get(tuple(len(info.shape) > 1 for _, info in tensors))
+    vectors = {info.shape for _, info in tensors if len(info.shape) == 1}
+    if words is None or len(vectors) > 1:
+        return tensors
+    return [(word, info) for word, (_, info) in zip(words, tensors, strict=True)]
 
 
 def _gated(leaves: dict[Role, Leaf]) -> dict[Role, Leaf]:

@@ -308,9 +308,10 @@ class Pairer:
         ours, theirs = self._attached.get(id(source)), self._attached.get(id(target))
         if ours and theirs and self._partners.get(id(theirs)) is ours:
             say("attachment", 1.5, f"{ours.name} and {theirs.name}, which they follow, are paired")
-        counted = len(sources) == len(targets) > 1 and _counted(sources) and _counted(targets)
-        if counted and sources.index(source) == targets.index(target):
-            say("numbers", 0.9, "the same place among layers of a block that numbers tell apart")
+        if len(sources) == len(targets) > 1 and sources.index(source) == targets.index(target):
+            counted = _counted(sources) + _counted(targets)
+            say("numbers", (0.0, 0.45, 0.9)[counted],
+                "the same place among layers of a block that numbers tell apart")  # fmt: skip
         if self.trees.same_place(source, target):
             say("order", 0.3, "the same place in blocks that hold the same layers in one order")
         elif self.order.aligned(source, target):
@@ -319,6 +320,8 @@ class Pairer:
             say("order", weight, "the same place among layers of these kinds and shapes")
         alone = len(sources) == len(targets) == 1
         fit = 1.0 if self.coverage >= _COVERAGE else 0.5
+        both, either = source.leaves.keys() & target.leaves, source.leaves.keys() | target.leaves
+        fit *= (1 + len(both) / len(either)) / 2
         say("shape", fit, "the only two layers with these roles and shapes"
             if alone else f"{len(sources)} layers have these roles and shapes")  # fmt: skip
         return tuple(reasons)

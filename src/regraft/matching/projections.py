@@ -17,6 +17,7 @@ _WORDS = {
         "q": "q query queries wq",
         "k": "k key keys wk",
         "v": "v value values wv",
+        "o": "o",
         "gate": "gate",
         "up": "up",
     }.items()
@@ -27,6 +28,8 @@ _NAMES = {
     "wi_0": "gate", "wi_1": "up", "fc1_g": "gate", "fc1_x": "up", "linear_gate": "gate",
     "feedforward_gate_dense": "gate", "w1": "w1", "w3": "w3",
 }  # fmt: skip
+# The output projection, right below an attention.
+_OUTPUTS = frozenset({"proj", "c_proj", "out_proj", "o_proj", "wo", "out", "to_out", "dense"})
 _TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # Fused projections by the words of their name, and what they are made of.
 _FUSED = (
@@ -37,12 +40,14 @@ _FUSED = (
 
 
 def projection_of(path: tuple[str, ...]) -> str:
-    """`q`, `k`, `v`, `gate`, `up` or `""`, by the last parts of a layer's path."""
+    """`q`, `k`, `v`, `o`, `gate`, `up` or `""`, by the last parts of a layer's path."""
     return _projection(path[-2:])
 
 
 @lru_cache(maxsize=65536)
 def _projection(path: tuple[str, ...]) -> str:
+    if len(path) > 1 and "att" in path[-2].lower() and path[-1].lower() in _OUTPUTS:
+        return "o"
     for part in reversed(path):
         lower = part.lower()
         if lower in _NAMES:

@@ -1,6 +1,7 @@
 """Evidence of structure: blocks of one side and the blocks of the other that hold the same layers.
 
-A container is a part of the name tree (`layer1.0`, `encoder.layer.3.attention`). Its signature is
+A container is a part of the name tree (`layer1.0`, `encoder.layer.3.attention`, `block_1_` of
+names without dots). Its signature is
 how many layers of each class it holds, classes being roles and shapes alone: so `layer2.1`,
 `stages.1.blocks.1` and `features.6` are equal where they hold the same layers, however they are
 named and nested. Containers of one signature that are as many on both sides are paired: by equal
@@ -17,13 +18,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
-from regraft.matching.modules import Module, tokens
+from regraft.matching.modules import Module
 from regraft.matching.names import canonical_words
 
-Path = tuple[str, ...]
 STRONG, WEAK = 1.0, 0.4
 
 
@@ -31,25 +32,21 @@ STRONG, WEAK = 1.0, 0.4
 class Container:
     """A part of the name tree and the layers in it that the other side has a class of, too."""
 
-    path: Path
+    path: tuple[str, ...]  # words and numbers that its layers' paths begin with
     members: list[Module]
 
     @cached_property
     def numbers(self) -> tuple[int, ...]:
-        return tuple(ordinal for t in tokens(self.path) if (ordinal := _ordinal(t)) is not None)
+        return tuple(int(token) for token in self.path if token.isdigit())
 
     @cached_property
     def family(self) -> str:
         """The path without its numbers, and without what wraps all."""
-        return ".".join("#" if t.isdigit() else t for t in tokens(self.path))
+        return ".".join("#" if t.isdigit() else t for t in self.path)
 
     @cached_property
     def words(self) -> frozenset[str]:
-        return frozenset(canonical_words(t for t in tokens(self.path) if not t.isdigit()))
-
-
-def _ordinal(token: str) -> int | None:
-    return int(token) if token.isdigit() else None
+        return frozenset(canonical_words(t for t in self.path if not t.isdigit()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +116,10 @@ class Trees:
 
     def _containers(self, modules: Sequence[Module]) -> dict[object, list[Container]]:
         """By signature, in the order of their first layers; one for each set of layers."""
-        held: dict[Path, list[Module]] = defaultdict(list)
+        held: dict[tuple[str, ...], list[Module]] = defaultdict(list)
         for module in modules:
-            for cut in range(1, len(module.path)):
-                held[module.path[:cut]].append(module)
+            for cut in range(1, len(module.tokens)):
+                held[module.tokens[:cut]].append(module)
         by_signature: dict[object, list[Container]] = defaultdict(list)
         met: set[tuple[int, int, int]] = set()
         # Of containers with the same layers the outermost stands for all.
@@ -176,21 +173,18 @@ class Trees:
                 for a, b in partners:
                     yield from self._in_order(a, b)
                 return
-        yield from self._in_order(left, right, one_family=len(ours) == len(theirs) == 1)
+        if len(ours) == len(theirs) == 1:
+            yield from self._in_order(left, right)
 
-    def _in_order(
-        self, left: list[Container], right: list[Container], one_family: bool = True
-    ) -> Iterable[Aligned]:
-        """By their numbers, which are positions; weak where numbers do not tell all apart."""
-        if len(left) != len(right):
+    def _in_order(self, left: list[Container], right: list[Container]) -> Iterable[Aligned]:
+        """By their numbers, which are positions; weak where they do not grow along. Containers
+        that numbers do not tell apart are not paired: their order may be any."""
+        told = len(left) == 1 or (_told_apart(left) and _told_apart(right))
+        if len(left) != len(right) or not told:
             return
-        told = _told_apart(left) and _told_apart(right)
-        if told and one_family:
-            left = sorted(left, key=lambda c: c.numbers)
-            right = sorted(right, key=lambda c: c.numbers)
-        told = told or (len(left) == 1)
-        monotone = _monotone(left) and _monotone(right)
-        weight = STRONG if told and monotone else WEAK
+        weight = STRONG if _monotone(left) and _monotone(right) else WEAK
+        left = sorted(left, key=lambda c: c.numbers)
+        right = sorted(right, key=lambda c: c.numbers)
         for a, b in zip(left, right, strict=True):
             yield self._pair(a, b, weight)
 
@@ -216,13 +210,8 @@ def _told_apart(containers: Sequence[Container]) -> bool:
 
 
 def _monotone(containers: Sequence[Container]) -> bool:
-    """Whether numbers grow along, family by family."""
-    last: dict[str, tuple[int, ...]] = {}
-    for container in containers:
-        if container.numbers < last.get(container.family, ()):
-            return False
-        last[container.family] = container.numbers
-    return True
+    """Whether numbers grow along."""
+    return all(a.numbers <= b.numbers for a, b in pairwise(containers))
 
 
 def _by_words(

@@ -87,7 +87,7 @@ def _settings(model: Any) -> dict[str, dict[str, Any]]:
             held |= {
                 key: value
                 for key, value in values.items()
-                if key in _TOLD and isinstance(value, (int, float, str, bool))
+                if (key in _TOLD or "head" in key) and isinstance(value, (int, float, str, bool))
             }
         if held:
             found[path] = held
