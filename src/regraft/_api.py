@@ -6,7 +6,7 @@ This and `_sides` are the only rooms that see both formats and targets.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,7 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
         read_source=ours.read,
         # A live model's present values are no evidence: it was just made.
         read_target=theirs.read if theirs.model is None else None,
+        ask_target=_asking(theirs) if theirs.model is not None and theirs.read else None,
     )
     if theirs.notes:
         remarks = [Remark("target", theirs.catalogue.label, note) for note in theirs.notes]
@@ -95,6 +96,12 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
             return _compared(sink, probe)
 
     return settle(made, run)
+
+
+def _asking(side: Side) -> Callable[[Sequence[tuple[str, str]]], tuple[str, int] | None] | None:
+    """The experiment that tells a live model's rotary layout, where its target has one."""
+    experiment = getattr(targets.find(side.model), "rotary", None)
+    return None if experiment is None else lambda names: experiment(side.model, names)
 
 
 def _replace(made: Plan, **changes: Any) -> Plan:

@@ -36,6 +36,7 @@ def match(
     *,
     read_source: Read | None = None,
     read_target: Read | None = None,
+    ask_target: rewrites.AskRotary | None = None,
 ) -> Plan:
     """Plans how the source's tensors fit the target's.
 
@@ -45,6 +46,7 @@ def match(
     - `read_source`: gives values of the source, for evidence and doubts; `None`: no values.
     - `read_target`: gives values of the target where it is a checkpoint whose values mean
       something, `None` for a model with fresh ones.
+    - `ask_target`: an experiment with a live target; see `rewrites.rotary`.
 
     **Raises** `RuleMatchedNothing`, `ShapeMismatch`, `PlanError` for rules that do not hold.
     """
@@ -61,7 +63,9 @@ def match(
     spoken_for |= {pair.source.info.name for pair in state.pairs}
     spoken_for |= {n for m in all_sources if _names(m) & spoken_for for n in _names(m)}
     decided = state.grafts.keys() | {pair.target.info.name for pair in state.pairs}
-    seen = rewrites.aligned(without(source, spoken_for), without(target, decided), read_source)
+    seen = rewrites.aligned(
+        without(source, spoken_for), without(target, decided), read_source, ask_target
+    )
     ours, theirs = seen.source.catalogue, seen.target.catalogue
     sources, targets = (modules_of(side, conventions_of(side)) for side in (ours, theirs))
     pairer = Pairer(ours, sources, theirs, targets)

@@ -102,7 +102,7 @@ def tokens(path: Iterable[str]) -> list[str]:
         for token in (word.lower() for word in _TOKEN.findall(part)):
             counts = token == part or last.isdigit()
             plain = _LETTERS.get(token, token) if counts else token
-            found.append(_COUNTED[token] if token in _COUNTED else plain)
+            found.append(str(_COUNTED.get(token, plain)))
             last = token
     return found
 

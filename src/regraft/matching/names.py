@@ -33,7 +33,8 @@ head classifier logits predictions prediction score
 depthwise dw dwconv
 pointwise pw pwconv
 out output
-pos position positional
+pos position positional wpe
+token tokens tok word wte
 cls class
 """
 _CANONICAL = {

@@ -137,6 +137,7 @@ class Pairer:
         self._attached = {
             **attached(source, self._sources), **attached(target, self._targets)
         }  # fmt: skip
+        self._ordered = "sorted" not in (source.order, target.order)
         self._partners: dict[int, Module] = {}  # target module → its settled source module
 
     def pairings(self) -> list[Pairing]:
@@ -312,6 +313,9 @@ class Pairer:
             counted = _counted(sources) + _counted(targets)
             say("numbers", (0.0, 0.45, 0.9)[counted],
                 "the same place among layers of a block that numbers tell apart")  # fmt: skip
+        before = self.trees.before_blocks(source, target)
+        if before is not None and self._ordered:
+            say("order", 0.5, f"both stand {'before' if before else 'behind'} the repeated blocks")
         if self.trees.same_place(source, target):
             say("order", 0.3, "the same place in blocks that hold the same layers in one order")
         elif self.order.aligned(source, target):
@@ -320,8 +324,8 @@ class Pairer:
             say("order", weight, "the same place among layers of these kinds and shapes")
         alone = len(sources) == len(targets) == 1
         fit = 1.0 if self.coverage >= _COVERAGE else 0.5
-        both, either = source.leaves.keys() & target.leaves, source.leaves.keys() | target.leaves
-        fit *= (1 + len(both) / len(either)) / 2
+        served = len(fitting_leaves(source, target))
+        fit *= (1 + served / max(len(source.leaves), len(target.leaves))) / 2
         say("shape", fit, "the only two layers with these roles and shapes"
             if alone else f"{len(sources)} layers have these roles and shapes")  # fmt: skip
         return tuple(reasons)

@@ -69,9 +69,28 @@ def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
-    """Whether two layers say that they are different projections."""
+    """Whether two layers say that they are different projections, or different ends of a model."""
     a, b = projection_of(source), projection_of(target)
-    return bool(a and b) and _SAME.get(a, a) != _SAME.get(b, b)
+    if a and b and _SAME.get(a, a) != _SAME.get(b, b):
+        return True
+    a, b = edge_of(source), edge_of(target)
+    return bool(a and b) and a != b
+
+
+_EDGES = (
+    ("position", re.compile(r"(^|_)(wpe|pos|position|positions|positional)(_|$)")),
+    ("tokens", re.compile(r"^(wte|tok_emb\w*|token_emb\w*|embed_tokens|word_embeddings?|tokens?|"
+                          r"embed_in|vocab_emb\w*|shared)$")),
+    ("head", re.compile(r"^(lm_head|out_head|output_head|head|embed_out|logits|output|"
+                        r"output_projection|unembed\w*|classifier)$")),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def edge_of(path: tuple[str, ...]) -> str:
+    """`tokens`, `position` or `head` for the first and last layers of a model, by their names."""
+    last = path[-1].lower() if len(path) < 4 and path else ""
+    return next((edge for edge, pattern in _EDGES if pattern.search(last)), "")
 
 
 # In LLaMA's first code w1 is the gate and w3 what it gates.
@@ -87,7 +106,7 @@ _ATTENTION_NORM = re.compile(
 _FORWARD_NORM = re.compile(
     r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
     r"(layer_?)?(norm|ln)$|^post_attention_layer_?norm(alization)?$|^output_layer_norm$|"
-    r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?)$"
+    r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$"
 )
 
 

@@ -31,6 +31,7 @@ _WORDS: dict[str, tuple[Role, ...]] = {
     "scale": ("scale",),
     "beta": ("bias",),
     "offset": ("bias",),
+    "shift": ("bias",),
     "running_mean": ("mean",),
     "moving_mean": ("mean",),
     "mean": ("mean",),

@@ -73,6 +73,9 @@ class Trees:
         self._align(ours, theirs)
         self._by_source: dict[int, list[Aligned]] = defaultdict(list)
         self._target_levels: dict[int, list[Aligned]] = defaultdict(list)
+        self._outside: dict[int, bool] = {}
+        for side, modules in (("source", sources), ("target", targets)):
+            self._note_outside(modules, side)
         for pair in self.pairs:
             for module in pair.source.members:
                 self._by_source[id(module)].append(pair)
@@ -111,6 +114,19 @@ class Trees:
         ours = [m for m in pair.source.members if self._classes[id(m)] == number]
         theirs = [m for m in pair.target.members if self._classes[id(m)] == number]
         return ours.index(source) == theirs.index(target)
+
+    def before_blocks(self, source: Module, target: Module) -> bool | None:
+        """For two layers outside of all paired blocks: whether both stand before these, or both
+        behind them; `None` where that is not so, or there are no blocks."""
+        ours, theirs = self._outside.get(id(source)), self._outside.get(id(target))
+        return ours if ours is not None and ours is theirs else None
+
+    def _note_outside(self, modules: Sequence[Module], side: str) -> None:
+        inside = {id(m) for pair in self.pairs for m in getattr(pair, side).members}
+        places = [i for i, m in enumerate(modules) if id(m) in inside]
+        for place, module in enumerate(modules):
+            if places and id(module) not in inside and not places[0] < place < places[-1]:
+                self._outside[id(module)] = place < places[0]
 
     # Containers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -246,6 +246,13 @@ def run(model: object, inputs: Inputs) -> dict[str, Array]:
             several = inputs if isinstance(inputs, tuple) else (inputs,)
             result = live(*(_input(value, first) for value in several))
     return dict(_outputs(result, ""))
+
+
+def rotary(model: object, projections: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
+    """Rotary layout and width of a head, by experiment; see `_rotary`."""
+    from regraft.targets import _rotary
+
+    return _rotary.rotary_of(unwrapped(model), projections)
 
 
 def _input(array: Array, like: Any) -> Any:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from regraft.matching.modules import Module, conventions_of, modules_of
 from regraft.matching.pairing import served
-from regraft.matching.rewrites import folded, fused, recurrent, reparametrised, stacked
-from regraft.matching.rewrites.finding import Finding, Sight
+from regraft.matching.rewrites import folded, fused, recurrent, reparametrised, rotary, stacked
+from regraft.matching.rewrites.finding import AskRotary, Finding, Sight
 from regraft.matching.views import View
 from regraft.tensors import Catalogue, Read
 
@@ -25,6 +25,7 @@ KINDS: tuple[Callable[[Sight, Sight], Sequence[Finding]], ...] = (
     stacked.find,
     fused.find,
     folded.find,
+    rotary.find,
 )
 
 
@@ -37,13 +38,18 @@ class Views:
     variants: tuple[tuple[str, View, View], ...] = ()
 
 
-def aligned(source: Catalogue, target: Catalogue, read_source: Read | None = None) -> Views:
+def aligned(
+    source: Catalogue,
+    target: Catalogue,
+    read_source: Read | None = None,
+    ask_target: AskRotary | None = None,
+) -> Views:
     """Both sides, rewritten so that as many layers as possible have a counterpart."""
     views = Views(View.plain(source), View.plain(target))
     for find in KINDS:
         for side in ("source", "target"):
-            ours = Sight.of(views.source, read_source)
-            theirs = Sight.of(views.target, None)
+            ours = Sight(views.source, True, read_source)
+            theirs = Sight(views.target, False, None, ask_target)
             here, there = (ours, theirs) if side == "source" else (theirs, ours)
             for finding in find(here, there):
                 views = _taken(views, side, finding)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 from regraft.matching.modules import Leaf, Module, conventions_of, modules_of
 from regraft.matching.views import Rewrite, View
 from regraft.tensors import Catalogue, Read, TensorInfo
+
+# Asks a live model which rotary layout its attentions have, by the names of their kernels.
+AskRotary: TypeAlias = "Callable[[Sequence[tuple[str, str]]], tuple[str, int] | None]"
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,14 @@ class Sight:
     """One side as it is seen so far."""
 
     view: View
+    is_source: bool
     read: Read | None = None
+    rotary: AskRotary | None = None
 
-    @classmethod
-    def of(cls, view: View, read: Read | None) -> Sight:
-        return cls(view, read)
+    def ask_rotary(self, projections: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
+        """Layout and width of a head, found by an experiment with the live model; `None` where
+        there is none to ask."""
+        return self.rotary(projections) if self.rotary else None
 
     @property
     def catalogue(self) -> Catalogue:

@@ -17,11 +17,16 @@ _USUAL = (2, 4, 8, 12, 16, 1, 3, 6)
 
 
 class HeadCounts(NamedTuple):
-    """Numbers of heads of queries, and of keys and values, likeliest first; are they known?"""
+    """Numbers of heads of queries, and of keys and values, likeliest first; and those known."""
 
     query: tuple[int, ...]
     key_value: tuple[int, ...]
-    known: bool
+    query_known: tuple[int, ...]
+    key_value_known: tuple[int, ...]
+
+    @property
+    def known(self) -> bool:
+        return bool(self.query_known or self.key_value_known)
 
 
 def head_counts(*sights: Sight) -> HeadCounts:
@@ -35,9 +40,8 @@ def head_counts(*sights: Sight) -> HeadCounts:
                 key_value[int(value)] = None
         for count in _from_shapes(sight):
             query[count] = None
-    known = bool(query or key_value)
     queries = tuple(query) or tuple(key_value) or _USUAL
-    return HeadCounts(queries, tuple(key_value) or queries, known)
+    return HeadCounts(queries, tuple(key_value) or queries, tuple(query), tuple(key_value))
 
 
 def _count(value: object) -> bool:
