@@ -51,9 +51,10 @@ def main() -> int:
 def _parts(pair: Pair, options: argparse.Namespace) -> tuple[str, ...]:
     if options.check or options.sensitivity:
         return ("sensitivity" if options.sensitivity else "check",)
-    # Nobody has outputs of a model that was changed on purpose.
-    probed = () if options.no_probe or pair.expects == "transfer" else ("probe",)
-    return ("plain", *probed, *(RIVALS if options.rivals else ()))
+    # Nobody has outputs of a model that was changed on purpose; there, a person can say what
+    # stays fresh and what is left.
+    more = ("told",) if pair.expects == "transfer" else ("probe",)
+    return ("plain", *(() if options.no_probe else more), *(RIVALS if options.rivals else ()))
 
 
 def _chosen(pair: Pair, options: argparse.Namespace) -> bool:
@@ -70,7 +71,7 @@ def _options() -> argparse.Namespace:
     add("--only", action="append", metavar="NAME", help="pairs whose name contains this")
     add("--kind", action="append", choices=KINDS)
     add("--family", action="append", help="pairs of one module of families/")
-    add("--no-probe", action="store_true", help="only without outputs to compare with")
+    add("--no-probe", action="store_true", help="only without any input")
     add("--rivals", action="store_true", help="also what people use today")
     add("--check", action="store_true", help="check the pairs themselves by their truths")
     add("--sensitivity", action="store_true", help="and that outputs notice every tensor")

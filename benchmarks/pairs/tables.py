@@ -22,6 +22,11 @@ def good(row: Row, mode: str = "plain") -> bool:
     return verdict == "proven"
 
 
+def helped(row: Row) -> Row:
+    """The verdict with a probe, or of a transfer that was told what is fresh and unused."""
+    return row.get("probe") or row.get("told") or {}
+
+
 def wrong(row: Row, mode: str) -> bool:
     """Whether this is silently wrong."""
     return row.get(mode, {}).get("verdict") == "wrong"
@@ -30,7 +35,7 @@ def wrong(row: Row, mode: str) -> bool:
 def is_bad(row: Row) -> bool:
     """What the exit status is about."""
     broken = any(isinstance(v, dict) and v.get("verdict") == "broken" for v in row.values())
-    return broken or wrong(row, "plain") or wrong(row, "probe")
+    return broken or any(wrong(row, mode) for mode in ("plain", "probe", "told"))
 
 
 def lines(row: Row, *, verbose: bool = False) -> list[str]:
@@ -39,7 +44,7 @@ def lines(row: Row, *, verbose: bool = False) -> list[str]:
     if checked:
         told = f"{checked['verdict']:<8} {row.get('build_seconds', 0):>6} s  {checked['reason']}"
         return [f"{row['kind']:<15} {row['name']:<58} {told}"]
-    plain, probe = row["plain"], row.get("probe", {})
+    plain, probe = row["plain"], helped(row)
     seconds = f"{plain['seconds']:.1f} s"
     cells = f"{plain['verdict']:<10} {probe.get('verdict', '–'):<10} {seconds:>7}"
     result = [f"{row['kind']:<15} {row['name']:<58} {cells}  {plain['reason'][:110]}"]
@@ -48,7 +53,7 @@ def lines(row: Row, *, verbose: bool = False) -> list[str]:
         result.append(f"{'':<16}{told}")
     if verbose:
         told: tuple[str, ...] = ()
-        for mode in ("plain", "probe"):
+        for mode in ("plain", "probe", "told"):
             part = row.get(mode)
             if part and not good(row, mode):
                 result.append(f"    {mode}: {part['verdict']}: {part['reason']}")
@@ -70,21 +75,20 @@ _COLUMNS = ("proven", "refused", "flagged", "misstated", "wrong", "blind", "othe
 
 
 def _by_kind(rows: list[Row]) -> list[list[str]]:
-    table = [["kind", "pairs", "good", *_COLUMNS, "good with probe", "wrong with probe", "seconds"]]
+    table = [["kind", "pairs", "good", *_COLUMNS, "good with help", "wrong with help", "seconds"]]
     for kind in (*KINDS, "all"):
         held = [row for row in rows if kind in (row["kind"], "all")]
         if not held:
             continue
         counts = Counter(row["plain"]["verdict"] for row in held)
         other = sum(count for word, count in counts.items() if word not in _COLUMNS)
-        probed = [row for row in held if "probe" in row]
         numbers = [
             len(held),
             sum(map(good, held)),
             *(counts[word] for word in _COLUMNS[:-1]),
             other,
-            sum(good(row, "probe") for row in probed),
-            sum(wrong(row, "probe") for row in probed),
+            sum(good(row, mode) for row in held for mode in ("probe", "told")),
+            sum(wrong(row, mode) for row in held for mode in ("probe", "told")),
         ]
         seconds = sum(row["plain"]["seconds"] for row in held)
         table.append([kind, *map(str, numbers), f"{seconds:.1f}"])
@@ -115,20 +119,28 @@ def _bars(rows: list[Row]) -> Iterable[str]:
         return f"{what}: {count} of {len(held)} ({percent})"
 
     solvable = [row for row in rows if row["expects"] == "solvable"]
+    transfers = [row for row in rows if row["expects"] == "transfer"]
     traps = [row for row in rows if row["expects"] == "trap"]
     seen = [row for row in traps if row["reveals"] == "plan"]
     yield share("solvable proven with no input", solvable)
     if any("probe" in row for row in rows):
         yield share("solvable proven with a probe", solvable, "probe")
-    yield share("transfers as a person states them", [r for r in rows if r["expects"] == "transfer"])
+    yield share("transfers as a person states them", transfers)
+    if any("told" in row for row in transfers):
+        yield share("transfers with fresh and unused told", transfers, "told")
     yield share("traps that a plan can show, flagged", seen)
     if any("probe" in row for row in rows):
         yield share("all traps, flagged with a probe", traps, "probe")
     bad = [row["name"] for row in rows if wrong(row, "plain")]
-    probed = [row["name"] for row in rows if wrong(row, "probe")]
+    probed = [row["name"] for row in rows if wrong(row, "probe") or wrong(row, "told")]
+    waved = [row["name"] for row in rows if row["plain"].get("waved_through") not in ("", "equal", None)]
     yield f"silently wrong: {len(bad)}" + "".join(f"\n  {name}" for name in bad)
-    if any("probe" in row for row in rows):
-        yield f"wrong with a probe: {len(probed)}" + "".join(f"\n  {name}" for name in probed)
+    if any(helped(row) for row in rows):
+        yield f"wrong with help: {len(probed)}" + "".join(f"\n  {name}" for name in probed)
+    yield (
+        "complete without a warning, refused only for what it lists as fresh or unused, and wrong "
+        f"if that is waved through: {len(waved)}" + "".join(f"\n  {name}" for name in waved)
+    )
 
 
 def _aligned(table: list[list[str]]) -> str:
@@ -149,9 +161,9 @@ def markdown(rows: list[Row]) -> str:
     if any(name in row for row in rows for name in RIVALS):
         parts += [*_grid(_rivals(rows)), ""]
     parts += [f"- {line}" for text in _bars(rows) for line in text.splitlines()]
-    table = [["kind", "pair", "no input", "with probe", "seconds", "reason"]]
+    table = [["kind", "pair", "no input", "with help", "seconds", "reason"]]
     for row in rows:
-        plain, probe = row["plain"], row.get("probe", {})
+        plain, probe = row["plain"], helped(row)
         reason = plain["reason"].replace("|", "\\|")[:120]
         cells = [row["kind"], row["name"], plain["verdict"], probe.get("verdict", "–")]
         table.append([*cells, f"{plain['seconds']:.1f}", reason])

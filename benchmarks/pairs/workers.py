@@ -23,8 +23,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with one pair: `parts` are `check`, `sensitivity`, `plain`, `probe` or the names
-    of rivals, done in turn."""
+    """What to do with one pair: `parts` are `check`, `sensitivity`, `plain`, `probe`, `told` or the
+    names of rivals, done in turn."""
 
     name: str
     parts: tuple[str, ...]
@@ -174,7 +174,7 @@ def _part(bench: Any, part: str) -> Any:
             return judging.Verdict("broken" if rows else "sound", "; ".join(rows[:20]))
         if part in RIVALS:
             return judging.judge_rival(bench, RIVALS[part])
-        return judging.judge(bench, probe=part == "probe")
+        return judging.judge(bench, probe=part == "probe", told=part == "told")
     except Exception as error:  # of the pair's or the rival's own code
         told = tuple(traceback.format_exc().splitlines()[-8:])
         return judging.Verdict("crashed", f"{type(error).__name__}: {error}"[:200], details=told)
