@@ -101,7 +101,7 @@ _SAME = {"w1": "gate", "w3": "up"}
 _ATTENTION_NORM = re.compile(
     r"^(layer_?)?norm_?1$|^ln_?1$|^(layer_?norm|norm|ln)_before$|^(pre_?)?(self_)?att(entio)?n_"
     r"(layer_?)?(norm|ln)$|^input_(layer)?_?norm(alization)?$|^sa_layer_norm$|^ln_attn$|"
-    r"^self_attention_layer_norm$|^(layer_)?norm_attn$"
+    r"^self_attention_layer_norm$|^(layer_)?norm_att(n|ention)$"
 )
 _FORWARD_NORM = re.compile(
     r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
