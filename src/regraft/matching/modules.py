@@ -81,6 +81,8 @@ _SEPARATORS = re.compile(r"[./]")
 _TOKEN = re.compile(r"[a-zA-Z]+?[123]d(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
+# A matrix that is a parameter of its own, called after what it does.
+_PROJECTION = re.compile(r"(^|_)proj(ection)?$")
 # Parts of a path that are a single letter count as numbers do: block a, block b.
 _LETTERS: dict[str, str] = {letter: str(place) for place, letter in enumerate("abcde")}
 _COUNTED: dict[str, str] = {
@@ -155,6 +157,8 @@ def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
 
 def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
     *path, leaf = parts_of(info.name)
+    if not info.role and len(info.shape) == 2 and _PROJECTION.search(leaf):
+        return (*path, leaf), "projection"  # CLIP's, multiplied from the right: [in, out]
     if info.role:
         same = leaf.lower() == info.role.lower()
         return tuple(path) if same else (*path, leaf), info.role.lower()
@@ -213,6 +217,8 @@ def _wide_conv1d(catalogue: Catalogue) -> bool:
 
 
 def _input_first(info: TensorInfo, path: tuple[str, ...], wide: bool) -> bool:
+    if path and _PROJECTION.search(path[-1]) and info.name.endswith(path[-1]):
+        return True
     return info.module == "Conv1D" or (wide and not info.module and path[-1:][0] in _CONV1D)
 
 
@@ -263,7 +269,7 @@ def _kind(role: Role, info: TensorInfo, path: tuple[str, ...]) -> Kind:
 def conventions_of(catalogue: Catalogue) -> str:
     """The framework whose layouts a catalogue follows: what it says, else what its words say.
 
-    `kernel`, `gamma` and `moving_mean` are channels-last words, `running_mean` and a `weight`
+    `kernel`, `beta` and `moving_mean` are channels-last words, `running_mean` and a `weight`
     of rank 2 or more are channels-first. A file that uses both, or neither, is `""`.
     """
     if catalogue.framework:
@@ -271,7 +277,7 @@ def conventions_of(catalogue: Catalogue) -> str:
     votes: set[str] = set()
     for info in catalogue.values():
         word = roles.split_leaf(parts_of(info.name)[-1])[1] if info.name else ""
-        if word in ("kernel", "gamma", "moving_mean", "moving_variance", "depthwise_kernel"):
+        if word in ("kernel", "beta", "moving_mean", "moving_variance", "depthwise_kernel"):
             votes.add("keras")
         if word in ("running_mean", "running_var", "num_batches_tracked"):
             votes.add("torch")

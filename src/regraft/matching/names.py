@@ -22,6 +22,8 @@ _SYNONYMS = """
 conv conv1d conv2d conv3d convolution convolution2d convbn
 norm bn ln layernorm batchnorm groupnorm batch_norm layer_norm normalization rmsnorm
 dense fc linear
+vision visual image
+distillation dist distilled
 attn attention
 q query
 k key
@@ -126,7 +128,8 @@ def _equal_paths(
                 # Equal further out as well: the shorter prefix says the same and more.
                 if wrapper and prefix and wrapper[-1] == prefix[-1]:
                     continue
-                if (rest or target.path == source.path == ()) and feasible(source, target):
+                told = any(not part.isdigit() for part in rest) or source.path == target.path
+                if told and feasible(source, target):
                     votes[wrapper, prefix].append((source, target))
     result: set[tuple[int, int]] = set()
     explained: dict[int, int] = {}  # target module → how many votes its prefix had

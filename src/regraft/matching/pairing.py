@@ -21,7 +21,7 @@ from regraft.matching.layouts import compatible, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.names import Names, automatic
 from regraft.matching.order import Order, sequence
-from regraft.matching.projections import at_odds, norm_place, projection_of
+from regraft.matching.projections import THIRD_NORM, at_odds, edge_of, norm_place, projection_of
 from regraft.matching.trees import Trees
 from regraft.plans import Evidence
 from regraft.tensors import Catalogue
@@ -300,23 +300,25 @@ class Pairer:
         part = projection_of(source.path)
         if part and part == projection_of(target.path):
             say("names", 0.8, f"both are called the {part} projection")
-        if len(sources) == len(targets) == 2:
-            here, there = norm_place(source.path), norm_place(target.path)
-            if here and here == there:
-                say("names", 0.8, f"both are called the norm of the {here} layers")
+        edge = edge_of(source.path)
+        if edge and edge == edge_of(target.path):
+            say("names", 0.5, f"both are called the {edge} of a model")
+        here, there = norm_place(source.path), norm_place(target.path)
+        if here and here == there and not self._three_norms:
+            say("names", 0.8, f"both are called the norm of the {here} layers")
         agreement = self.trees.agreement(source, target)
         say("tree", 0.6 * min(agreement, 2.0), "in blocks that hold the same layers")
         ours, theirs = self._attached.get(id(source)), self._attached.get(id(target))
         if ours and theirs and self._partners.get(id(theirs)) is ours:
             say("attachment", 1.5, f"{ours.name} and {theirs.name}, which they follow, are paired")
         if len(sources) == len(targets) > 1 and sources.index(source) == targets.index(target):
-            counted = _counted(sources) + _counted(targets)
+            counted = self._places_count(sources, targets)
             say("numbers", (0.0, 0.45, 0.9)[counted],
                 "the same place among layers of a block that numbers tell apart")  # fmt: skip
         before = self.trees.before_blocks(source, target)
         if before is not None and self._ordered:
             say("order", 0.5, f"both stand {'before' if before else 'behind'} the repeated blocks")
-        if self.trees.same_place(source, target):
+        if self._ordered and self.trees.same_place(source, target):
             say("order", 0.3, "the same place in blocks that hold the same layers in one order")
         elif self.order.aligned(source, target):
             family = _one_family(sources) and _one_family(targets)
@@ -329,6 +331,19 @@ class Pairer:
         say("shape", fit, "the only two layers with these roles and shapes"
             if alone else f"{len(sources)} layers have these roles and shapes")  # fmt: skip
         return tuple(reasons)
+
+    @cached_property
+    def _three_norms(self) -> bool:
+        """Whether blocks have a third norm, so that `norm2` may be another one's."""
+        return any(THIRD_NORM.match(m.path[-1].lower()) for m in (*self._sources, *self._targets)
+                   if m.path)  # fmt: skip
+
+    def _places_count(self, sources: Sequence[Module], targets: Sequence[Module]) -> int:
+        """On how many sides numbers alone tell the modules apart, in the order they stand in; 0
+        where the other side's order means nothing."""
+        sides = zip(self._catalogues, (sources, targets), strict=True)
+        told = [(_counted(modules), catalogue.order != "sorted") for catalogue, modules in sides]
+        return sum(counted for counted, _ in told) * all(a or b for a, b in told)
 
     def _flow(self, source: Module, target: Module) -> float:
         ours, theirs = self._prints

@@ -74,13 +74,17 @@ def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
     if a and b and _SAME.get(a, a) != _SAME.get(b, b):
         return True
     a, b = edge_of(source), edge_of(target)
-    return bool(a and b) and a != b
+    return bool(a and b) and a != b and {a, b} != {"last norm", "final norm"}
 
 
 _EDGES = (
     ("position", re.compile(r"(^|_)(wpe|pos|position|positions|positional)(_|$)")),
     ("tokens", re.compile(r"^(wte|tok_emb\w*|token_emb\w*|embed_tokens|word_embeddings?|tokens?|"
                           r"embed_in|vocab_emb\w*|shared)$")),
+    ("first norm", re.compile(r"^(ln|norm|layer_?norm)_pre$|^pre_(ln|norm|lay(e?r)_?norm)$")),
+    ("last norm", re.compile(r"^(ln|norm|layer_?norm)_post$|^post_(ln|norm|layer_?norm)$")),
+    ("final norm", re.compile(r"^ln_(f|final|out)$|^final_(layer_?)?norm$|^norm_final$|^norm_f$")),
+    ("distillation head", re.compile(r"^(head|classifier)_dist\w*$|^dist\w*_(head|classifier)$")),
     ("head", re.compile(r"^(lm_head|out_head|output_head|head|embed_out|logits|output|"
                         r"output_projection|unembed\w*|classifier)$")),
 )  # fmt: skip
@@ -88,7 +92,8 @@ _EDGES = (
 
 @lru_cache(maxsize=65536)
 def edge_of(path: tuple[str, ...]) -> str:
-    """`tokens`, `position` or `head` for the first and last layers of a model, by their names."""
+    """Which of the first and last layers of a model a layer is, by its name; `""` if it does not
+    say."""
     last = path[-1].lower() if len(path) < 4 and path else ""
     return next((edge for edge, pattern in _EDGES if pattern.search(last)), "")
 
@@ -108,6 +113,10 @@ _FORWARD_NORM = re.compile(
     r"(layer_?)?(norm|ln)$|^post_attention_layer_?norm(alization)?$|^output_layer_norm$|"
     r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$"
 )
+
+
+# With three norms in a block, the second one may be a cross-attention's.
+THIRD_NORM = re.compile(r"^(layer_?)?norm_?3$|^ln_?3$|^(cross|encoder)_attn_layer_norm$")
 
 
 def norm_place(path: tuple[str, ...]) -> str:
