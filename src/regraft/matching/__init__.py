@@ -16,6 +16,7 @@ from regraft.matching import (
     rewrites,
     ruling,
     settling,
+    ties,
     values,
 )
 from regraft.matching.flattening import flattened
@@ -80,6 +81,8 @@ def match(
     unused = [m for m in sources if id(m) not in used and not _names(m) & offered]
     settling.settle_missing(left, targets, unused, state, pairer.coverage)
     composing.compose(state, seen)
+    ties.settle_tied(target, state)
+    ties.settle_heads(source, target, state)
     _settle_counters(source, target, state)
     if read_source and read_target:
         _settle_by_values(source, target, state, read_source, read_target)

@@ -81,6 +81,8 @@ _SEPARATORS = re.compile(r"[./]")
 _TOKEN = re.compile(r"[a-zA-Z]+?[123]d(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
+# w_in and b_in: the role first.
+_PREFIXED = re.compile(r"^([wbWB])_([a-zA-Z]\w*)$")
 # A matrix that is a parameter of its own, called after what it does.
 _PROJECTION = re.compile(r"(^|_)proj(ection)?$")
 # Parts of a path that are a single letter count as numbers do: block a, block b.
@@ -162,6 +164,9 @@ def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
     if info.role:
         same = leaf.lower() == info.role.lower()
         return tuple(path) if same else (*path, leaf), info.role.lower()
+    prefixed = _PREFIXED.match(leaf)
+    if prefixed:
+        return (*path, prefixed[2]), prefixed[1].lower()
     rest, word = roles.split_leaf(leaf)
     if rest and (not path or path[-1] != rest):
         path.append(rest)

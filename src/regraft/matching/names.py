@@ -132,13 +132,29 @@ def _equal_paths(
                 if told and feasible(source, target):
                     votes[wrapper, prefix].append((source, target))
     result: set[tuple[int, int]] = set()
-    explained: dict[int, int] = {}  # target module → how many votes its prefix had
-    for pairs in sorted(votes.values(), key=len, reverse=True):
-        count = len(pairs)
+    explained: dict[int, tuple[int, bool]] = {}  # target module → what its prefix had
+    for (wrapper, _), pairs in sorted(votes.items(), key=_standing, reverse=True):
+        standing = len(pairs), not _average(wrapper)
         for source, target in pairs:
-            if explained.setdefault(id(target), count) == count:
+            if explained.setdefault(id(target), standing) == standing:
                 result.add((id(source), id(target)))
     return result
+
+
+_Prefixes = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def _standing(item: tuple[_Prefixes, list[tuple[Module, Module]]]) -> tuple[int, bool]:
+    """Votes of a prefix; of two with as many, the weights come before their average."""
+    (wrapper, _), pairs = item
+    return len(pairs), not _average(wrapper)
+
+
+_AVERAGE = re.compile(r"(^|_)(ema|swa|avg|average|averaged|shadow)(_|$)")
+
+
+def _average(wrapper: tuple[str, ...]) -> bool:
+    return any(_AVERAGE.search(part.lower()) for part in wrapper)
 
 
 def canonical_words(words: Iterable[str]) -> Iterator[str]:

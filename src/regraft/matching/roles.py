@@ -86,6 +86,11 @@ def split_leaf(leaf: str) -> tuple[str, str]:
     return leaf[: len(ending[1])] if ending[1] else "", ending[2]
 
 
+def known(leaf: str) -> bool:
+    """Whether a name's last part says which tensor of a layer it is."""
+    return split_leaf(leaf)[1] in _WORDS or re.match(r"^[wb]_[a-z]", leaf.lower()) is not None
+
+
 def of(word: str, rank: int, sisters: frozenset[str], module: str) -> Role:
     """The role of a tensor.
 

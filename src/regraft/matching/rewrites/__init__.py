@@ -51,7 +51,10 @@ def aligned(
             ours = Sight(views.source, True, read_source)
             theirs = Sight(views.target, False, None, ask_target)
             here, there = (ours, theirs) if side == "source" else (theirs, ours)
-            for finding in find(here, there):
+            found = [f for f in find(here, there) if f.rewrites]
+            if len(found) > 1:  # nested ones exclude each other: the best comes first
+                found.sort(key=lambda f: (f.certain, _gain(views, _seen(views, side, f))))
+            for finding in reversed(found):
                 views = _taken(views, side, finding)
     return views
 
@@ -61,8 +64,7 @@ def _taken(views: Views, side: str, finding: Finding) -> Views:
     view = views.source if side == "source" else views.target
     if any(info.name not in view.catalogue for r in finding.rewrites for info in r.old):
         return views  # an earlier finding has touched these tensors
-    seen = view.rewritten(finding.rewrites)
-    after = replace(views, **{side: seen})
+    after = _seen(views, side, finding)
     if not finding.certain and _gain(views, after) <= 0:
         return views
     variants = [(label, *_sides(v, finding.rewrites, side)) for label, *v in views.variants]
@@ -70,6 +72,11 @@ def _taken(views: Views, side: str, finding: Finding) -> Views:
     for rewrites in finding.variants:
         variants.append((finding.label, *_sides(base, rewrites, side)))
     return replace(after, variants=tuple(variants))
+
+
+def _seen(views: Views, side: str, finding: Finding) -> Views:
+    view = views.source if side == "source" else views.target
+    return replace(views, **{side: view.rewritten(finding.rewrites)})
 
 
 def _sides(views: Sequence[View], rewrites: Sequence[object], side: str) -> tuple[View, View]:

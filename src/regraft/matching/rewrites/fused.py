@@ -16,6 +16,7 @@ from itertools import permutations
 from typing import NamedTuple
 
 from regraft.matching.modules import Module
+from regraft.matching.pairing import number_classes
 from regraft.matching.projections import fused_of, projection_of
 from regraft.matching.rewrites.finding import Finding, Sight, kernel_of
 from regraft.matching.rewrites.heads import head_counts
@@ -48,8 +49,9 @@ class _Fused(NamedTuple):
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
     split = _split_projections(there)
     by_family: dict[tuple[str, ...], list[_Fused]] = defaultdict(list)
+    alone = _alone(here, there)
     for module in here.modules:
-        found = _fused(module, here, split)
+        found = _fused(module, split, id(module) in alone)
         if found is not None:
             by_family[found.parts.names].append(found)
     return [_finding(here, there, members) for members in by_family.values()]
@@ -83,10 +85,22 @@ def _sizes(module: Module, sight: Sight) -> tuple[int, int]:
     return math.prod(shape[1:]), shape[0]  # [d, n] or [d, h, k]
 
 
-def _fused(module: Module, here: Sight, split: Mapping[tuple[_Parts, int], int]) -> _Fused | None:
+def _alone(here: Sight, there: Sight) -> set[int]:
+    """Layers whose roles and shapes no layer of the other side has."""
+    classes = number_classes(*((here.modules, there.modules) if here.is_source else
+                               (there.modules, here.modules)))  # fmt: skip
+    others = {classes[id(m)] for m in there.modules}
+    return {id(m) for m in here.modules if classes[id(m)] not in others}
+
+
+def _fused(module: Module, split: Mapping[tuple[_Parts, int], int], alone: bool) -> _Fused | None:
     kernel = kernel_of(module)
     names = fused_of(_own_name(module))
-    if kernel is None or not names or projection_of(module.path):
+    if kernel is None or projection_of(module.path):
+        return None
+    if not names and alone and len(kernel.info.shape) == 2:
+        names = ("q", "k", "v")  # by its size alone: how they lie in it stays open
+    if not names:
         return None
     shape = kernel.info.shape
     if len(shape) == 4 and shape[1] == len(names):  # [d, 3, h, k]

@@ -147,11 +147,10 @@ def _scale_axis(codes: TensorInfo, scale: TensorInfo) -> int | None:
     count = math.prod(scale.shape)
     if count == 1:
         return 0
-    if len(scale.shape) == len(codes.shape) and not any(n == count for n in scale.shape):
-        return 0  # blocks, which Dequantize checks
+    if len(scale.shape) == len(codes.shape):  # [out, 1], or a number for each block
+        divided = all(n and not c % n for c, n in zip(codes.shape, scale.shape, strict=True))
+        return 0 if divided else None
     fitting = [axis for axis, n in enumerate(codes.shape) if n == count]
-    if len(scale.shape) == len(codes.shape):  # [out, 1]: the axis that is not 1
-        fitting = [axis for axis in fitting if scale.shape[axis] == count]
     return fitting[0] if fitting else None
 
 

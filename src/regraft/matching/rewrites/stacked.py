@@ -10,26 +10,24 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from regraft.matching import roles
 from regraft.matching.rewrites.finding import Finding, Sight
 from regraft.matching.views import Expression, Rewrite
 from regraft.operations import Stack, Unstack
 from regraft.tensors import TensorInfo
 
 _MOST = 1024
-# A leaf name that ends in one of these says which tensor of a layer it is.
-_LEAVES = re.compile(
-    r"(^|[_.])(weight|bias|kernel|scale|embedding|gamma|beta|mean|var|w|b)$", re.IGNORECASE
-)
 
 
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
-    """Outermost subtrees first: the whole stack of layers before the experts in it."""
-    findings: list[Finding] = []
+    """Families of subtrees: all layers of one stack, the experts of all layers."""
+    families: dict[str, list[Rewrite]] = defaultdict(list)
     for prefix, infos in _subtrees(here):
         count = infos[0].shape[0]
         if _numbered(there, count):
-            findings.append(Finding([_unstacked(prefix, info, count) for info in infos]))
-    return findings
+            family = re.sub(r"\d+", "#", prefix)
+            families[family] += [_unstacked(prefix, info, count) for info in infos]
+    return [Finding(rewrites) for rewrites in families.values()]
 
 
 def _subtrees(here: Sight) -> Iterator[tuple[str, list[TensorInfo]]]:
@@ -39,17 +37,14 @@ def _subtrees(here: Sight) -> Iterator[tuple[str, list[TensorInfo]]]:
             continue
         for cut in (m.start() for m in re.finditer(r"[./]", name)):
             below[name[:cut]].append(info)
-    done: list[str] = []
-    for prefix, infos in sorted(below.items(), key=lambda item: (len(item[0]), item[0])):
+    for prefix, infos in below.items():
         sizes = {info.shape[0] if info.shape else 0 for info in infos}
         count = next(iter(sizes))
         if len(sizes) != 1 or not 1 < count <= _MOST:
             continue
         if max(len(info.shape) for info in infos) < 3 and len(infos) < 4:
             continue  # a plain layer: its kernel and bias begin alike, too
-        if not any(prefix.startswith((f"{d}.", f"{d}/")) for d in done):
-            done.append(prefix)
-            yield prefix, infos
+        yield prefix, infos
 
 
 def _numbered(there: Sight, count: int) -> bool:
@@ -65,7 +60,8 @@ def _unstacked(prefix: str, info: TensorInfo, count: int) -> Rewrite:
     separator = info.name[len(prefix)]
     rest = info.name[len(prefix) + 1 :]
     # `experts.down_proj` is a tensor by the name of its layer: each part is that layer's weight.
-    leaf = "" if _LEAVES.search(rest) else f"{separator}weight"
+    known = roles.known(rest.replace("/", ".").rpartition(".")[2])
+    leaf = "" if known else f"{separator}weight"
     new = [
         info._replace(name=f"{prefix}{separator}{i}{separator}{rest}{leaf}", shape=info.shape[1:])
         for i in range(count)
