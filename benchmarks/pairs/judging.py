@@ -26,11 +26,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
 import regraft as rg
+from benchmarks.pairs.collection import Built, Pair
 from regraft import targets
 from regraft.rules import matches_any
-
-from benchmarks.pairs.collection import Built, Pair
 
 PASSED_TRAP = ("refused", "flagged", "exposed", "proven")
 

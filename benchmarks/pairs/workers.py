@@ -1,4 +1,4 @@
-"""Child processes that run pairs one after another, each within its time, frameworks loaded once."""
+"""Child processes that run pairs in turn, each within its time, frameworks loaded once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
-
 
 # Building also loads frameworks, which takes long on a busy machine.
 BUILD_SECONDS = 180.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -407,7 +408,7 @@ def _(folder: Path) -> Built:
 
 
 def _nnx_tree(kind: Any, x: Any, seed: int = 0) -> tuple[Any, Callable[[Any], Any]]:
-    """An NNX module's arrays as a plain tree of random values, and how to run such a tree on `x`."""
+    """An NNX module's arrays as a tree of random values, and how to run such a tree on `x`."""
     import jax
     from flax import nnx
 
@@ -440,8 +441,7 @@ def _units() -> Any:
 
     widths = (3, 8, 8, 16)
     steps: list[tuple[str, Any]] = [
-        (f"features.{i}", ConvUnit(a, b))
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+        (f"features.{i}", ConvUnit(a, b)) for i, (a, b) in enumerate(itertools.pairwise(widths))
     ]
     steps += [("", nn.AdaptiveAvgPool2d(1)), ("", nn.Flatten()), ("head", nn.Linear(16, 5))]
     return Chain(steps)
@@ -523,7 +523,7 @@ def _layer_values(widths: tuple[int, ...]) -> list[tuple[Any, Any]]:
             (random.standard_normal((a, b)) / a**0.5).astype(np.float32),
             (0.2 * random.standard_normal(b)).astype(np.float32),
         )
-        for a, b in zip(widths, widths[1:], strict=False)
+        for a, b in itertools.pairwise(widths)
     ]
 
 

@@ -54,7 +54,7 @@ def write(model: Any, arrays: Arrays) -> Any:
     weights = keras_weights(model)
     if {name for _, name, *_ in weights} != set(arrays):
         raise ValueError(f"differ: {sorted({n for _, n, *_ in weights} ^ set(arrays))}")
-    for kind, name, variable, present in weights:
+    for _kind, name, variable, present in weights:
         array, leaf = arrays[name], name.rpartition("/")[2]
         if leaf == "kernel" and array.ndim == 2:
             array = array.T

@@ -80,9 +80,9 @@ def _register_recurrent(kind: str, both: bool, ending: str) -> None:
 
     @pair(title, "layouts")
     def _(folder: Path) -> Built:
-        from benchmarks.pairs.models.layers import Recurrent
-
         import keras
+
+        from benchmarks.pairs.models.layers import Recurrent
 
         source = random_keras(_recurrent(kind, both))
         target = random_torch(Recurrent(kind.replace("Simple", ""), both), 9)

@@ -355,7 +355,7 @@ def _(folder: Path) -> Built:
 @pair("a tied head left out of the file, untied in the model", "reparametrised")
 def _(folder: Path) -> Built:
     """The hub's files leave tied tensors out; the target has a head of its own."""
-    from benchmarks.pairs.families.language_models import built, gpt2, mapped, _to_book
+    from benchmarks.pairs.families.language_models import _to_book, built, gpt2, mapped
     from benchmarks.pairs.models.decoders import BookGPT
 
     target = BookGPT()

@@ -137,7 +137,7 @@ def _(folder: Path) -> Built:
 
 @pair("square matrices of unknown orientation", "traps")
 def _(folder: Path) -> Built:
-    """An archive of nobody's framework: `w` may be `[in, out]` or `[out, in]`, and it is the first."""
+    """An archive of no framework: `w` may be `[in, out]` or `[out, in]`; it is the first."""
 
     def saved(folder: Path, state: Any) -> Path:
         flat: State = {}

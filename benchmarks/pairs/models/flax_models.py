@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        for before, after in ((3, 8), (8, 8), (8, 16), (16, 16)):
+        for _before, after in ((3, 8), (8, 8), (8, 16), (16, 16)):
             x = nn.Conv(after, (3, 3), padding=((1, 1), (1, 1)), use_bias=False)(x)
             x = nn.relu(nn.BatchNorm(True, epsilon=1e-5)(x))
         return nn.Dense(5)(x.mean((1, 2)))
@@ -129,7 +130,7 @@ class NnxNet(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         widths = (3, 8, 8, 16)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.convs = nnx.List(
             nnx.Conv(a, b, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, rngs=rngs)
             for a, b in pairs
