@@ -170,7 +170,9 @@ def _part(bench: Any, part: str) -> Any:
     try:
         if part in ("check", "sensitivity"):
             rows = judging.check(bench, sensitivity=part == "sensitivity")
-            return judging.Verdict("broken" if rows else "sound", "; ".join(rows[:20]))
+            unnoticed = all(row.startswith("unnoticed") for row in rows)
+            word = "sound" if unnoticed else "broken"
+            return judging.Verdict(word, "; ".join(rows[:20]))
         if part in RIVALS:
             return judging.judge_rival(bench, RIVALS[part])
         return judging.judge(bench, probe=part == "probe", told=part == "told")

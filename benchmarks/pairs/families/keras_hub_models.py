@@ -157,10 +157,13 @@ def _inputs(segments: bool = False, mask: bool = True) -> tuple[Arrays, Arrays]:
 
 
 def _sequence(answer: Any) -> Any:
+    return _array(answer["sequence_output"] if isinstance(answer, dict) else answer)
+
+
+def _array(tensor: Any) -> Any:
     import keras
 
-    found = answer["sequence_output"] if isinstance(answer, dict) else answer
-    return keras.ops.convert_to_numpy(found)
+    return keras.ops.convert_to_numpy(tensor)
 
 
 def to_transformers(
@@ -179,11 +182,14 @@ def to_transformers(
     random_keras(source)
     random_torch(target, 9)
     ours, theirs = _inputs(segments)
-    outputs = _sequence(source(ours, training=False))
+    answer = source(ours, training=False)
+    outputs = {"last_hidden_state": _sequence(answer)}
+    if segments:
+        outputs["pooler_output"] = _array(answer["pooled_output"])
     arrays = change(renamed(arrays_by_path(source), rules))
     path = files.keras_model(folder, source, ending)
     return Built(
-        path, target, {"last_hidden_state": outputs}, theirs,
+        path, target, outputs, theirs,
         truth=lambda model: load_torch(model, arrays, stays=stays), **options,
     )  # fmt: skip
 
@@ -209,11 +215,12 @@ def to_hub(
     given = change(arrays_of(source))
     names = {path: next(iter(renamed({path: 0}, rules))) for path in arrays_by_path(target)}
     arrays = {path: given[name] for path, name in names.items()}
-    kind = target.output if isinstance(target.output, dict) else None
-    outputs = answer.last_hidden_state.numpy()
+    outputs: Any = answer.last_hidden_state.numpy()
+    if isinstance(target.output, dict):
+        outputs = {"sequence_output": outputs, "pooled_output": answer.pooler_output.numpy()}
     return Built(
         files.safetensors(folder, source), target,
-        {"sequence_output": outputs} if kind else outputs, ours,
+        outputs, ours,
         truth=lambda model: write(model, arrays), **options,
     )  # fmt: skip
 

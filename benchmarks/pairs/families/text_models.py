@@ -43,7 +43,9 @@ def same_model(
     inputs = _ids()
     with torch.no_grad():
         answer = source(**{n: torch.from_numpy(a) for n, a in inputs.items()})
-    outputs = {"last_hidden_state": answer[0].numpy()}
+    outputs = {
+        "last_hidden_state": answer[0].numpy(), "pooler_output": answer.pooler_output.numpy()
+    }  # fmt: skip
     return Built(
         saved(folder, source), target, outputs, inputs, truth=by_names(source), **options
     )  # fmt: skip

@@ -121,7 +121,8 @@ class WhisperEncoder(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(8, WIDTH, 3, padding=1)
         self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, 2, 1)
-        self.register_buffer("positional_embedding", torch.zeros(8, WIDTH))
+        waves = torch.outer(torch.arange(8.0), 100 ** (-torch.arange(WIDTH) / WIDTH))
+        self.register_buffer("positional_embedding", waves.sin())
         self.blocks = nn.ModuleList(WhisperBlock(False) for _ in range(2))
         self.ln_post = nn.LayerNorm(WIDTH)
 
