@@ -80,7 +80,7 @@ def _options() -> argparse.Namespace:
     add("--output", type=Path, help="also write a file: .md a table, otherwise JSON")
     add("--verbose", "-v", action="store_true", help="what is undecided, name by name")
     add("--processes", type=int, default=2)
-    add("--seconds", type=float, default=60.0, help="time limit of each way to load a pair")
+    add("--seconds", type=float, default=20.0, help="time limit of each way to load a pair")
     return parser.parse_args()
 
 

@@ -26,11 +26,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
 import regraft as rg
+from benchmarks.pairs.collection import Built, Pair
 from regraft import targets
 from regraft.rules import matches_any
-
-from benchmarks.pairs.collection import Built, Pair
 
 PASSED_TRAP = ("refused", "flagged", "exposed", "proven")
 
@@ -244,7 +244,9 @@ def check(bench: Bench, *, sensitivity: bool = False) -> list[str]:
     """What is wrong with the pair itself; empty where it is what it says.
 
     A solvable pair's truth must give equal outputs, and the target as built must not. With
-    `sensitivity`, each tensor of the truth is shuffled in turn: the outputs must notice.
+    `sensitivity`, each tensor of the truth is shuffled in turn, and those of which no output
+    notices are named: biases of keys, which shift all scores of a query alike, and biases that are
+    zero are none to worry about.
     """
     built, expects = bench.built, bench.pair.expects
     problems: list[str] = []

@@ -79,7 +79,9 @@ def random_keras(model: Any, seed: int = 0) -> Any:
         if leaf == "depthwise_kernel":
             fan_in = int(np.prod(shape[:-2]))
         name = f"{index}.{leaf}"
-        made = value(name, shape, seed=seed, scale=leaf == "gamma" or "layer_scale" in path, fan_in=fan_in)
+        made = value(
+            name, shape, seed=seed, scale=leaf == "gamma" or "layer_scale" in path, fan_in=fan_in
+        )
         if leaf == "alpha":  # PReLU
             made = np.float32(0.25) + 0.1 * generator(seed, name).standard_normal(shape)
         variable.assign(made.astype(np.float32))

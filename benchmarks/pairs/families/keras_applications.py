@@ -279,7 +279,9 @@ def _xception_truth(source: Any) -> Callable[[Any], Any]:
         main = [n for n in held if n not in shortcuts]
         values: list[tuple[str, Any]] = []
         queue = [slot for layer in main for slot in held[layer]]
-        extra = dict(zip(skips, [s for p in zip(convs, norms, strict=True) for s in p], strict=True))
+        extra = dict(
+            zip(skips, [s for p in zip(convs, norms, strict=True) for s in p], strict=True)
+        )
         for name, _ in slots(target):
             layer = name.rpartition(".")[0]
             values.append(held[extra[layer]].pop(0) if layer in extra else queue.pop(0))

@@ -80,9 +80,9 @@ def _register_recurrent(kind: str, both: bool, ending: str) -> None:
 
     @pair(title, "layouts")
     def _(folder: Path) -> Built:
-        from benchmarks.pairs.models.layers import Recurrent
-
         import keras
+
+        from benchmarks.pairs.models.layers import Recurrent
 
         source = random_keras(_recurrent(kind, both))
         target = random_torch(Recurrent(kind.replace("Simple", ""), both), 9)
@@ -168,9 +168,7 @@ def _(folder: Path) -> Built:
         values = slots(source)
 
         def load(target: Any) -> Any:
-            shaped = [
-                (n, a.reshape(1, 1, -1) if n.startswith("act") else a) for n, a in values
-            ]
+            shaped = [(n, a.reshape(1, 1, -1) if n.startswith("act") else a) for n, a in values]
             return fill(target, shaped)
 
         return load
@@ -270,7 +268,9 @@ def _(folder: Path) -> Built:
     from benchmarks.pairs.models.layers import Flattened
 
     def truth(source: Any) -> Callable[[Any], Any]:
-        values = [(n, _flat_rows(a, False) if a.shape == (40, 256) else a) for n, a in slots(source)]
+        values = [
+            (n, _flat_rows(a, False) if a.shape == (40, 256) else a) for n, a in slots(source)
+        ]
         return lambda target: fill(target, values)
 
     return to_keras(folder, Flattened(), _lenet(), 28, truth=truth)

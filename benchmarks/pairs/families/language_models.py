@@ -223,7 +223,9 @@ def to_interleaved(array: Any) -> Any:
 
 
 def _roped(arrays: Arrays, change: Callable[[Any], Any]) -> Arrays:
-    return {n: change(a) if re.search(r"\.(wq|wk|[qk]_proj)\.", n) else a for n, a in arrays.items()}
+    return {
+        n: change(a) if re.search(r"\.(wq|wk|[qk]_proj)\.", n) else a for n, a in arrays.items()
+    }
 
 
 @pair("LLaMA: the authors' to transformers, rotary layout", "attention")

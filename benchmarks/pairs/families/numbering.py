@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,7 +155,7 @@ def _classic(conv: Callable[[int], str], norm: Callable[[int], str]) -> Any:
 
     widths = (3, 8, 8, 16, 16)
     steps: Steps = []
-    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
         steps.append((conv(i), nn.Conv2d(before, after, 3, padding=1, bias=False)))
         steps += [(norm(i), nn.BatchNorm2d(after)), ("", nn.ReLU())]
     steps += [("", nn.AdaptiveAvgPool2d(1)), ("", nn.Flatten())]

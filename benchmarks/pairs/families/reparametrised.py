@@ -87,9 +87,7 @@ def _(folder: Path) -> Built:
 @pair("weight norm, new form, to plain", "reparametrised")
 def _(folder: Path) -> Built:
     names = ("parametrizations.weight.original0", "parametrizations.weight.original1")
-    return stored(
-        folder, _conv_net(), _conv_net(), lambda state: _normed(state, names), images(*X)
-    )
+    return stored(folder, _conv_net(), _conv_net(), lambda state: _normed(state, names), images(*X))
 
 
 @pair("weight norm, old form, to new form", "reparametrised")
@@ -192,7 +190,9 @@ def _folded() -> Any:
     for i, (before, after, size) in enumerate(((3, 8, 3), (8, 12, 3), (12, 12, 1))):
         steps += [(f"conv{i + 1}", nn.Conv2d(before, after, size, padding=size // 2))]
         steps += [("", nn.ReLU())]
-    return Chain([*steps, ("", nn.AdaptiveAvgPool2d(1)), ("", nn.Flatten()), ("fc", nn.Linear(12, 5))])
+    return Chain(
+        [*steps, ("", nn.AdaptiveAvgPool2d(1)), ("", nn.Flatten()), ("fc", nn.Linear(12, 5))]
+    )
 
 
 def fold(arrays: dict[str, Any], places: tuple[int, ...], eps: float) -> dict[str, Any]:
@@ -291,7 +291,9 @@ def _(folder: Path) -> Built:
     from torch import nn
 
     def net() -> Any:
-        return nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 5))
+        return nn.Sequential(
+            nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 5)
+        )
 
     def change(state: dict[str, Any]) -> dict[str, Any]:
         made: dict[str, Any] = {}
@@ -353,7 +355,7 @@ def _(folder: Path) -> Built:
 @pair("a tied head left out of the file, untied in the model", "reparametrised")
 def _(folder: Path) -> Built:
     """The hub's files leave tied tensors out; the target has a head of its own."""
-    from benchmarks.pairs.families.language_models import built, gpt2, mapped, _to_book
+    from benchmarks.pairs.families.language_models import _to_book, built, gpt2, mapped
     from benchmarks.pairs.models.decoders import BookGPT
 
     target = BookGPT()

@@ -217,8 +217,8 @@ def _(folder: Path) -> Built:
     import keras
     import numpy as np
 
-    from benchmarks.pairs.models.layers import Flattened
     from benchmarks.pairs.families.keras_layers import _flat_rows
+    from benchmarks.pairs.models.layers import Flattened
     from benchmarks.pairs.randomness import random_keras
     from benchmarks.pairs.truths import fill, slots
 

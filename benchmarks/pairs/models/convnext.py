@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -47,7 +49,7 @@ class ConvNeXt(nn.Module):
         self.downsample_layers = nn.ModuleList(
             [nn.Sequential(nn.Conv2d(3, dims[0], 4, 4), LayerNorm(dims[0], "channels_first"))]
         )
-        for before, after in zip(dims, dims[1:], strict=False):
+        for before, after in itertools.pairwise(dims):
             self.downsample_layers.append(
                 nn.Sequential(LayerNorm(before, "channels_first"), nn.Conv2d(before, after, 2, 2))
             )

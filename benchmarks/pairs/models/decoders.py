@@ -13,7 +13,7 @@ HEAD = WIDTH // HEADS
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: bool) -> torch.Tensor:
-    """Causal attention of [batch, heads, time, head]; keys and values repeated for grouped heads."""
+    """Causal attention of [batch, heads, time, head]; grouped keys and values are repeated."""
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     y = F.scaled_dot_product_attention(q, k, v, is_causal=options.get("causal", True))

@@ -125,7 +125,8 @@ class SplitEncoder(nn.Module):
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             q, k, v = (
-                f(x).unflatten(-1, (4, 4)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v)
+                f(x).unflatten(-1, (4, 4)).transpose(1, 2)
+                for f in (self.to_q, self.to_k, self.to_v)
             )
             y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             x = self.norm_a(x + self.to_out(y))
