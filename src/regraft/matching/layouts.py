@@ -5,7 +5,8 @@ PyTorch's (`[out, in, *space]`). A pair of forms with equal canonical shapes giv
 Where a file does not say which framework wrote it, all conventions are tried and the choice
 between those that fit is left open: shapes cannot tell H from W in a square kernel.
 
-Layouts: dense `[out, in]` (torch) and `[in, out]` (Keras, Flax, TensorFlow); convolution
+Layouts: dense `[out, in]` (torch) and `[in, out]` (Keras, Flax, TensorFlow); ONNX has both, by
+the operation, and is like torch else; convolution
 `[out, in, *space]` and `[*space, in, out]`; depthwise `[channels × multiplier, 1, *space]` and
 Keras' `[*space, channels, multiplier]`; transposed convolution `[in, out, *space]`, Keras'
 `[*space, out, in]` and Flax' `[*space, in, out]` with the space reversed.
@@ -57,6 +58,12 @@ _STAND_INS: dict[Role, tuple[Role, ...]] = {
     "scale": ("slope",),
     "slope": ("scale",),
 }
+# Roles that are one value for each channel; graphs store them ready to broadcast, `[1, 8, 1]`.
+_VECTORS: tuple[Role, ...] = ("slope", "scale", "bias", "mean", "var")
+# Frameworks by how their kernels lie. The order in which maps are flattened is another question:
+# `flattening`'s.
+CHANNELS_FIRST = ("torch", "onnx")
+CHANNELS_LAST = ("keras", "jax")
 
 
 def compatible(source: Leaf, target: Leaf) -> bool:
@@ -134,17 +141,19 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     rank = len(shape)
     if kind == "gru":
         return _gated(role, shape, framework)
-    if role == "slope" and rank > 1 and max(shape) == prod(shape):  # Keras' shared axes
+    if rank > 1 and max(shape) == prod(shape) and role in _VECTORS:  # Keras' shared axes
         flat = Reshape((prod(shape),))
         return (Form("any", flat.shape, (flat,), "as stored"),)
     if role not in ("kernel", "recurrent") or rank < 2:
         return (Form("any", shape, (), "as stored"),)
+    if kind == "matmul":
+        return _channels_last(shape, "plain", framework)
     if role == "recurrent" or (rank == 2 and kind in ("plain", "transposed", "depthwise")):
         kind = "plain"
     last, first = _channels_last(shape, kind, framework), _channels_first(shape, kind)
-    if framework == "torch":
+    if framework in CHANNELS_FIRST:
         return first
-    if framework in ("keras", "jax"):
+    if framework in CHANNELS_LAST:
         return last
     return (*first, *last, *_width_first(shape, kind))
 

@@ -16,7 +16,11 @@ from regraft.matching import roles
 from regraft.matching.roles import Role
 from regraft.tensors import Catalogue, TensorInfo
 
-Kind = str  # "plain", "depthwise", "transposed", "embedding", "gru", "" for unknown
+# "plain", "matmul", "depthwise", "transposed", "embedding", "gru", "" for unknown
+Kind = str
+# Classes of dense layers that store [in, out], whatever their framework does else: GPT-2's Conv1D,
+# and ONNX' MatMul.
+_MATMULS = {"torch": "Conv1D", "onnx": "MatMul"}
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
 
 
 def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
+    """The owner's path, and the word for what the tensor is to it."""
+    if info.owner:
+        return tuple(parts_of(info.owner)), info.role.lower()
     *path, leaf = parts_of(info.name)
     if info.role:
         same = leaf.lower() == info.role.lower()
@@ -141,14 +148,12 @@ def _split(
     extra = 0
     for word, info in tensors:
         role = roles.of(word, len(info.shape), sisters, info.module)
-        kind = _kind(role, info, path)
+        kind = _kind(role, info, path, framework)
         if role == "other" or role in leaves:  # its own name is all that is known of it
             extra += 1
             yield (word, str(extra)), {"other": Leaf(info, "other", framework, kind)}
             continue
-        # GPT-2's Conv1D is a dense layer that stores [in, out], though it is PyTorch's.
-        swapped = info.module == "Conv1D" and framework == "torch" and role == "kernel"
-        leaves[role] = Leaf(info, role, "keras" if swapped else framework, kind)
+        leaves[role] = Leaf(info, role, framework, kind)
     depthwise, pointwise = leaves.pop("depthwise", None), leaves.pop("pointwise", None)
     if depthwise:
         first: dict[Role, Leaf] = {"kernel": _as_kernel(depthwise, "depthwise")}
@@ -174,9 +179,11 @@ def _as_kernel(leaf: Leaf, kind: Kind) -> Leaf:
     return Leaf(leaf.info, "kernel", leaf.framework, kind)
 
 
-def _kind(role: Role, info: TensorInfo, path: tuple[str, ...]) -> Kind:
+def _kind(role: Role, info: TensorInfo, path: tuple[str, ...], framework: str) -> Kind:
     if role != "kernel":
         return "embedding" if role == "embedding" else ""
+    if info.module and info.module == _MATMULS.get(framework) and len(info.shape) == 2:
+        return "matmul"
     if roles.transposed(info.module, path[-1] if path else ""):
         return "transposed"
     if "depthwise" in info.module.lower():
