@@ -71,6 +71,8 @@ _LIKELY = {
     ".npz": ("npz",),
     ".npy": ("npy",),
     ".onnx": ("onnx",),
+    ".index": ("tensorflow",),
+    ".pb": ("tensorflow_graph", "tensorflow_saved_model"),
     ".keras": ("keras_zip",),
     ".weights.h5": ("keras_weights_h5", "keras_h5"),
     ".h5": ("keras_h5", "keras_weights_h5"),

@@ -1,10 +1,10 @@
 """Which layer a graph's names speak of.
 
 The names of a layer's tensors come first: what they have in common, up to a separator
-(`stem.conv.weight`, `stem.conv.bias`). Names that a tool made up (`onnx::Conv_402`, `17`) say
-nothing; then the operation's own name counts (`/stem/conv/Conv`), without its last part. Where
-that is silent, too, or several layers would be called the same, the name of the layer's first
-tensor stands for it: unique, if not telling.
+(`stem.conv.weight`, `stem.conv.bias`), or else the beginning of the main one's. Names that a tool
+made up (`onnx::Conv_402`, `17`) say nothing; then the operation's own name counts
+(`/stem/conv/Conv`), without its last part. Where that is silent, too, or several layers would be
+called the same, the name of the layer's first tensor stands for it: unique, if not telling.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ENDING = re.compile(r"[._/](weights?|kernel|W)$")
 # Steps inside a layer that TensorFlow puts into the names of operations and constants.
 _STEPS = re.compile(
     r"([/.](MatMul|Tensordot|BiasAdd|Conv[123]D|conv[123]d_transpose|depthwise|separable_conv2d"
-    r"|FusedBatchNorm(V\d)?|batchnorm|moments|ReadVariableOp(_\d+)?|Cast|read))+$"
+    r"|FusedBatchNorm(V\d)?|batchnorm|moments|ReadVariableOp(_\d+)?|resource|Cast|read))+$"
 )
 
 
@@ -34,7 +34,7 @@ def owners_of(layers: Sequence[tuple[Sequence[str], str]]) -> list[str]:
 
 def _owner(names: Sequence[str], hint: str) -> str:
     telling = [re.sub(r":\d+$", "", n) for n in names if not _MADE_UP.search(n)]
-    common = _prefix(telling)
+    common = _prefix(telling) or _prefix(telling[:1])
     return _STEPS.sub("", common or _prefix([hint.lstrip("/")]))
 
 
