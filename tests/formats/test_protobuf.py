@@ -55,7 +55,7 @@ def test_what_is_written_is_walked(fields: dict[int, list[Any]]) -> None:
         elif field.wire == LENGTH:
             value = message.raw(field)
         else:
-            value = struct.unpack_from("<f", data, field.span.start)[0]
+            value = struct.unpack_from("<f", data, field.start)[0]
         found.setdefault(field.number, []).append(value)
     assert found == fields
     assert sum(len(values) for values in message.gathered().values()) == sum(
@@ -101,10 +101,22 @@ def test_packed_and_single_numbers_mix(parts: list[Any]) -> None:
     assert Message(data, "here").integers(fields, 10_000) == [signed(n) for n in flat]
 
 
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"])
+def test_numbers_are_held_against_their_type(dtype: str) -> None:
+    bits, signed_ = int(dtype.lstrip("uint")), not dtype.startswith("u")
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed_ else (0, (1 << bits) - 1)
+    inside = [low, -1 if signed_ else 1, 0, high]
+    read = _packed.reinterpreted(np.array(inside).view(np.uint64), dtype, "here")
+    assert read.astype(np.int64).tolist() == inside
+    for beyond in (low - 1, high + 1) if bits < 32 else ():
+        with pytest.raises(CorruptFile):
+            _packed.reinterpreted(np.array([beyond]).view(np.uint64), dtype, "here")
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_walked_or_refused(data: bytes) -> None:
     try:
-        ends = [field.span.stop for field in Message(data, "here")]
+        ends = [field.stop for field in Message(data, "here")]
     except CorruptFile as error:
         assert "here" in error.where
     else:

@@ -75,7 +75,7 @@ def graph_of(message: Message) -> Graph:
     unread: list[str] = []
     functions = False
     for entry in message:
-        functions |= entry.number == LIBRARY and entry.span.size > 0
+        functions |= entry.number == LIBRARY and entry.size > 0
         if entry.number != NODE:
             continue
         op, const = _node(message.inner(entry))
@@ -141,15 +141,15 @@ def _const(name: str, tensor: Message) -> Const:
     width = max(1, DTYPE_BITS[dtype] // 8)
     size = math.prod(shape) * width
     raw = single.get(_CONTENT)
-    if raw and raw.span.size:
-        if raw.wire != LENGTH or raw.span.size != size:
-            raise CorruptFile(where, found=f"{raw.span.size} bytes", expected=f"{size}")
-        return Const(name, shape, dtype, raw.span)
+    if raw and raw.size:
+        if raw.wire != LENGTH or raw.size != size:
+            raise CorruptFile(where, found=f"{raw.size} bytes", expected=f"{size}")
+        return Const(name, shape, dtype, Span(raw.start, raw.stop))
     number, element, each = _TYPED.get(dtype, _INTEGERS)
     fields = tuple(many.get(number, ()))
     step = DTYPE_BITS[element] // 8 if element else 0
     count = _packed.count_of(tensor.data, fields, step) // each
-    cut_off = any(f.span.size % (step * each) for f in fields if step and f.wire == LENGTH)
+    cut_off = any(f.size % step for f in fields if step)
     if cut_off or count > math.prod(shape):
         raise CorruptFile(where, found=f"{count} values", expected=f"{math.prod(shape)} at most")
     if size > max(count * width * _MAX_SPREAD, _SMALL):

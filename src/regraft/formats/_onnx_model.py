@@ -90,7 +90,7 @@ class Model:
                 functions.append(entry)
             elif number == IR_VERSION:
                 self.metadata["ir_version"] = str(entry.value)
-            elif number in _TEXTS and entry.span.size:
+            elif number in _TEXTS and entry.size:
                 self.metadata[_TEXTS[number]] = message.text(entry, _MAX_DOC)
             elif number == _OPSETS:
                 opset = message.inner(entry).gathered()

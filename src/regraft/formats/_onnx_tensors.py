@@ -85,7 +85,7 @@ def tensor_of(message: Message) -> Tensor:
             listed.append(field)
             if len(listed) > _MAX_SINGLES:
                 raise FormatError(
-                    f"{message.label}, byte {field.span.start}",
+                    f"{message.label}, byte {field.start}",
                     found=f"more than {_MAX_SINGLES} values that are not packed",
                     hint="save the model again with the onnx package",
                 )
@@ -132,7 +132,7 @@ def _place(
     if DTYPE_BITS[dtype] < 8:
         wanted = size  # each number holds the bits of one byte
     width = DTYPE_BITS[element] // 8 if element else 0
-    if any(f.span.size % width for f in fields if width):
+    if any(f.size % width for f in fields if width):
         raise CorruptFile(where, found="numbers that are cut off")
     count = _packed.count_of(message.data, fields, width)
     if count != wanted:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regraft.errors import CorruptFile
-from regraft.formats._protobuf import LENGTH, VARINT, Data, Field
+from regraft.formats._protobuf import VARINT, Data, Field
 from regraft.tensors import DTYPE_BITS, numpy_dtype
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ def count_of(data: Data, fields: Sequence[Field], width: int) -> int:
     """
     count = 0
     for field in fields:
-        if field.wire != LENGTH:
+        if width:
+            count += field.size // width
+        elif field.wire == VARINT:
             count += 1
-        elif width:
-            count += field.span.size // width
         else:
-            for at in range(field.span.start, field.span.stop, _CHUNK):
-                part = data[at : min(at + _CHUNK, field.span.stop)]
+            for at in range(field.start, field.stop, _CHUNK):
+                part = data[at : min(at + _CHUNK, field.stop)]
                 count += len(part.translate(None, _CONTINUED))
     return count
 
@@ -51,10 +51,7 @@ def fixed_width(data: Data, fields: Sequence[Field], dtype: str) -> Array:
     import numpy as np
 
     kind = np.dtype(dtype).newbyteorder("<")
-    parts = [
-        np.frombuffer(data, kind, field.span.size // kind.itemsize, field.span.start)
-        for field in fields
-    ]
+    parts = [np.frombuffer(data[field.start : field.stop], kind) for field in fields]
     return np.concatenate([*parts, np.zeros(0, kind)]) if len(parts) != 1 else parts[0]
 
 
@@ -72,7 +69,7 @@ def varints(data: Data, fields: Sequence[Field], where: str) -> NDArray[np.uint6
 def _decoded(data: Data, field: Field, where: str) -> NDArray[np.uint64]:
     import numpy as np
 
-    raw = np.frombuffer(data, np.uint8, field.span.size, field.span.start)
+    raw = np.frombuffer(data[field.start : field.stop], np.uint8)
     ends = np.flatnonzero(raw < 0x80)
     starts = np.concatenate([np.zeros(1, np.intp), ends + 1])
     lengths = ends - starts[:-1] + 1
@@ -100,9 +97,9 @@ def reinterpreted(values: NDArray[np.uint64], dtype: str, where: str) -> Array:
     wide = values.view(np.int64) if dtype == "uint32" else values.astype(np.uint32).view(np.int32)
     if dtype == "bool":
         return wide != 0
-    whole = target if target.kind in "iu" else np.dtype(f"uint{DTYPE_BITS[dtype]}")
+    whole = target if "int" in dtype else np.dtype(f"uint{max(8, DTYPE_BITS[dtype])}")
     kept = wide.astype(whole)
-    if bool((kept != wide).any()):
+    if bool((kept.astype(wide.dtype) != wide).any()):
         raise CorruptFile(where, found=f"numbers beyond {whole}", expected=f"values of {dtype}")
     return kept.view(target)
 

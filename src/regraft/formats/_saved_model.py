@@ -10,13 +10,12 @@ keras/protobuf/saved_metadata.proto.
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from regraft.errors import CorruptFile
-from regraft.formats._protobuf import LENGTH, Field, Message
+from regraft.formats._protobuf import LENGTH, Field, Message, opened
 
 MODEL, KERAS_METADATA = "saved_model.pb", "keras_metadata.pb"
 # Fields of SavedModel, MetaGraphDef and MetaInfoDef; of SavedObjectGraph, SavedObject and
@@ -32,7 +31,7 @@ def metadata_of(folder: Path) -> dict[str, str]:
 
     **Raises** `CorruptFile`.
     """
-    message = mapped(folder / MODEL)
+    message = opened(folder / MODEL)
     found: dict[str, str] = {}
     tags: list[str] = []
     graphs = [field for field in message if field.number == _META_GRAPH]
@@ -51,20 +50,10 @@ def metadata_of(folder: Path) -> dict[str, str]:
                 config = _config(_objects(inner.inner(field)))
     found["tags"] = ", ".join(tags)
     if not config and (folder / KERAS_METADATA).is_file():
-        config = _config(_keras_objects(mapped(folder / KERAS_METADATA)))
+        config = _config(_keras_objects(opened(folder / KERAS_METADATA)))
     if config:
         found["model_config"] = config
     return {key: value for key, value in found.items() if value}
-
-
-def mapped(path: Path) -> Message:
-    """A file as a message."""
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:
-        raise CorruptFile(str(path), found="an empty file") from error
-    return Message(data, path.name)
 
 
 def _objects(graph: Message) -> Iterator[tuple[str, str]]:
@@ -85,7 +74,7 @@ def _keras_objects(message: Message) -> Iterator[tuple[str, str]]:
 def _pair(message: Message, identifier: int, metadata: int) -> tuple[str, str]:
     found: dict[int, Field] = {}
     for field in message:
-        if field.wire == LENGTH and field.span.size <= _MAX_CONFIG:
+        if field.wire == LENGTH and field.size <= _MAX_CONFIG:
             found[field.number] = field
     name, told = (
         message.text(found[n], _MAX_CONFIG) if n in found else "" for n in (identifier, metadata)

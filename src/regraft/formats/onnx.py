@@ -17,7 +17,6 @@ only shape the graph (integers, flags, single numbers that a tool named) are con
 from __future__ import annotations
 
 import math
-import mmap
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -30,7 +29,7 @@ from regraft.formats._onnx_model import GRAPH, IR_VERSION, MODEL_FIELDS, Found, 
 from regraft.formats._onnx_tensors import TEXT, External, Sparse, Tensor
 from regraft.formats._onnx_values import Files
 from regraft.formats._op_graph import Dialect, Param, Reading
-from regraft.formats._protobuf import Message
+from regraft.formats._protobuf import opened
 from regraft.tensors import Stored, StoredTensor
 
 if TYPE_CHECKING:
@@ -117,27 +116,23 @@ def sniff(sample: Sample) -> bool:
     seen: dict[int, int] = {}
     end = 0
     try:
-        with sample.path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        for entry in Message(data, sample.path.name):
+        for entry in opened(sample.path):
             if MODEL_FIELDS.get(entry.number) != entry.wire:
                 return False
-            seen[entry.number], end = entry.value, entry.span.stop
+            seen[entry.number], end = entry.value, entry.stop
     except CorruptFile:
         # A graph that ends after the file does: cut off, which `open` will say.
         if not _CUT_OFF.match(head, end):
             return False
         seen[GRAPH] = 0
-    except (OSError, ValueError):
+    except OSError:
         return False
     return GRAPH in seen and 0 < seen.get(IR_VERSION, 0) < _MAX_IR
 
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile`, `MissingShard`, `UnsafeFile`, `FormatError`."""
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    message = Message(data, path.name)
+    message = opened(path)
     model = Model(message)
     files = Files(path, message)
     try:

@@ -8,7 +8,6 @@ inside a graph's functions are not looked for.
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from regraft.formats._graph_def import (
     typed_values,
 )
 from regraft.formats._op_graph import Dialect, Param, Reading, Use
-from regraft.formats._protobuf import Message
+from regraft.formats._protobuf import Message, opened
 from regraft.tensors import Stored, StoredTensor
 
 if TYPE_CHECKING:
@@ -97,9 +96,7 @@ def sniff(sample: Sample) -> bool:
     if sample.head[:1] != b"\x0a":
         return False
     try:
-        with sample.path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        message = Message(data, sample.path.name)
+        message = opened(sample.path)
         for count, entry in enumerate(message):
             if GRAPH_FIELDS.get(entry.number) != entry.wire:
                 return False
@@ -107,7 +104,7 @@ def sniff(sample: Sample) -> bool:
                 return False
             if count == _SNIFFED_FIELDS:
                 return True
-    except (CorruptFile, ValueError):
+    except (CorruptFile, OSError):
         return False
     return True
 
@@ -124,9 +121,7 @@ def _is_node(node: Message) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the constants. **Raises** `CorruptFile`."""
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    message = Message(data, path.name)
+    message = opened(path)
     graph = graph_of(message)
     params = {
         name: Param(name, const.shape, const.dtype.startswith(("float", "bfloat", "complex")))
