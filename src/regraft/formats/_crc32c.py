@@ -75,7 +75,7 @@ def _remainder(block: NDArray[np.uint8]) -> int:
     """What a block leaves in an empty register. Zeros in front leave nothing: so it is filled."""
     import numpy as np
 
-    size = 1 << (len(block) - 1).bit_length()
+    size = 1 << max(4, (len(block) - 1).bit_length())
     lanes = min(_MAX_LANES, size // 16)
     filled = np.zeros(size, np.uint8)
     filled[size - len(block) :] = block

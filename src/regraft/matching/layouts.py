@@ -178,9 +178,13 @@ def _channels_first(shape: Shape, kind: str) -> tuple[Form, ...]:
 
 
 def _channels_last(shape: Shape, kind: str, framework: str) -> tuple[Form, ...]:
-    """`[*space, in, out]` and its relatives. Without a known kind only the plain form is taken."""
+    """`[*space, in, out]` and its relatives. Of an unknown kind it may be a plain or a depthwise
+    kernel: what they come to has one shape only where the two are the same."""
     space = tuple(range(len(shape) - 2))
     a, b = len(shape) - 2, len(shape) - 1
+    if not kind and framework and space and shape[a] > 1:
+        kinds = (_channels_last(shape, sort, framework) for sort in ("plain", "depthwise"))
+        return tuple(form for forms in kinds for form in forms)
     if kind == "depthwise":
         move = Transpose((a, b, *space))
         join = Reshape((shape[a] * shape[b], 1, *shape[:a]))
