@@ -56,11 +56,7 @@ class Checkpoint(Catalogue):
                 )
             names[tensor.path] = name
             self._places[name] = part, tensor
-            infos.append(
-                TensorInfo(
-                    name, tensor.shape, tensor.dtype, tensor.module, tensor.role, tensor.kind
-                )
-            )
+            infos.append(TensorInfo(name, tensor.shape, tensor.dtype, *tensor[4:]))
         ties = (group for part in stored for group in part.ties)
         super().__init__(
             infos,
@@ -71,6 +67,7 @@ class Checkpoint(Catalogue):
             label=path.name,
             metadata={k: v for part in stored for k, v in part.metadata.items()},
             notes=[*chosen.notes, *(note for part in stored for note in part.notes)],
+            flow=stored[0].flow if len(stored) == 1 else (),
         )
 
     def read(self, name: str, slices: Slices | None = None) -> Array:

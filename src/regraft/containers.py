@@ -36,7 +36,7 @@ CONTAINERS = (
 NEVER = (
     "optimizer*", "*_optimizer", "*_optimizers", "optim", "optim_*", "optimizers", "opt_state*",
     "opt", "*scheduler*", "lr_sched*", "scaler", "*_scaler", "loss_scaler*", "rng*", "*rng_state*",
-    "amp", "amp_state*", "callbacks", "loops", "hparams", "hyper_parameters",
+    "amp", "amp_state*", "callbacks", "loops", "hparams", "hyper_parameters", "bookkeeping",
 )  # fmt: skip
 _SHOWN = 20
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft import registry
-from regraft.errors import CorruptFile, FormatError, MissingShard, UnsafeFile
+from regraft.errors import CorruptFile, FormatError, MissingShard
+from regraft.formats._beside import inside
 from regraft.tensors import Stored
 
 INDEX = ".index.json"
@@ -96,19 +97,3 @@ def _hold_to(index: Path, promised: dict[str, str], shards: dict[str, Stored]) -
             hint="a shard is damaged or belongs to another model; get the files again",
             problems=problems,
         )
-
-
-def inside(index: Path, shard: str) -> Path:
-    """A shard's path. Neither a name nor a symbolic link may lead out of the index' folder.
-
-    A model hub's cache links index and shards alike into one other folder; that folder, where
-    the index itself really lies, is let pass.
-    """
-    path = index.parent / shard
-    folders = {index.parent.resolve(), index.resolve().parent}
-    outside = ".." in Path(shard).parts or "\\" in shard or Path(shard).is_absolute()
-    if outside or not any(path.resolve().is_relative_to(folder) for folder in folders):
-        raise UnsafeFile(
-            str(index), found=f"shard {shard!r}", expected="a file in the folder of the index"
-        )
-    return path

@@ -24,6 +24,8 @@ Read: TypeAlias = "Callable[[str, Slices | None], Array]"
 # Width of one element in bits, under numpy's and ml_dtypes' names. The only list of plain dtypes.
 DTYPE_BITS: dict[str, int] = {
     "bool": 8,
+    "int2": 2,
+    "uint2": 2,
     "int4": 4,
     "uint4": 4,
     "int8": 8,
@@ -124,6 +126,8 @@ class TensorInfo(NamedTuple):
       end with it, `""` otherwise.
     - `kind`: `weight` (a parameter or statistic), `counter` (e.g. `num_batches_tracked`,
       which no output depends on), or `constant` (recomputed by the model, e.g. `position_ids`).
+    - `owner`: path of the layer that owns it, where the name does not begin with it (a graph
+      says that `onnx::Conv_17` is the kernel of `stem.conv`); `role` is then given, too.
     """
 
     name: str
@@ -132,6 +136,7 @@ class TensorInfo(NamedTuple):
     module: str = ""
     role: str = ""
     kind: Literal["weight", "counter", "constant"] = "weight"
+    owner: str = ""
 
     @property
     def size(self) -> int:
@@ -147,7 +152,8 @@ class TensorInfo(NamedTuple):
 class FlowNode(NamedTuple):
     """One step of a model's dataflow: a layer with weights, or a merge of several tensors.
 
-    - `owner`: the layer's path as its tensors' names begin (`layer1.0.conv1`), `""` for a merge.
+    - `owner`: the layer's path as its tensors' names begin (`layer1.0.conv1`), or as their
+      `owner` says; `""` for a merge.
     - `label`: `""` for a layer (its tensors tell what it is), `add`, `cat`, `mul` … for a merge.
     - `inputs`: indices of the nodes it takes data from; all smaller than its own index.
 
@@ -169,7 +175,7 @@ class Catalogue(Mapping[str, TensorInfo]):
     **Arguments:**
 
     - `tensors`: in the order of the file or of the model's definition.
-    - `framework`: `torch`, `keras`, `jax`, or `""` when the file does not say.
+    - `framework`: `torch`, `keras`, `jax`, `onnx`, or `""` when the file does not say.
     - `order`: `definition` when the container guarantees the order in which layers were made
       (a live model, Keras' `layer_names`), `stored` when it is merely the order of writing,
       `sorted` when the writer sorted it, so that it says nothing.
@@ -250,12 +256,14 @@ class StoredTensor(NamedTuple):
     module: str = ""
     role: str = ""
     kind: Literal["weight", "counter", "constant"] = "weight"
+    owner: str = ""
 
 
 class Stored(ABC):
     """What a format returns from `open`: all tensors of a file, listed but not read.
 
-    Fields are set by the format; `separator` joins the parts of a path into a name.
+    Fields are set by the format; `separator` joins the parts of a path into a name. `flow` is
+    as in Catalogue, its owners as in names of the whole file.
     """
 
     format: str
@@ -267,6 +275,7 @@ class Stored(ABC):
     ties: tuple[tuple[tuple[str, ...], ...], ...] = ()
     metadata: Mapping[str, str] = {}
     notes: tuple[str, ...] = ()
+    flow: tuple[FlowNode, ...] = ()
 
     @abstractmethod
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:

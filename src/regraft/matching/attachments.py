@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from regraft.matching.layouts import CHANNELS_FIRST
 from regraft.matching.modules import Leaf, Module, parts_of, tokens
 from regraft.tensors import Catalogue
 
@@ -92,8 +93,8 @@ def _outputs(kernel: Leaf) -> set[int]:
     shape = kernel.info.shape
     if len(shape) < 2:
         return set()
-    if kernel.kind == "depthwise" and kernel.framework != "torch":
+    if kernel.kind == "depthwise" and kernel.framework not in CHANNELS_FIRST:
         return {shape[-2] * shape[-1]}
     if kernel.kind == "transposed":
         return {shape[1], shape[-1], shape[-2]}
-    return {shape[0]} if kernel.framework == "torch" else {shape[-1]}
+    return {shape[0]} if kernel.framework in CHANNELS_FIRST else {shape[-1]}

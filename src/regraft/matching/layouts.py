@@ -5,7 +5,8 @@ PyTorch's (`[out, in, *space]`). A pair of forms with equal canonical shapes giv
 Where a file does not say which framework wrote it, all conventions are tried and the choice
 between those that fit is left open: shapes cannot tell H from W in a square kernel.
 
-Layouts: dense `[out, in]` (torch) and `[in, out]` (Keras, Flax, TensorFlow); convolution
+Layouts: dense `[out, in]` (torch) and `[in, out]` (Keras, Flax, TensorFlow); ONNX has both, by
+the operation, and is like torch else; convolution
 `[out, in, *space]` and `[*space, in, out]`; depthwise `[channels × multiplier, 1, *space]` and
 Keras' `[*space, channels, multiplier]`; transposed convolution `[in, out, *space]`, Keras'
 `[*space, out, in]` and Flax' `[*space, in, out]` with the space reversed.
@@ -59,6 +60,12 @@ _STAND_INS: dict[Role, tuple[Role, ...]] = {
     "scale": ("slope",),
     "slope": ("scale",),
 }
+# Roles that are one value for each channel; graphs store them ready to broadcast, `[1, 8, 1]`.
+_VECTORS: tuple[Role, ...] = ("slope", "scale", "bias", "mean", "var")
+# Frameworks by how their kernels lie. The order in which maps are flattened is another question:
+# `flattening`'s.
+CHANNELS_FIRST = ("torch", "onnx")
+CHANNELS_LAST = ("keras", "jax")
 
 
 def compatible(source: Leaf, target: Leaf) -> bool:
@@ -166,7 +173,7 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     if kind == "gru":
         return _gated(role, shape, framework)
     # Keras' shared axes of a slope, a layer scale that broadcasts over a map.
-    if role in ("slope", "scale") and rank > 1 and max(shape) == prod(shape):
+    if role in _VECTORS and rank > 1 and max(shape) == prod(shape):
         flat = Reshape((prod(shape),))
         return (Form("any", flat.shape, (flat,), _AS_STORED),)
     if role == "embedding" and rank > 2 and 1 in shape:  # a table with axes that broadcast
@@ -174,12 +181,14 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
         return (Form("any", flat.shape, (flat,), _AS_STORED),)
     if role not in ("kernel", "recurrent") or rank < 2:
         return (Form("any", shape, (), _AS_STORED),)
+    if kind == "matmul":
+        return _channels_last(shape, "plain", framework)
     if role == "recurrent" or (rank == 2 and kind in ("plain", "transposed", "depthwise")):
         kind = "plain"
     last, first = _channels_last(shape, kind, framework), _channels_first(shape, kind)
-    if framework == "torch":
+    if framework in CHANNELS_FIRST:
         return first
-    if framework in ("keras", "jax"):
+    if framework in CHANNELS_LAST:
         return last
     return (*first, *last, *_width_first(shape, kind))
 
@@ -204,9 +213,13 @@ def _channels_first(shape: Shape, kind: str) -> tuple[Form, ...]:
 
 
 def _channels_last(shape: Shape, kind: str, framework: str) -> tuple[Form, ...]:
-    """`[*space, in, out]` and its relatives. Without a known kind only the plain form is taken."""
+    """`[*space, in, out]` and its relatives. Of an unknown kind it may be a plain or a depthwise
+    kernel: what they come to has one shape only where the two are the same."""
     space = tuple(range(len(shape) - 2))
     a, b = len(shape) - 2, len(shape) - 1
+    if not kind and framework and space and shape[a] > 1:
+        kinds = (_channels_last(shape, sort, framework) for sort in ("plain", "depthwise"))
+        return tuple(form for forms in kinds for form in forms)
     if kind == "depthwise":
         move = Transpose((a, b, *space))
         join = Reshape((shape[a] * shape[b], 1, *shape[:a]))

@@ -16,7 +16,11 @@ from regraft.matching import roles
 from regraft.matching.roles import Role
 from regraft.tensors import Catalogue, TensorInfo
 
-Kind = str  # "plain", "depthwise", "transposed", "embedding", "gru", "" for unknown
+# "plain", "matmul", "depthwise", "transposed", "embedding", "gru", "" for unknown
+Kind = str
+# Classes of dense layers that store [in, out], whatever their framework does else: GPT-2's Conv1D,
+# and ONNX' MatMul.
+_MATMULS = {"torch": "Conv1D", "onnx": "MatMul"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Leaf:
     role: Role
     framework: str
     kind: Kind
+
+    @property
+    def inputs_first(self) -> bool:
+        """Whether a dense kernel is `[in, out]`."""
+        return self.kind == "matmul" or self.framework not in ("torch", "onnx")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +167,9 @@ def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
 
 
 def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
+    """The owner's path, and the word for what the tensor is to it."""
+    if info.owner:
+        return tuple(parts_of(info.owner)), info.role.lower()
     *path, leaf = parts_of(info.name)
     if not info.role and len(info.shape) == 2 and _PROJECTION.search(leaf):
         return (*path, leaf), "projection"  # CLIP's, multiplied from the right: [in, out]
@@ -186,13 +198,12 @@ def _split(
     extra = 0
     for word, info in tensors:
         role = roles.of(word, len(info.shape), sisters, info.module)
-        kind = _kind(role, info, path)
+        kind = _kind(role, info, path, framework, wide)
         if role == "other" or role in leaves:  # its own name is all that is known of it
             extra += 1
             yield (word, str(extra)), {"other": Leaf(info, "other", framework, kind)}
             continue
-        swapped = role == "kernel" and framework == "torch" and _input_first(info, path, wide)
-        leaves[role] = Leaf(info, role, "keras" if swapped else framework, kind)
+        leaves[role] = Leaf(info, role, framework, kind)
     depthwise, pointwise = leaves.pop("depthwise", None), leaves.pop("pointwise", None)
     if depthwise:
         first: dict[Role, Leaf] = {"kernel": _as_kernel(depthwise, "depthwise")}
@@ -221,10 +232,14 @@ def _wide_conv1d(catalogue: Catalogue) -> bool:
     return bool(shapes) and all(rows < columns for rows, columns in shapes)
 
 
-def _input_first(info: TensorInfo, path: tuple[str, ...], wide: bool) -> bool:
+def _input_first(info: TensorInfo, path: tuple[str, ...], framework: str, wide: bool) -> bool:
+    if info.module and info.module == _MATMULS.get(framework):
+        return True
+    if framework != "torch":
+        return False
     if path and _PROJECTION.search(path[-1]) and info.name.endswith(path[-1]):
         return True
-    return info.module == "Conv1D" or (wide and not info.module and path[-1:][0] in _CONV1D)
+    return wide and not info.module and path[-1:][0] in _CONV1D
 
 
 # Variables of a Keras layer in the order in which such layers make them, by their ranks.
@@ -261,9 +276,11 @@ def _as_kernel(leaf: Leaf, kind: Kind) -> Leaf:
     return Leaf(leaf.info, "kernel", leaf.framework, kind)
 
 
-def _kind(role: Role, info: TensorInfo, path: tuple[str, ...]) -> Kind:
+def _kind(role: Role, info: TensorInfo, path: tuple[str, ...], framework: str, wide: bool) -> Kind:
     if role != "kernel":
         return "embedding" if role == "embedding" else ""
+    if len(info.shape) == 2 and _input_first(info, path, framework, wide):
+        return "matmul"
     if roles.transposed(info.module, path[-1] if path else ""):
         return "transposed"
     if "depthwise" in info.module.lower():

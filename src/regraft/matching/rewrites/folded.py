@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from regraft.matching import epsilons
+from regraft.matching.layouts import CHANNELS_FIRST
 from regraft.matching.modules import Module, parts_of
 from regraft.matching.rewrites.finding import Finding, Sight, kernel_of
 from regraft.matching.views import Expression, Rewrite
@@ -87,7 +88,7 @@ def _output_axis(layer: Module) -> int | None:
     kernel = kernel_of(layer)
     if kernel is None or len(kernel.info.shape) < 2 or kernel.kind == "transposed":
         return None
-    if kernel.framework == "torch":
+    if kernel.framework in CHANNELS_FIRST:
         return 0
     if kernel.kind == "depthwise":
         shape = kernel.info.shape  # [h, w, c, 1]

@@ -80,7 +80,7 @@ def _sizes(module: Module, sight: Sight) -> tuple[int, int]:
     kernel = kernel_of(module)
     assert kernel is not None
     shape = kernel.info.shape
-    if len(shape) == 2 and kernel.framework == "torch":
+    if len(shape) == 2 and not kernel.inputs_first:
         return shape[0], shape[1]
     return math.prod(shape[1:]), shape[0]  # [d, n] or [d, h, k]
 
@@ -109,7 +109,7 @@ def _fused(module: Module, split: Mapping[tuple[_Parts, int], int], alone: bool)
         return _Fused(module, wanted[0], 1) if wanted in split else None
     if len(shape) != 2:
         return None
-    axis = 0 if kernel.framework == "torch" else 1
+    axis = int(kernel.inputs_first)
     for (parts, inputs), _ in split.items():
         if parts.names == names and shape[1 - axis] == inputs and sum(parts.sizes) == shape[axis]:
             return _Fused(module, parts, axis)
