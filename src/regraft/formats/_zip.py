@@ -1,22 +1,25 @@
-"""A zip archive's directory, read with suspicion. Members are found by offset, not unpacked.
+"""The members of a zip archive, looked at with suspicion. They are found by offset, not unpacked.
 
-The archive's own library (`zipfile`) reads the directory; what it believes is checked here:
-names, overlaps, the local headers, and sizes before anything is inflated.
+What the directory says is held against names, overlaps, the local headers, which alone tell where
+bytes begin, and sizes before anything is inflated.
 """
 
 from __future__ import annotations
 
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from regraft.errors import CorruptFile, UnsafeFile
+from regraft.formats._zip_directory import Entry, entries
 
-_LOCAL = struct.Struct("<4s5H3I2H")
-_MAX_MEMBERS = 1_000_000
+# Signature, flags, method, checksum, packed and unpacked size, lengths of name and extra.
+_LOCAL = struct.Struct("<4s2x2H4x3I2H")
+_STORED, _DEFLATED, _ENCRYPTED = 0, 8, 1
+_NO_32 = 0xFFFFFFFF
+_MAX_MEMBERS = 1 << 18
 # An inflated member may be this many times its packed size (deflate's own limit is 1032), and
 # small members are let be.
 _MAX_RATIO = 1100
@@ -34,17 +37,14 @@ class Member(NamedTuple):
     crc: int
 
 
-def is_zip(head: bytes) -> bool:
-    return head.startswith(b"PK\x03\x04")
-
-
-def member_names(path: Path) -> list[str]:
-    """Names in the directory, unchecked: enough to tell formats apart."""
+def member_names(path: Path) -> Iterator[str]:
+    """Names in the directory, unchecked, one after another: enough to tell formats apart."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
-        return []
+        with path.open("rb") as file:
+            for entry in entries(file, path.stat().st_size, path.name):
+                yield entry.name
+    except (CorruptFile, OSError, ValueError, struct.error):
+        return
 
 
 def members(path: Path) -> dict[str, Member]:
@@ -54,62 +54,79 @@ def members(path: Path) -> dict[str, Member]:
     outside it, members overlap or share a name.
     """
     label = path.name
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            infos = archive.infolist()
-            if len(infos) > _MAX_MEMBERS:
-                raise CorruptFile(label, found=f"{len(infos)} members in a zip archive")
-            found = [_member(info, file, label) for info in infos if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+    size = path.stat().st_size
+    found: dict[str, Member] = {}
+    begins: list[tuple[int, int, str]] = []
+    with path.open("rb", buffering=0) as file:
+        for entry in entries(file, size, label):
+            if entry.name.endswith("/"):
+                continue
+            if entry.name in found or len(found) >= _MAX_MEMBERS:
+                raise UnsafeFile(
+                    f"{label}, member {entry.name!r}",
+                    found="two members of one name, or too many of them",
+                    expected=f"up to {_MAX_MEMBERS} members whose names are unique",
+                )
+            member = _member(entry, file, label)
+            found[entry.name] = member
+            begins.append((entry.header, member.offset + entry.packed, entry.name))
+    _check_overlaps(begins, size, label)
+    return found
+
+
+def _member(entry: Entry, file: BinaryIO, label: str) -> Member:
+    """A member whose local header was read and agrees with the directory's entry."""
+    name, raw, flags, method, crc, packed, size, header = entry
+    _check(entry, label)
+    file.seek(header)
+    head = file.read(_LOCAL.size + len(raw))
+    if len(head) < _LOCAL.size + len(raw):
+        raise CorruptFile(f"{label}, member {name!r}", found=f"no local header at {header}")
+    signature, _, there, sum_, packed_there, size_there, n, extra = _LOCAL.unpack_from(head)
+    if (
+        signature != b"PK\x03\x04"
+        or there != method
+        or head[_LOCAL.size :] != raw
+        or n != len(raw)
+        # Zero where the sizes follow the bytes, all ones where they are in the extra field.
+        or (packed_there != packed and packed_there and packed_there != _NO_32)
+        or (size_there != size and size_there and size_there != _NO_32)
+        or (sum_ != crc and sum_)
+    ):
         raise CorruptFile(
-            label,
-            found=f"{error}",
-            expected="a whole zip archive",
-            hint="the file is cut off or damaged; get it again",
-        ) from error
-    _check(found, path.stat().st_size, label)
-    return {member.name: member for member in found}
-
-
-def _member(info: zipfile.ZipInfo, file: BinaryIO, label: str) -> Member:
-    """Reads the local header, which alone says where the bytes begin."""
-    where = f"{label}, member {info.filename!r}"
-    if info.flag_bits & 1:
-        raise CorruptFile(where, found="an encrypted member")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise CorruptFile(where, found=f"compression method {info.compress_type}")
-    if info.filename.startswith(("/", "\\")) or ".." in info.filename.replace("\\", "/").split("/"):
-        raise UnsafeFile(where, found="a name that leads outside the archive")
-    file.seek(info.header_offset)
-    signature, _, _, method, *_, name_length, extra_length = _LOCAL.unpack(file.read(_LOCAL.size))
-    name = file.read(name_length)
-    if signature != b"PK\x03\x04" or method != info.compress_type:
-        raise CorruptFile(where, found="a local header unlike the directory's entry")
-    if name.decode("utf-8", "replace").replace("\\", "/") != info.filename and name.decode(
-        "cp437"
-    ) != (info.orig_filename):
-        raise CorruptFile(where, found=f"another name in its local header: {name[:80]!r}")
-    stored = info.compress_type == zipfile.ZIP_STORED
-    offset = info.header_offset + _LOCAL.size + name_length + extra_length
-    if stored and info.compress_size != info.file_size:
-        raise CorruptFile(where, found="a stored member with two sizes")
-    if not stored and info.file_size > _MAX_RATIO * info.compress_size + _BLOCK:
-        raise UnsafeFile(
-            where, found=f"{info.file_size} bytes said to be packed in {info.compress_size}"
+            f"{label}, member {name!r}", found="a local header unlike the directory's entry"
         )
-    return Member(info.filename, offset, info.compress_size, info.file_size, stored, info.CRC)
+    begin = header + _LOCAL.size + n + extra
+    return Member(name, begin, packed, size, method == _STORED, crc)
 
 
-def _check(found: list[Member], size: int, label: str) -> None:
-    if len({member.name for member in found}) != len(found):
-        raise UnsafeFile(label, found="two members of one name", expected="names that are unique")
+def _check(entry: Entry, label: str) -> None:
+    """What can be told from the directory alone."""
+    name, _, flags, method, _, packed, size, _ = entry
+    where = f"{label}, member {name!r}"
+    if flags & _ENCRYPTED:
+        raise CorruptFile(where, found="an encrypted member")
+    if name.startswith(("/", "\\")) or "\0" in name or ".." in _parts(name):
+        raise UnsafeFile(where, found="a name that leads outside the archive")
+    if method == _STORED:
+        if packed != size:
+            raise CorruptFile(where, found="a stored member with two sizes")
+    elif method != _DEFLATED:
+        raise CorruptFile(where, found=f"compression method {method}")
+    elif size > _MAX_RATIO * packed + _BLOCK:
+        raise UnsafeFile(where, found=f"{size} bytes said to be packed in {packed}")
+
+
+def _parts(name: str) -> list[str]:
+    return name.replace("\\", "/").split("/") if ".." in name else []
+
+
+def _check_overlaps(begins: list[tuple[int, int, str]], size: int, label: str) -> None:
     end = 0
-    for member in sorted(found, key=lambda m: (m.offset, m.packed)):
-        if member.offset < end:
-            raise UnsafeFile(
-                f"{label}, member {member.name!r}", found="bytes that another member has, too"
-            )
-        end = member.offset + member.packed
+    for begin, stop, name in sorted(begins):
+        if begin < end:
+            raise UnsafeFile(f"{label}, member {name!r}", found="bytes that another member has, too")
+        end = stop
     if end > size:
         raise CorruptFile(
             label, found=f"members up to offset {end}", expected=f"a file of {size} bytes"
