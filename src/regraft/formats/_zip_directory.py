@@ -36,13 +36,13 @@ class Entry(NamedTuple):
     header: int
 
 
-def entries(file: BinaryIO, size: int, label: str) -> Iterator[Entry]:
-    """The entries in their order, of a file of `size` bytes; read one after another.
+def entries(file: BinaryIO, start: int, stop: int, label: str) -> Iterator[Entry]:
+    """The entries in their order, one after another, of the archive between two offsets.
 
     **Raises** `CorruptFile` for records that do not fit.
     """
-    count, start, length = _place(file, size, label)
-    file.seek(start)
+    count, begin, length = _place(file, start, stop, label)
+    file.seek(begin)
     data = file.read(length)
     position, unpack = 0, _ENTRY.unpack_from
     for _ in range(count):
@@ -61,38 +61,39 @@ def entries(file: BinaryIO, size: int, label: str) -> Iterator[Entry]:
                 data[begin + n : begin + n + extra], [unpacked, packed, header], label
             )
         name = raw.decode() if raw.isascii() else _name(raw, flags, label)
-        yield Entry(name, raw, flags, method, crc, packed, unpacked, header)
+        yield Entry(name, raw, flags, method, crc, packed, unpacked, start + header)
     if position != length or len(data) != length:
         raise _damaged(label, f"{count} entries announced in a directory of {length} bytes")
 
 
-def _place(file: BinaryIO, size: int, label: str) -> tuple[int, int, int]:
-    """Number of entries, start and length of the directory, which ends where its end records
+def _place(file: BinaryIO, start: int, stop: int, label: str) -> tuple[int, int, int]:
+    """Number of entries, begin and length of the directory, which ends where its end records
     begin."""
-    held = min(size, _END.size + _COMMENT)
-    file.seek(size - held)
+    held = min(stop - start, _END.size + _COMMENT)
+    file.seek(stop - held)
     tail = file.read(held)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > held:
         raise _damaged(label, "no end of a zip directory")
-    _, disk, first, here, count, length, start, comment = _END.unpack_from(tail, at)
+    _, disk, first, here, count, length, offset, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != held or disk or first or here != count:
         raise _damaged(label, f"an end of a zip directory with {held - at} bytes behind it")
-    end = size - held + at
+    end = stop - held + at
     locator = at - _LOCATOR.size
     if locator >= 0 and tail.startswith(b"PK\x06\x07", locator):
-        _, disk, end, disks = _LOCATOR.unpack_from(tail, locator)
-        wide = _end64(file, end, size - held + locator, label)
-        narrow = (count, length, start)
+        _, disk, place, disks = _LOCATOR.unpack_from(tail, locator)
+        end = start + place
+        wide = _end64(file, end, stop - held + locator, label)
+        narrow = (count, length, offset)
+        limits = (_NO_16, _NO_32, _NO_32)
         if disk or disks > 1 or any(
-            n not in (w, _NO_16 if i == 0 else _NO_32)
-            for i, (n, w) in enumerate(zip(narrow, wide, strict=True))
+            n not in (w, limit) for n, w, limit in zip(narrow, wide, limits, strict=True)
         ):  # fmt: skip
             raise _damaged(label, f"two ends of a zip directory: {narrow} and {wide}")
-        count, length, start = wide
-    if start + length != end:
-        raise _damaged(label, f"a directory of {length} bytes at {start}, and its end at {end}")
-    return count, start, length
+        count, length, offset = wide
+    if start + offset + length != end:
+        raise _damaged(label, f"a directory of {length} bytes at {offset}, and its end at {end}")
+    return count, start + offset, length
 
 
 def _end64(file: BinaryIO, at: int, stop: int, label: str) -> tuple[int, int, int]:
@@ -100,12 +101,11 @@ def _end64(file: BinaryIO, at: int, stop: int, label: str) -> tuple[int, int, in
     if at + _END64.size > stop:
         raise _damaged(label, f"the end of a zip64 directory at {at}")
     file.seek(at)
-    signature, length, _, _, disk, first, here, count, size, start = _END64.unpack(
-        file.read(_END64.size)
-    )
+    data = file.read(_END64.size)
+    signature, length, _, _, disk, first, here, count, size, offset = _END64.unpack(data)
     if signature != b"PK\x06\x06" or at + 12 + length != stop or disk or first or here != count:
         raise _damaged(label, f"another record than the end of a zip64 directory at {at}")
-    return count, size, start
+    return count, size, offset
 
 
 def _name(raw: bytes, flags: int, label: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.atomic import replacing
 from regraft.errors import CorruptFile
 from regraft.formats import Sample, TensorSource, _zip
-from regraft.formats._bytes import Mapped, contiguous
+from regraft.formats._bytes import contiguous
 from regraft.formats._pickle import Machine
 from regraft.formats._torch_tensors import STORAGE_OF, TorchStored
 from regraft.tensors import Stored, TensorInfo
@@ -41,7 +41,7 @@ def open(path: Path) -> Stored:
     found = _zip.members(path)
     pickled = min((n for n in found if n.rpartition("/")[2] == "data.pkl"), key=len)
     top = pickled[: -len("data.pkl")]
-    file = Mapped(path)
+    file = _zip.Archived(path)
 
     def locate(key: str, count: int, width: int) -> tuple[int, int]:
         member = found.get(f"{top}data/{key}")
@@ -57,7 +57,7 @@ def open(path: Path) -> Stored:
             raise CorruptFile(
                 where, found=f"{member.size} bytes", expected=f"{count} elements of {width} bytes"
             )
-        return member.offset, member.size
+        return file.start(member), member.size
 
     root = Machine(_zip.read(path, found[pickled], _MAX_PICKLE), path.name).load()
     order = found.get(f"{top}byteorder")
