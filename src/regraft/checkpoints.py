@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from regraft import containers, folders, locations, registry, shards
 from regraft.errors import CorruptFile, FormatError
 from regraft.folders import Found
-from regraft.formats import TensorSource
 from regraft.tensors import Catalogue, Stored, StoredTensor, TensorInfo
+from regraft.writing import write
 
 if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
+
+__all__ = ["Checkpoint", "content_hash", "open", "write"]
 
 _BLOCK = 8 << 20
 
@@ -141,38 +143,6 @@ def open(path: str | os.PathLike[str], *, container: str | None = None) -> Check
         for part in stored:
             part.close()
         raise
-
-
-def write(
-    path: str | os.PathLike[str],
-    tensors: TensorSource,
-    metadata: Mapping[str, str] | None = None,
-    *,
-    format: str | None = None,
-    force: bool = False,
-) -> None:
-    """Writes tensors, whole or not at all, in the named format or that of the path's ending.
-
-    **Raises** `UnknownFormat` for an ending or a format without writer, `FormatError` where a
-    file exists and `force` is False, or where the format cannot hold a tensor.
-    """
-    where = locations.where(path)
-    if not locations.is_local(where):
-        raise FormatError(
-            str(where), found="a URL", expected="a file's name", hint="write it here, and upload it"
-        )
-    writer = registry.writer_of(where, format)
-    if where.is_dir():
-        raise FormatError(str(path), found="a folder", expected="a file's name")
-    if where.exists() and not force:
-        raise FormatError(
-            str(path),
-            found="a file that exists",
-            hint="choose another name, or overwrite it with force=True (--force)",
-        )
-    if not where.parent.is_dir():
-        raise FormatError(str(path), found="no such folder", hint="make the folder first")
-    writer(where, tensors, metadata or {})
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
