@@ -48,10 +48,13 @@ class Checkpoint(Catalogue):
         )
         names: dict[tuple[str, ...], str] = {}
         infos: list[TensorInfo] = []
-        for part, tensor in listed:
-            if not chosen.holds(tensor.path):
+        depth, everything = len(chosen.prefix), not (chosen.prefix or chosen.without)
+        for place in listed:
+            part, tensor = place
+            path_in_file = tensor.path
+            if not (everything and path_in_file) and not chosen.holds(path_in_file):
                 continue
-            name = part.separator.join(tensor.path[len(chosen.prefix) :])
+            name = part.separator.join(path_in_file[depth:])
             if name in self._places:
                 raise CorruptFile(
                     path.name,
@@ -59,8 +62,8 @@ class Checkpoint(Catalogue):
                     expected="names that are unique",
                     hint="choose one part of the file with container=",
                 )
-            names[tensor.path] = name
-            self._places[name] = part, tensor
+            names[path_in_file] = name
+            self._places[name] = place
             infos.append(
                 TensorInfo(
                     name, tensor.shape, tensor.dtype, tensor.module, tensor.role, tensor.kind
