@@ -270,6 +270,7 @@ def convert(
     container: str | None = None,
     format: str | None = None,
     force: bool = False,
+    max_shard: int | str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the same tensors in another format, or what a plan makes of them; streams.
@@ -279,6 +280,8 @@ def convert(
     - `path`: its ending names the format (`.safetensors`, `.pth`, `.npz`), unless `format` does.
     - `plan`: the tensors are written as the plan's target has them, with lineage in the file.
     - `force`: overwrite a file that exists.
+    - `max_shard`: bytes, or a text such as `"5GB"`: where the tensors take more, they are written
+      to several files of that size and an index, whose path is returned.
 
     **Raises** `UnknownFormat` where the format cannot be written; `IncompletePlan` where the plan
     leaves tensors without values; `FormatError`.
@@ -289,8 +292,10 @@ def convert(
         kept = dict(side.catalogue.metadata)
         kept = {key: value for key, value in kept.items() if key == lineage.KEY}
         items = ((info, _reading(read, info, progress)) for info in side.catalogue.values())
-        checkpoints.write(path, items, kept, format=format, force=force)
-        return Path(path)
+        framework = side.catalogue.framework
+        return checkpoints.write(
+            path, items, kept, format=format, force=force, max_shard=max_shard, framework=framework
+        )
     made = plan if isinstance(plan, Plan) else Plan.load(plan)
     side = source_side(source, container or made.source.container or None)
     transfer.ready(made)
@@ -303,7 +308,12 @@ def convert(
             hint="load into a live model, which has values of its own, and rg.save it",
             problems=made.fresh,
         )
-    return _convert_through(made, side, Path(path), format, force, progress)
+    tensors, metadata = _through(made, side, progress)
+    framework = made.target.framework
+    return checkpoints.write(
+        path, tensors, metadata, format=format, force=force, max_shard=max_shard,
+        framework=framework,
+    )  # fmt: skip
 
 
 def _reading(
@@ -318,9 +328,10 @@ def _reading(
     return get
 
 
-def _convert_through(
-    made: Plan, side: Side, path: Path, format: str | None, force: bool, progress: Progress | None
-) -> Path:
+def _through(
+    made: Plan, side: Side, progress: Progress | None
+) -> tuple[Iterable[tuple[TensorInfo, Callable[[], Array]]], dict[str, str]]:
+    """The tensors that a plan makes, and their lineage."""
     read = side.reader()
 
     def get(name: str, _: object = None) -> Array:
@@ -338,8 +349,7 @@ def _convert_through(
     told = lineage.describe(receipt, ((n, get(n)) for n in made.grafts))
     infos = (TensorInfo(n, g.spec.shape, g.spec.dtype) for n, g in made.grafts.items())
     items = ((info, _reading(get, info, progress)) for info in infos)
-    checkpoints.write(path, items, lineage.encode(told), format=format, force=force)
-    return path
+    return items, lineage.encode(told)
 
 
 def save(
@@ -351,6 +361,7 @@ def save(
     training: Mapping[str, str] | None = None,
     format: str | None = None,
     force: bool = False,
+    max_shard: int | str | None = None,
 ) -> Path:
     """Writes a live model's tensors, with lineage where its receipt is given.
 
@@ -361,6 +372,7 @@ def save(
     - `trained`: by name, whether training was allowed to change a tensor (`finetune` knows).
     - `training`: settings worth remembering, as text.
     - `force`: overwrite a file that exists.
+    - `max_shard`: as in `convert`.
 
     **Raises** `TargetError` for anything but a model, `StalePlan` where the receipt is another
     model's, `FormatError`.
@@ -382,8 +394,10 @@ def save(
         told = lineage.describe(receipt, arrays, trained=trained, training=training)
         metadata = lineage.encode(told)
     items = ((info, _reading(read, info, None)) for info in infos)
-    checkpoints.write(path, items, metadata, format=format, force=force)
-    return Path(path)
+    framework = side.catalogue.framework
+    return checkpoints.write(
+        path, items, metadata, format=format, force=force, max_shard=max_shard, framework=framework
+    )
 
 
 def trace(path: Given) -> Lineage:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from regraft import registry
 from regraft.errors import CorruptFile, FormatError, MissingShard
 from regraft.formats._beside import inside
+from regraft.locations import is_local
 from regraft.tensors import Stored
 
-INDEX = ".index.json"
+# `model.safetensors.index.json`; of a variant also `model.safetensors.index.fp16.json`.
+INDEX = re.compile(r"(?P<file>.+)\.index(?:\.(?P<variant>\w+))?\.json")
 _MAX_INDEX = 1 << 28
+_AT_ONCE = 8
 
 
-def index_in(folder: Path) -> Path:
-    """The one index, or the one checkpoint file, of a folder."""
-    indices = sorted(folder.glob(f"*{INDEX}"))
-    preferred = [i for i in indices if "safetensors" in i.name] or indices
-    files = preferred or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if len(files) == 1:
-        return files[0]
-    raise FormatError(
-        str(folder),
-        found=f"a folder with {len(files)} checkpoints" if files else "a folder without an index",
-        expected=f"one *{INDEX}, or one .safetensors or .bin file",
-        hint="name the file itself",
-    )
+def is_index(path: Path) -> bool:
+    """Whether a file's name says that it tells in which shard each tensor is."""
+    return INDEX.fullmatch(path.name) is not None
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -64,14 +59,29 @@ def opened(index: Path) -> list[Stored]:
         )
     stored: list[Stored] = []
     try:
-        for path in paths:
-            stored.append(registry.format_of(path).open(path))
+        for part in _each(paths):
+            stored.append(part)
         _hold_to(index, promised, dict(zip(names, stored, strict=True)))
     except BaseException:
         for part in stored:
             part.close()
         raise
     return stored
+
+
+def _each(paths: list[Path]) -> Iterator[Stored]:
+    """Opens one after another; remote ones a few at a time, since each is a wait for answers."""
+
+    def opened(path: Path) -> Stored:
+        return registry.format_of(path).open(path)
+
+    if all(map(is_local, paths)):
+        yield from map(opened, paths)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from pool.map(opened, paths)
 
 
 def _hold_to(index: Path, promised: dict[str, str], shards: dict[str, Stored]) -> None:

@@ -9,13 +9,14 @@ quicker than `File.visititems` and never follow a link that was not looked at.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from regraft.errors import CorruptFile, FormatError, MissingDependency, RegraftError, UnsafeFile
-from regraft.formats._hdf5_heaps import check_heaps
+from regraft.formats._hdf5_heaps import Watched, check_heaps
 from regraft.tensors import DTYPE_BITS, Stored, StoredTensor
 
 if TYPE_CHECKING:
@@ -82,6 +83,16 @@ def library() -> Any:
     return h5py
 
 
+def opened(source: Path | BinaryIO, size: int, label: str) -> Any:
+    """h5py's open file. A file of this machine is opened by the library itself; a stream or a
+    remote file is read through Python, and its heaps are checked as they come."""
+    h5py = library()
+    if isinstance(source, Path):
+        return h5py.File(source, "r", locking=False)
+    stream: Any = getattr(source, "open", None)  # a remote file; a stream has none
+    return h5py.File(Watched(stream("rb") if stream else source, size, label), "r")
+
+
 def dialect(sample: Sample) -> str:
     """Which of Keras' HDF5 layouts a file has: `legacy`, `weights`, or `""` for neither.
 
@@ -92,9 +103,7 @@ def dialect(sample: Sample) -> str:
         return ""
     by_name = "weights" if sample.path.name.endswith(".weights.h5") else "legacy"
     try:
-        import h5py
-
-        with h5py.File(sample.path, "r", locking=False) as file:
+        with opened(sample.path, sample.path.stat().st_size, sample.path.name) as file:
             root: Any = file
             if any(n in root.attrs for n in ("layer_names", "layer_names0", "model_config")):
                 return "legacy"
@@ -132,12 +141,14 @@ class Hdf5:
         self.datasets: dict[str, Dataset] = {}
         self._claimed = 0
         with guarded(label):
-            options = {"locking": False} if isinstance(source, Path) else {}
-            self._file = self._h5py.File(source, "r", **options)
+            self._file = opened(source, size, label)
+        # The library closes what is left open at exit, when Python is gone that it reads through.
+        self._closing = weakref.finalize(self, self._file.close)
         try:
             with guarded(label):
                 self._walk()
-            self._check_heaps(source)
+            if isinstance(source, Path):
+                self._check_heaps(source)
             with guarded(label):
                 self._check_opaque()
         except BaseException:
@@ -153,21 +164,18 @@ class Hdf5:
                     expected="bfloat16, named in the attribute dtype",
                 )
 
-    def _check_heaps(self, source: Path | BinaryIO) -> None:
+    def _check_heaps(self, path: Path) -> None:
         """Before any attribute is read; values, where they lie in one piece, are passed over."""
         values = [
             (data.offset, (math.prod(data.shape) * DTYPE_BITS[data.dtype] + 7) // 8)
             for data in self.datasets.values()
             if data.offset is not None
         ]
-        if isinstance(source, Path):
-            with source.open("rb") as file:
-                check_heaps(file, self.size, values, self.label)
-        else:
-            check_heaps(source, self.size, values, self.label)
+        with path.open("rb") as file:
+            check_heaps(file, self.size, values, self.label)
 
     def close(self) -> None:
-        self._file.close()
+        self._closing()
 
     # Listing
 

@@ -9,9 +9,10 @@ free; its size counts its header.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from regraft.errors import CorruptFile
 
@@ -29,6 +30,52 @@ def check_heaps(file: BinaryIO, size: int, values: Iterable[tuple[int, int]], la
         for place in _signatures(file, at, min(start, size)):
             _check(file, place, size, label)
         at = max(at, start + length)
+
+
+class Watched(io.RawIOBase):
+    """A file whose heaps are checked as the library comes upon them: whatever it reads is searched
+    first, and the few bytes around it. For files that cost too much to be searched through."""
+
+    def __init__(self, file: BinaryIO, size: int, label: str) -> None:
+        self._file, self._size, self._label = file, size, label
+        self._at = 0
+        self._checked: set[int] = set()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        margin = len(_SIGNATURE) - 1
+        before = min(margin, self._at)
+        self._file.seek(self._at - before)
+        data = self._file.read(before + len(view) + margin)
+        found = data.find(_SIGNATURE)
+        while found >= 0:
+            place = self._at - before + found
+            if place not in self._checked:
+                _check(self._file, place, self._size, self._label)
+                self._checked.add(place)
+            found = data.find(_SIGNATURE, found + 1)
+        wanted = memoryview(data)[before : before + len(view)]
+        view[: len(wanted)] = wanted
+        self._at += len(wanted)
+        return len(wanted)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _signatures(file: BinaryIO, start: int, stop: int) -> Iterable[int]:

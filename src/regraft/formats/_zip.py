@@ -1,30 +1,52 @@
-"""A zip archive's directory, read with suspicion. Members are found by offset, not unpacked.
+"""The members of a zip archive, looked at with suspicion. They are found by offset, not unpacked.
 
-The archive's own library (`zipfile`) reads the directory; what it believes is checked here:
-names, overlaps, the local headers, and sizes before anything is inflated.
+What the directory says is held against names, overlaps, the local headers, which alone tell where
+bytes begin, and sizes before anything is inflated. In a remote archive a local header is read when
+the member is: asking for each of them would be a request for each tensor.
 """
 
 from __future__ import annotations
 
 import struct
-import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from regraft.errors import CorruptFile, UnsafeFile
+from regraft.formats._bytes import Mapped, Strided
+from regraft.formats._zip_directory import Entry, entries
+from regraft.locations import ahead, is_local
 
-_LOCAL = struct.Struct("<4s5H3I2H")
-_MAX_MEMBERS = 1_000_000
+if TYPE_CHECKING:
+    from regraft.tensors import Array, Slices
+
+# Signature, flags, method, checksum, packed and unpacked size, lengths of name and extra.
+_LOCAL = struct.Struct("<4s2x2H4x3I2H")
+_STORED, _DEFLATED, _ENCRYPTED = 0, 8, 1
+_NO_32 = 0xFFFFFFFF
+_MAX_MEMBERS = 1 << 18
 # An inflated member may be this many times its packed size (deflate's own limit is 1032), and
 # small members are let be.
 _MAX_RATIO = 1100
-_BLOCK = 1 << 20
+_SMALL = 1 << 20
+# What is asked for of a remote archive with each local header: the extra field, and what follows.
+_BEHIND = 512
+
+
+class Pending(NamedTuple):
+    """What is known of a member before its local header is read; it ends before `limit`."""
+
+    entry: Entry
+    limit: int
 
 
 class Member(NamedTuple):
-    """One file of the archive. `offset` is where its (packed) bytes begin; `stored`: unpacked."""
+    """One file of the archive. `offset` is where its (packed) bytes begin; `stored`: unpacked.
+
+    In a remote archive `offset` is -1 and `pending` is set until the member is `located`.
+    """
 
     name: str
     offset: int
@@ -32,88 +54,173 @@ class Member(NamedTuple):
     size: int
     stored: bool
     crc: int
+    pending: Pending | None = None
 
 
-def is_zip(head: bytes) -> bool:
-    return head.startswith(b"PK\x03\x04")
-
-
-def member_names(path: Path) -> list[str]:
-    """Names in the directory, unchecked: enough to tell formats apart."""
+def member_names(path: Path) -> Iterator[str]:
+    """Names in the directory, unchecked, one after another: enough to tell formats apart."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
-        return []
+        with path.open("rb") as file:
+            for entry in entries(file, 0, path.stat().st_size, path.name):
+                yield entry.name
+    except (CorruptFile, OSError, ValueError, struct.error):
+        return
 
 
-def members(path: Path) -> dict[str, Member]:
-    """All members by name.
+def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Member]:
+    """All members by name, of the archive that is the file, or `size` bytes of it from `start` on.
 
     **Raises** `CorruptFile` where the archive contradicts itself, `UnsafeFile` where names lead
     outside it, members overlap or share a name.
     """
     label = path.name
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            infos = archive.infolist()
-            if len(infos) > _MAX_MEMBERS:
-                raise CorruptFile(label, found=f"{len(infos)} members in a zip archive")
-            found = [_member(info, file, label) for info in infos if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise CorruptFile(
-            label,
-            found=f"{error}",
-            expected="a whole zip archive",
-            hint="the file is cut off or damaged; get it again",
-        ) from error
-    _check(found, path.stat().st_size, label)
-    return {member.name: member for member in found}
+    stop = path.stat().st_size if size is None else start + size
+    found: dict[str, Member] = {}
+    listed: list[tuple[int, int, str]] = []
+    at_once = is_local(path)
+    with path.open("rb", buffering=0) as file:
+        for entry in entries(file, start, stop, label):
+            name, raw, _, method, crc, packed, unpacked, header = entry
+            if name.endswith("/"):
+                continue
+            if name in found or len(found) >= _MAX_MEMBERS:
+                raise UnsafeFile(
+                    f"{label}, member {name!r}",
+                    found="two members of one name, or too many of them",
+                    expected=f"up to {_MAX_MEMBERS} members whose names are unique",
+                )
+            _check(entry, label)
+            offset = _begin(entry, file, label) if at_once else -1
+            found[name] = Member(name, offset, packed, unpacked, method == _STORED, crc)
+            least = header + _LOCAL.size + len(raw)
+            listed.append((header, (offset if at_once else least) + packed, name))
+            if not at_once:
+                found[name] = found[name]._replace(pending=Pending(entry, stop))
+    _check_overlaps(listed, stop, label)
+    return found if at_once else _limited(found, listed)
 
 
-def _member(info: zipfile.ZipInfo, file: BinaryIO, label: str) -> Member:
-    """Reads the local header, which alone says where the bytes begin."""
-    where = f"{label}, member {info.filename!r}"
-    if info.flag_bits & 1:
-        raise CorruptFile(where, found="an encrypted member")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise CorruptFile(where, found=f"compression method {info.compress_type}")
-    if info.filename.startswith(("/", "\\")) or ".." in info.filename.replace("\\", "/").split("/"):
-        raise UnsafeFile(where, found="a name that leads outside the archive")
-    file.seek(info.header_offset)
-    signature, _, _, method, *_, name_length, extra_length = _LOCAL.unpack(file.read(_LOCAL.size))
-    name = file.read(name_length)
-    if signature != b"PK\x03\x04" or method != info.compress_type:
-        raise CorruptFile(where, found="a local header unlike the directory's entry")
-    if name.decode("utf-8", "replace").replace("\\", "/") != info.filename and name.decode(
-        "cp437"
-    ) != (info.orig_filename):
-        raise CorruptFile(where, found=f"another name in its local header: {name[:80]!r}")
-    stored = info.compress_type == zipfile.ZIP_STORED
-    offset = info.header_offset + _LOCAL.size + name_length + extra_length
-    if stored and info.compress_size != info.file_size:
-        raise CorruptFile(where, found="a stored member with two sizes")
-    if not stored and info.file_size > _MAX_RATIO * info.compress_size + _BLOCK:
+def _limited(found: dict[str, Member], listed: list[tuple[int, int, str]]) -> dict[str, Member]:
+    """The same members of a remote archive, each limited by where the next one begins."""
+    for (_, _, name), (limit, _, _) in pairwise(listed):
+        pending = found[name].pending
+        assert pending is not None
+        found[name] = found[name]._replace(pending=Pending(pending.entry, limit))
+    return found
+
+
+def _check(entry: Entry, label: str) -> None:
+    """What can be told from the directory alone."""
+    name, _, flags, method, _, packed, size, _ = entry
+    if flags & _ENCRYPTED:
+        raise CorruptFile(f"{label}, member {name!r}", found="an encrypted member")
+    if name.startswith(("/", "\\")) or "\0" in name or ".." in _parts(name):
+        raise UnsafeFile(f"{label}, member {name!r}", found="a name that leads outside the archive")
+    if method == _STORED:
+        if packed != size:
+            raise CorruptFile(f"{label}, member {name!r}", found="a stored member with two sizes")
+    elif method != _DEFLATED:
+        raise CorruptFile(f"{label}, member {name!r}", found=f"compression method {method}")
+    elif size > _MAX_RATIO * packed + _SMALL:
         raise UnsafeFile(
-            where, found=f"{info.file_size} bytes said to be packed in {info.compress_size}"
+            f"{label}, member {name!r}", found=f"{size} bytes said to be packed in {packed}"
         )
-    return Member(info.filename, offset, info.compress_size, info.file_size, stored, info.CRC)
 
 
-def _check(found: list[Member], size: int, label: str) -> None:
-    if len({member.name for member in found}) != len(found):
-        raise UnsafeFile(label, found="two members of one name", expected="names that are unique")
+def _parts(name: str) -> list[str]:
+    return name.replace("\\", "/").split("/") if ".." in name else []
+
+
+def _begin(entry: Entry, file: BinaryIO, label: str) -> int:
+    """Where a member's bytes begin; its local header must agree with the directory's entry."""
+    name, raw, _, method, crc, packed, size, header = entry
+    file.seek(header)
+    head = file.read(_LOCAL.size + len(raw))
+    if len(head) < _LOCAL.size + len(raw):
+        raise CorruptFile(f"{label}, member {name!r}", found=f"no local header at {header}")
+    signature, _, there, sum_, packed_there, size_there, n, extra = _LOCAL.unpack_from(head)
+    if (
+        signature != b"PK\x03\x04"
+        or there != method
+        or head[_LOCAL.size :] != raw
+        or n != len(raw)
+        # Zero where the sizes follow the bytes, all ones where they are in the extra field.
+        or (packed_there != packed and packed_there and packed_there != _NO_32)
+        or (size_there != size and size_there and size_there != _NO_32)
+        or (sum_ != crc and sum_)
+    ):
+        raise CorruptFile(
+            f"{label}, member {name!r}", found="a local header unlike the directory's entry"
+        )
+    return header + _LOCAL.size + n + extra
+
+
+def _check_overlaps(listed: list[tuple[int, int, str]], size: int, label: str) -> None:
+    """Sorts members, as `(begin, end, name)`, and sees that no byte belongs to two of them."""
+    listed.sort()
     end = 0
-    for member in sorted(found, key=lambda m: (m.offset, m.packed)):
-        if member.offset < end:
+    for begin, stop, name in listed:
+        if begin < end:
             raise UnsafeFile(
-                f"{label}, member {member.name!r}", found="bytes that another member has, too"
+                f"{label}, member {name!r}", found="bytes that another member has, too"
             )
-        end = member.offset + member.packed
+        end = stop
     if end > size:
         raise CorruptFile(
             label, found=f"members up to offset {end}", expected=f"a file of {size} bytes"
         )
+
+
+def located(path: Path, wanted: Iterable[Member]) -> list[Member]:
+    """The same members, with their offsets; asks a remote archive for all local headers at once.
+
+    **Raises** as `members`.
+    """
+    listed = list(wanted)
+    behind = _LOCAL.size + _BEHIND
+    heads = [m.pending.entry for m in listed if m.pending]
+    ahead(path, [(e.header, e.header + len(e.raw) + behind) for e in heads])
+    found: list[Member] = []
+    with path.open("rb") as file:
+        for member in listed:
+            if member.pending is None:
+                found.append(member)
+                continue
+            entry, limit = member.pending
+            offset = _begin(entry, file, path.name)
+            if offset + entry.packed > limit:
+                raise UnsafeFile(
+                    f"{path.name}, member {member.name!r}",
+                    found="bytes that another member has, too",
+                )
+            found.append(member._replace(offset=offset, pending=None))
+    return found
+
+
+class Archived(Mapped):
+    """Arrays that lie in stored members. In a remote archive a place is told by where the member's
+    local header lies, until it is read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._pending: dict[int, Member] = {}
+
+    def start(self, member: Member) -> int:
+        """The `start` of places in a member."""
+        if member.pending is None:
+            return member.offset
+        self._pending[member.pending.entry.header] = member
+        return member.pending.entry.header
+
+    def array(self, place: Strided, slices: Slices | None = None) -> Array:
+        member = self._pending.get(place.start)
+        if member is not None:
+            if member.pending is not None:
+                [member] = located(self.path, [member])
+                self._pending[place.start] = member
+            offset = place.offset - place.start + member.offset
+            place = place._replace(start=member.offset, offset=offset)
+        return super().array(place, slices)
 
 
 def read(path: Path, member: Member, limit: int) -> bytes:
@@ -121,7 +228,10 @@ def read(path: Path, member: Member, limit: int) -> bytes:
     where = f"{path.name}, member {member.name!r}"
     if member.size > limit:
         raise CorruptFile(where, found=f"{member.size} bytes", expected=f"at most {limit}")
-    data = b"".join(_blocks(path, member))
+    data = _packed(path, member, member.packed)
+    if not member.stored:
+        # One byte more than announced, so that a stream that is longer is noticed.
+        data = _inflated(data, member.size + 1, where)
     if len(data) != member.size or zlib.crc32(data) != member.crc:
         raise CorruptFile(
             where, found=f"{len(data)} bytes with another checksum", expected=f"{member.size} bytes"
@@ -130,26 +240,22 @@ def read(path: Path, member: Member, limit: int) -> bytes:
 
 
 def beginning(path: Path, member: Member, limit: int) -> bytes:
-    """The first bytes of a deflated member, no more than `limit`."""
+    """The first bytes of a member, unpacked, no more than `limit`."""
+    packed = _packed(path, member, min(member.packed, limit))
+    if member.stored:
+        return packed
+    return _inflated(packed, limit, f"{path.name}, member {member.name!r}")
+
+
+def _packed(path: Path, member: Member, count: int) -> bytes:
+    [member] = located(path, [member])
     with path.open("rb") as file:
         file.seek(member.offset)
-        packed = file.read(min(member.packed, limit))
+        return file.read(count)
+
+
+def _inflated(packed: bytes, limit: int, where: str) -> bytes:
     try:
         return zlib.decompressobj(-15).decompress(packed, limit)
     except zlib.error as error:
-        raise CorruptFile(f"{path.name}, member {member.name!r}", found=str(error)) from error
-
-
-def _blocks(path: Path, member: Member) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(member.offset)
-        packed = file.read(member.packed)
-    if member.stored:
-        yield packed
-        return
-    inflate = zlib.decompressobj(-15)
-    try:
-        # One byte more than announced, so that a stream that is longer is noticed.
-        yield inflate.decompress(packed, member.size + 1)
-    except zlib.error as error:
-        raise CorruptFile(f"{path.name}, member {member.name!r}", found=str(error)) from error
+        raise CorruptFile(where, found=str(error)) from error

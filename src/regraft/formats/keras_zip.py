@@ -50,7 +50,7 @@ def open(path: Path) -> Stored:
     metadata = {"model_config": config}
     if _METADATA in members:
         metadata.update(_facts(path, _text(path, members[_METADATA])))
-    weights = members[_WEIGHTS]
+    [weights] = _zip.located(path, [members[_WEIGHTS]])
     label = f"{path.name}, member {_WEIGHTS}"
     source = _Window(path, weights.offset, weights.size) if weights.stored else None
     stream: BinaryIO = (

@@ -6,11 +6,11 @@ objects; the rules that are checked are those of the format's specification.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from regraft.atomic import replacing
 from regraft.errors import CorruptFile, FormatError
@@ -26,6 +26,7 @@ SUFFIXES = (".safetensors",)
 
 # The library's own limit.
 _MAX_HEADER = 100_000_000
+_MAX_AXES, _MAX_NUMBER, _MAX_VALUES = 64, (1 << 63) - 1, 3_000_000
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
     "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16",
@@ -34,12 +35,6 @@ _DTYPES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-class _Entry(msgspec.Struct):
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
 
 
 class _Safetensors(Stored):
@@ -52,7 +47,9 @@ class _Safetensors(Stored):
         self.order: Order = "sorted" if _is_sorted(tensors) else "stored"
 
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
-        return self._file.array(tensor.where, slices)
+        start, size = tensor.where, math.prod(tensor.shape) * DTYPE_BITS[tensor.dtype] // 8
+        place = Strided(start, size, start, tensor.shape, None, tensor.dtype)
+        return self._file.array(place, slices)
 
     def close(self) -> None:
         self._file.close()
@@ -71,55 +68,75 @@ def open(path: Path) -> Stored:
         if 8 + length > size:
             raise _corrupt(path, f"a header of {length} bytes in a file of {size}")
         header = file.read(length)
-    raw = _header(path, header)
-    metadata = raw.pop("__metadata__", {})
+    entries = _entries(path, header)
+    metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _corrupt(path, "__metadata__ that is not text by name")
-    try:
-        entries = msgspec.convert(raw, dict[str, _Entry])
-    except msgspec.ValidationError as error:
-        raise _corrupt(path, str(error)) from error
-    begin = 8 + length
-    tensors: list[StoredTensor] = []
-    end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
-        where = f"{path.name}, tensor {name!r}"
-        dtype = _DTYPES.get(entry.dtype)
-        if dtype is None:
-            raise CorruptFile(where, found=f"dtype {entry.dtype!r}", expected=", ".join(_DTYPES))
-        start, stop = entry.data_offsets
-        if start != end or stop < start:
-            raise CorruptFile(where, found=f"bytes {start} to {stop}", expected=f"from {end} on")
-        place = Strided(begin + start, stop - start, begin + start, entry.shape, None, dtype)
-        place.check(where)
-        tensor = StoredTensor((name,), entry.shape, dtype, place, kind=_kind(name))
-        needed = _nbytes(entry.shape, dtype)
-        if needed != stop - start:
-            raise CorruptFile(where, found=f"{stop - start} bytes", expected=f"{needed}")
-        tensors.append(tensor)
-        end = stop
-    if begin + end != size:
-        raise _corrupt(path, f"{size} bytes", f"{begin + end}")
+    tensors = _listed(path, entries, 8 + length, size)
     return _Safetensors(path, tensors, metadata)
 
 
-def _header(path: Path, header: bytes) -> dict[str, Any]:
+def _entries(path: Path, header: bytes) -> dict[str, Any]:
+    if sum(map(header.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise _corrupt(path, f"a header of more than {_MAX_VALUES} values")
     try:
-        # msgspec keeps the last of two equal keys; the standard library can tell.
-        count = header.count(b'"data_offsets"')
-        raw = msgspec.json.decode(header, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _corrupt(path, f"a header that is no JSON object: {error}") from error
-    if count > len(raw):
+        text = header.decode()
+        entries = json.loads(text)
+        if "\\u" in text:
+            json.dumps(entries, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, f"a header that is no JSON: {error}"[:200]) from error
+    if not isinstance(entries, dict):
+        raise _corrupt(path, "a header that is no JSON object")
+    # Of two equal keys the last one is kept, here as in other libraries.
+    if header.count(b'"data_offsets"') > len(entries):
         raise _corrupt(path, "two tensors of one name")
-    return raw
+    return entries
 
 
-def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count * DTYPE_BITS[dtype] // 8
+def _listed(path: Path, entries: dict[str, Any], begin: int, size: int) -> list[StoredTensor]:
+    """The tensors in the order of their bytes, which fill the file from `begin` on without gaps."""
+    try:
+        ordered = sorted(
+            (start, stop, name, entry["dtype"], entry["shape"])
+            for name, entry in entries.items()
+            for start, stop in (entry["data_offsets"],)
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise _corrupt(path, f"a header with other entries than tensors: {error}"[:200]) from error
+    tensors: list[StoredTensor] = []
+    end = 0
+    for start, stop, name, kind, shape in ordered:
+        dtype = _DTYPES.get(kind) if type(kind) is str else None
+        if dtype is None or type(shape) is not list or not _counts(start, stop, shape):
+            raise CorruptFile(
+                f"{path.name}, tensor {name!r}",
+                found=f"dtype {kind!r}, shape {shape}, bytes {start} to {stop}"[:300],
+                expected=f"a shape of numbers, and one of {', '.join(_DTYPES)}",
+            )
+        needed = math.prod(shape) * DTYPE_BITS[dtype] // 8
+        if start != end or stop - start != needed:
+            raise CorruptFile(
+                f"{path.name}, tensor {name!r}",
+                found=f"bytes {start} to {stop} for {dtype} of shape {shape}",
+                expected=f"{needed} bytes, from {end} on",
+            )
+        place = begin + start
+        tensors.append(StoredTensor((name,), tuple(shape), dtype, place, "", "", _kind(name)))
+        end = stop
+    if begin + end != size:
+        raise _corrupt(path, f"{size} bytes", f"{begin + end}")
+    return tensors
+
+
+def _counts(start: Any, stop: Any, shape: list[Any]) -> bool:
+    """Whether these are numbers of things, and no more axes than numpy has."""
+    if type(start) is not int or type(stop) is not int or len(shape) > _MAX_AXES:
+        return False
+    for n in shape:  # noqa: SIM110  (a generator takes three times as long, for each tensor)
+        if type(n) is not int or not 0 <= n <= _MAX_NUMBER:
+            return False
+    return True
 
 
 def _kind(name: str) -> Any:
@@ -166,7 +183,7 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
             "shape": list(info.shape),
             "data_offsets": offsets,
         }
-    encoded = msgspec.json.encode(header)
+    encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)

@@ -6,9 +6,7 @@ storage, aligned to 64 bytes, so that tensors are mapped where they lie.
 
 from __future__ import annotations
 
-import pickle
 import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from regraft.atomic import replacing
 from regraft.errors import CorruptFile
 from regraft.formats import Sample, TensorSource, _zip
-from regraft.formats._bytes import Mapped, contiguous
+from regraft.formats._bytes import contiguous
 from regraft.formats._pickle import Machine
 from regraft.formats._torch_tensors import STORAGE_OF, TorchStored
 from regraft.tensors import Stored, TensorInfo
 
 if TYPE_CHECKING:
+    import zipfile
     from typing import BinaryIO
 
 EXTRA = ""
@@ -42,7 +41,7 @@ def open(path: Path) -> Stored:
     found = _zip.members(path)
     pickled = min((n for n in found if n.rpartition("/")[2] == "data.pkl"), key=len)
     top = pickled[: -len("data.pkl")]
-    file = Mapped(path)
+    file = _zip.Archived(path)
 
     def locate(key: str, count: int, width: int) -> tuple[int, int]:
         member = found.get(f"{top}data/{key}")
@@ -58,7 +57,7 @@ def open(path: Path) -> Stored:
             raise CorruptFile(
                 where, found=f"{member.size} bytes", expected=f"{count} elements of {width} bytes"
             )
-        return member.offset, member.size
+        return file.start(member), member.size
 
     root = Machine(_zip.read(path, found[pickled], _MAX_PICKLE), path.name).load()
     order = found.get(f"{top}byteorder")
@@ -81,6 +80,8 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
 
     Metadata goes into a member of its own, which torch passes over and `open` gives back.
     """
+    import zipfile  # not on the way to a listing
+
     listed = list(tensors)
     with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         top = "archive"
@@ -99,6 +100,8 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
 
 def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes) -> None:
     """A stored member whose bytes begin at a multiple of the alignment, by padding its extra."""
+    import zipfile
+
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     begin = archive.start_dir if hasattr(archive, "start_dir") else file.tell()
     big = 20 if len(data) >= zipfile.ZIP64_LIMIT else 0  # zipfile adds its own extra then
@@ -135,4 +138,6 @@ def _value(value: Any) -> bytes:
     if isinstance(value, str):
         encoded = value.encode("utf-8", "surrogatepass")
         return b"X" + struct.pack("<I", len(encoded)) + encoded
+    import pickle
+
     return pickle.dumps(value, 2)[2:-1]
