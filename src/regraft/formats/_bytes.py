@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
 
 
+_MAX_AXES = 64
+
+
 class Strided(NamedTuple):
     """Where a tensor lies: byte `offset` of its first element, `strides` in elements.
 
@@ -33,15 +36,19 @@ class Strided(NamedTuple):
         """Checks that every element lies inside the storage. **Raises** `CorruptFile`."""
         width = DTYPE_BITS[self.dtype] // 8
         numbers = (*self.shape, *(self.strides or ()), self.offset, self.size)
-        if any(n < 0 for n in numbers) or len(self.shape) > 64:
-            raise CorruptFile(where, found=f"shape {self.shape}, strides {self.strides}")
+        if len(numbers) > 2 * _MAX_AXES + 2 or not all(0 <= n < 1 << 63 for n in numbers):
+            raise CorruptFile(where, found=f"{len(self.shape)} axes, or sizes that cannot be")
         if self.strides is not None and len(self.strides) != len(self.shape):
             raise CorruptFile(where, found=f"shape {self.shape} with strides {self.strides}")
+        if math.prod(n or 1 for n in self.shape) * max(width, 1) >= 1 << 63:
+            raise CorruptFile(
+                where, found=f"shape {self.shape}", expected="one that can be indexed"
+            )
         if 0 in self.shape:
             return
         strides = self.strides or contiguous(self.shape)
         last = sum((n - 1) * s for n, s in zip(self.shape, strides, strict=True))
-        if self.offset - self.start + (last + 1) * width > self.size:
+        if self.offset < self.start or self.offset - self.start + (last + 1) * width > self.size:
             raise CorruptFile(
                 where,
                 found=f"shape {self.shape} at offset {self.offset} with strides {strides}",

@@ -2,7 +2,7 @@
 
 It knows the opcodes of protocols 0 to 5. Globals are names, never imported; calling one gives an
 `Opaque` record of the call. A handful of containers are built as what they are. Names that only
-serve to run code are refused, so that nobody takes a booby trap for a checkpoint.
+serve to run code are refused (`_pickle_names`), so that nobody takes a booby trap for a checkpoint.
 
 Bounded by construction: lengths are checked against the bytes that are left before anything is
 sliced, the memo is a dict, every object costs at least one byte of input, and keys are plain
@@ -16,28 +16,8 @@ from mmap import mmap
 from typing import Any, NoReturn
 
 from regraft.errors import CorruptFile, UnsafeFile
+from regraft.formats._pickle_names import may_be_called, may_be_named
 
-# Calls of these (module, or module and name) are refused. Not the wall: the wall is that nothing
-# is ever imported or called. This list makes an attack an error instead of a curiosity.
-# Whole modules first, then single names.
-_REFUSED = frozenset(
-    """
-    os posix nt subprocess sys importlib runpy pty socket shutil webbrowser ctypes operator
-    code codeop marshal pickle _pickle cloudpickle dill pdb bdb timeit multiprocessing
-    asyncio atexit urllib http ftplib smtplib pip setuptools distutils commands imp
-    zipimport pkgutil pydoc doctest trace profile cProfile sysconfig linecache idlelib
-    lib2to3 ssl logging.config joblib torch.hub torch.package torch._inductor
-    torch.utils.cpp_extension numpy.testing numpy.f2py types.CodeType types.FunctionType
-    builtins.eval builtins.exec builtins.execfile builtins.compile builtins.open
-    builtins.__import__ builtins.getattr builtins.setattr builtins.delattr builtins.input
-    builtins.breakpoint builtins.globals builtins.locals builtins.vars builtins.apply
-    builtins.map builtins.filter builtins.reduce io.open io.FileIO io.open_code torch.load
-    torch.jit.load torch.compile torch.ops.load_library torch.classes.load_library
-    torch.serialization.load torch.storage._load_from_bytes numpy.load numpy.save
-    numpy.savetxt numpy.fromfile numpy.core.multiarray.fromfile numpy.memmap
-    pandas.read_pickle keras.models.load_model tensorflow.keras.models.load_model
-    """.split()  # noqa: SIM905  (a list of 100 literals would be harder to read)
-)
 _DEPTH = 200
 _STEPS = 2_000_000
 
@@ -190,7 +170,7 @@ class Machine:
             elif op == 0x52:  # R REDUCE
                 args = pop()
                 self.position = pos
-                stack[-1] = _called(stack[-1], args)
+                stack[-1] = self._called(stack[-1], args)
             elif op == 0x51:  # Q BINPERSID
                 stack[-1] = Reference(stack[-1])
                 self.references.append(stack[-1])
@@ -291,21 +271,21 @@ class Machine:
             return end
         if op == 0x81:  # NEWOBJ
             args = stack.pop()
-            stack[-1] = _called(stack[-1], args)
+            stack[-1] = self._called(stack[-1], args, new=True)
         elif op == 0x92:  # NEWOBJ_EX
             _ = stack.pop()
             args = stack.pop()
-            stack[-1] = _called(stack[-1], args)
+            stack[-1] = self._called(stack[-1], args, new=True)
         elif op == 0x69:  # i INST
             module, after = self._line(pos)
             name, after = self._line(after)
             args = tuple(_popped(stack))
             found = self._global(module.decode(), name.decode(), names)
-            stack.append(_called(found, args))
+            stack.append(self._called(found, args))
             return after
         elif op == 0x6F:  # o OBJ
             cls, *rest = _popped(stack)
-            stack.append(_called(cls, tuple(rest)))
+            stack.append(self._called(cls, tuple(rest)))
         elif op == 0x30:  # 0 POP
             stack.pop()
         elif op == 0x31:  # 1 POP_MARK
@@ -338,22 +318,32 @@ class Machine:
         known = names.get((module, name))
         if known is not None:
             return known
-        path = f"{_MOVED.get(module, module)}.{name}"
-        parts = path.split(".")
-        opening = {".".join(parts[:n]) for n in range(1, len(parts))}
-        if opening & _REFUSED:
-            raise UnsafeFile(
-                f"{self._label}, offset {self.position}",
-                found=f"a pickle that would call {module}.{name}",
-                expected="tensors and plain containers",
-                hint="do not open this file with torch.load or pickle: it is made to run code",
-            )
+        if not may_be_named(module, name):
+            self._unsafe(f"a pickle that would import {module}.{name}")
         names[module, name] = found = Global(module, name)
         return found
 
+    def _called(self, function: Any, args: Any, new: bool = False) -> Any:
+        """What calling `function` would give: a container for the few that are one, else a record.
 
-# Python 2's names of modules.
-_MOVED = {"__builtin__": "builtins", "copy_reg": "copyreg", "cPickle": "pickle"}
+        `new`: the pickle asks for a new object of a class, whose constructor does not run.
+        """
+        if not isinstance(args, tuple):
+            raise TypeError("arguments that are no tuple")
+        if not isinstance(function, Global):
+            self._unsafe("a pickle that would call what another call returns")
+        if not (new or may_be_called(function.module, function.name)):
+            self._unsafe(f"a pickle that would call {function.path}")
+        make = _BUILT.get(function.path)
+        return Opaque(function, args) if make is None else make(*args)  # pyright: ignore[reportUnknownArgumentType]
+
+    def _unsafe(self, found: str) -> NoReturn:
+        raise UnsafeFile(
+            f"{self._label}, offset {self.position}",
+            found=found[:300],
+            expected="tensors and plain containers",
+            hint="do not open this file with torch.load or pickle: it is made to run code",
+        )
 
 
 def _popped(stack: list[Any]) -> list[Any]:
@@ -404,15 +394,6 @@ def _build(holder: Any, state: Any) -> None:
         holder.state = state
     elif not isinstance(holder, (dict, list, set)):  # an OrderedDict's attributes: not needed
         raise TypeError(f"state for {type(holder).__name__}")
-
-
-def _called(function: Any, args: Any) -> Any:
-    """What calling `function` would give: a container for the few that are one, else a record."""
-    if not isinstance(args, tuple):
-        raise TypeError("arguments that are no tuple")
-    path = function.path if isinstance(function, Global) else ""
-    make = _BUILT.get(path)
-    return Opaque(function, args) if make is None else make(*args)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _ordered(pairs: Any = (), *_: Any) -> dict[Any, Any]:
