@@ -124,11 +124,7 @@ def open(path: str | os.PathLike[str], *, container: str | None = None) -> Check
     or `FormatError` where the path or the container does not exist.
     """
     where = _found(Path(path))
-    stored = (
-        shards.opened(where)
-        if where.name.endswith(shards.INDEX)
-        else [registry.format_of(where).open(where)]
-    )
+    stored = shards.opened(where)
     try:
         return Checkpoint(where, stored, container)
     except BaseException:
@@ -175,23 +171,27 @@ def write(
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file, streamed; of an index or a folder, over the hashes of its files."""
+    """sha256 of a file, streamed; of shards or a folder, over the hashes of the files."""
     import hashlib
 
     where = _found(Path(path))
-    if where.name.endswith(shards.INDEX):
-        names = sorted(set(shards.weight_map(where).values()))
-        parts = [(name, shards.inside(where, name)) for name in names]
-    elif where.is_dir():
+    if where.is_dir():
         files = sorted(p for p in where.rglob("*") if p.is_file() and not p.is_symlink())
         parts = [(p.relative_to(where).as_posix(), p) for p in files]
+    elif not where.is_file():
+        raise FormatError(str(path), found="no such file", hint="check the path")
     else:
-        try:
-            with where.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError as error:
-            raise FormatError(str(path), found="no such file", hint="check the path") from error
+        parts = shards.files_of(where)
+    if not parts:
+        return _file_hash(where)
     digest = hashlib.sha256()
     for name, part in parts:
-        digest.update(f"{name}\0{content_hash(part)}\n".encode())
+        digest.update(f"{name}\0{_file_hash(part)}\n".encode())
     return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -70,6 +70,7 @@ _LIKELY = {
     ".safetensors": ("safetensors",),
     ".npz": ("npz",),
     ".npy": ("npy",),
+    ".gguf": ("gguf",),
     ".keras": ("keras_zip",),
     ".weights.h5": ("keras_weights_h5", "keras_h5"),
     ".h5": ("keras_h5", "keras_weights_h5"),

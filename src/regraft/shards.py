@@ -1,7 +1,10 @@
-"""Checkpoints in several files: an index says which tensor is in which shard, and is held to it."""
+"""Checkpoints in several files. An index says which tensor is in which shard, or each shard says of
+itself that it is one of several (`Stored.spread`); both are held to what they say."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from regraft.tensors import Stored
 
 INDEX = ".index.json"
 _MAX_INDEX = 1 << 28
+# How writers name one shard of several.
+_NUMBERED = re.compile(r"-(\d{5})-of-\d{5}\.\w+$")
 
 
 def index_in(folder: Path) -> Path:
@@ -18,14 +23,21 @@ def index_in(folder: Path) -> Path:
     indices = sorted(folder.glob(f"*{INDEX}"))
     preferred = [i for i in indices if "safetensors" in i.name] or indices
     files = preferred or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    files = files or [f for f in sorted(folder.glob("*.gguf")) if _leads(f.name)]
     if len(files) == 1:
         return files[0]
     raise FormatError(
         str(folder),
         found=f"a folder with {len(files)} checkpoints" if files else "a folder without an index",
-        expected=f"one *{INDEX}, or one .safetensors or .bin file",
+        expected=f"one *{INDEX}, or one .safetensors, .bin or .gguf file",
         hint="name the file itself",
     )
+
+
+def _leads(name: str) -> bool:
+    """Whether a file stands for itself, or is the first of several shards."""
+    numbered = _NUMBERED.search(name)
+    return numbered is None or int(numbered[1]) == 1
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -47,30 +59,78 @@ def weight_map(index: Path) -> dict[str, str]:
     return found
 
 
-def opened(index: Path) -> list[Stored]:
-    """The opened shards of an index, held to what the index promises."""
-    promised = weight_map(index)
-    names = sorted(set(promised.values()))
+def opened(path: Path) -> list[Stored]:
+    """What a path stands for: one file or folder, the shards of an index, or a shard and the
+    others of its kind, in their order. **Raises** `MissingShard`, and as `open` of the formats."""
+    if path.name.endswith(INDEX):
+        promised = weight_map(path)
+        names = sorted(set(promised.values()))
+        return _all(path, names, lambda shards: _hold_to(path, promised, shards))
+    first = registry.format_of(path).open(path)
+    if first.spread is None:
+        return [first]
+    first.close()
+    return _all(path, first.spread.files, lambda shards: _hold_together(path, shards))
+
+
+def files_of(path: Path) -> list[tuple[str, Path]]:
+    """Names and paths of the files that a checkpoint is spread over; empty where it is in one."""
+    if path.name.endswith(INDEX):
+        names = sorted(set(weight_map(path).values()))
+    elif _NUMBERED.search(path.name):  # what else a file says of itself need not be looked up
+        stored = registry.format_of(path).open(path)
+        stored.close()
+        names = list(stored.spread.files) if stored.spread else []
+    else:
+        names = []
+    return [(name, inside(path, name)) for name in names]
+
+
+def _all(
+    index: Path, names: Sequence[str], check: Callable[[dict[str, Stored]], None]
+) -> list[Stored]:
+    """All shards, opened and checked together."""
     paths = [inside(index, shard) for shard in names]
     missing = [shard for shard, path in zip(names, paths, strict=True) if not path.is_file()]
     if missing:
         raise MissingShard(
             str(index),
             found=f"{len(missing)} of {len(names)} shards missing",
-            expected="every shard that the index names",
+            expected="every shard that it names",
             hint="get the missing files",
             problems=missing,
         )
-    stored: list[Stored] = []
+    stored: dict[str, Stored] = {}
     try:
-        for path in paths:
-            stored.append(registry.format_of(path).open(path))
-        _hold_to(index, promised, dict(zip(names, stored, strict=True)))
+        for name, path in zip(names, paths, strict=True):
+            stored[name] = registry.format_of(path).open(path)
+        check(stored)
     except BaseException:
-        for part in stored:
+        for part in stored.values():
             part.close()
         raise
-    return stored
+    return list(stored.values())
+
+
+def _hold_together(path: Path, shards: dict[str, Stored]) -> None:
+    """**Raises** `CorruptFile` where shards do not belong together."""
+    spreads = {part.spread for part in shards.values()}
+    if len(spreads) > 1:
+        raise CorruptFile(
+            str(path),
+            found="shards that disagree on how many they are",
+            expected="shards of one checkpoint",
+            hint="a shard belongs to another model; get the files again",
+        )
+    count = sum(len(part.tensors) for part in shards.values())
+    promised = next(part.spread.tensors for part in shards.values() if part.spread)
+    if promised is not None and promised != count:
+        raise CorruptFile(
+            str(path),
+            found=f"{count} tensors in all shards together",
+            expected=f"{promised}, as the shards say",
+            hint="a shard belongs to another model; get the files again",
+        )
 
 
 def _hold_to(index: Path, promised: dict[str, str], shards: dict[str, Stored]) -> None:

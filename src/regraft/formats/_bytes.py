@@ -36,6 +36,9 @@ class Strided(NamedTuple):
             raise CorruptFile(where, found=f"shape {self.shape}, strides {self.strides}")
         if self.strides is not None and len(self.strides) != len(self.shape):
             raise CorruptFile(where, found=f"shape {self.shape} with strides {self.strides}")
+        # Sizes beside a zero, too: numpy multiplies them like all others.
+        if math.prod(n for n in self.shape if n) * max(width, 1) >> 63:
+            raise CorruptFile(where, found=f"shape {self.shape}")
         if 0 in self.shape:
             return
         strides = self.strides or contiguous(self.shape)
@@ -70,7 +73,8 @@ class Mapped:
         self._map: mmap.mmap | None = None
 
     def array(self, place: Strided, slices: Slices | None = None) -> Array:
-        """A read-only view of the mapped bytes, or a copy where the byte order must change."""
+        """A read-only view of the mapped bytes; a copy where the byte order must change or values
+        do not lie where a processor likes them."""
         import numpy as np
 
         dtype = numpy_dtype(place.dtype)
@@ -96,7 +100,9 @@ class Mapped:
             strides=tuple(s * dtype.itemsize for s in strides),
         )
         part = view if slices is None else view[slices]
-        return part.byteswap() if place.big_endian and dtype.itemsize > 1 else part
+        if place.big_endian and dtype.itemsize > 1:
+            return part.byteswap()
+        return part if part.flags.aligned else part.copy()
 
     def close(self) -> None:
         """Lets go of the map; arrays that are still in use keep it alive."""
