@@ -71,6 +71,7 @@ _LIKELY = {
     ".npz": ("npz",),
     ".npy": ("npy",),
     ".gguf": ("gguf",),
+    ".msgpack": ("flax_msgpack",),
     ".keras": ("keras_zip",),
     ".weights.h5": ("keras_weights_h5", "keras_h5"),
     ".h5": ("keras_h5", "keras_weights_h5"),

@@ -14,6 +14,8 @@ from regraft.tensors import Stored
 
 INDEX = ".index.json"
 _MAX_INDEX = 1 << 28
+# What a folder may hold one of without an index, most wanted first.
+_ENDINGS = (".safetensors", ".bin", ".gguf", ".msgpack")
 # How writers name one shard of several.
 _NUMBERED = re.compile(r"-(\d{5})-of-\d{5}\.\w+$")
 
@@ -22,14 +24,17 @@ def index_in(folder: Path) -> Path:
     """The one index, or the one checkpoint file, of a folder."""
     indices = sorted(folder.glob(f"*{INDEX}"))
     preferred = [i for i in indices if "safetensors" in i.name] or indices
-    files = preferred or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    files = files or [f for f in sorted(folder.glob("*.gguf")) if _leads(f.name)]
+    files = preferred
+    for ending in _ENDINGS:
+        files = files or sorted(folder.glob(f"*{ending}"))
+    # GGUF's shards need no index: any of them leads to the others.
+    files = [f for f in files if f.suffix != ".gguf" or _leads(f.name)]
     if len(files) == 1:
         return files[0]
     raise FormatError(
         str(folder),
         found=f"a folder with {len(files)} checkpoints" if files else "a folder without an index",
-        expected=f"one *{INDEX}, or one .safetensors, .bin or .gguf file",
+        expected=f"one *{INDEX}, or one file that ends with {', '.join(_ENDINGS)}",
         hint="name the file itself",
     )
 

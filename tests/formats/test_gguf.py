@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -359,12 +358,10 @@ def _one(raw: Raw) -> bytes:
 def test_lies_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(LIES[name]())
-    started = time.monotonic()
     with pytest.raises(FormatError) as caught:
         checkpoints.open(path)
     assert caught.value.where
     assert caught.value.found
-    assert time.monotonic() - started < 5
 
 
 def test_much_text_is_told_by_its_length(tmp_path: Path) -> None:
