@@ -101,7 +101,7 @@ def test_a_truncated_file_gives_a_typed_error(name: str, samples: Samples, tmp_p
     path, _ = samples[name]
     for part in essential(path):
         data = part.read_bytes()
-        for cut in sorted({0, 1, 7, 8, 100, len(data) // 2, len(data) - 1}):
+        for cut in (c for c in {0, 1, 7, 8, 100, len(data) // 2, len(data) - 1} if c < len(data)):
             short = tmp_path / path.name
             copy(path, short)
             (short / part.relative_to(path)).write_bytes(data[:cut])

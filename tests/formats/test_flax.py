@@ -117,7 +117,7 @@ def test_what_else_flax_writes(tmp_path: Path) -> None:
         assert dict(found.metadata) == {
             "number": "7", "rate": "0.125", "name": "resnet", "flag": "true", "complex": "(1+2j)"
         }  # fmt: skip
-        assert [note.partition(" ")[0] for note in found.notes] == ["here/there", "raw", "words"]
+        assert [note.partition(" ")[0] for note in found.notes] == ["raw", "words", "here/there"]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 40, 200])
@@ -161,9 +161,12 @@ def test_flax_reads_what_we_write(
         for n, v in values.items()
     ]
     path = tmp_path / "x.msgpack"
-    checkpoints.write(path, items, {"regraft.lineage": "{}", "": "ünï"})
+    checkpoints.write(path, items, {"regraft.lineage": "{}", "": "//GDAPlaceholder:ünï"})
     restored = flax.serialization.msgpack_restore(path.read_bytes())
-    assert restored.pop("__metadata__") == {"regraft.lineage": "{}", "": "ünï"}
+    assert restored.pop("__metadata__") == {
+        "regraft.lineage": "{}",
+        "": "//GDAPlaceholder:ünï",
+    }
     assert restored["odd"][""]["name"].tolist() == [0, 1, 2]
     for name, value in values.items():
         node = restored
@@ -173,6 +176,7 @@ def test_flax_reads_what_we_write(
         assert (node.shape, node.dtype) == (native.shape, native.dtype)
         assert node.tobytes() == native.tobytes()
     with checkpoints.open(path, container="") as found:
+        assert found.metadata[""] == "//GDAPlaceholder:ünï"
         assert set(found) == set(values)
         for name, value in values.items():
             native = value.astype(value.dtype.newbyteorder("="))

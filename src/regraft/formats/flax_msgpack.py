@@ -7,18 +7,16 @@ Metadata of ours is a map of texts under the key `__metadata__`, which Flax rest
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from regraft.atomic import replacing
 from regraft.errors import CorruptFile, FormatError
 from regraft.formats import Sample, TensorSource, _msgpack
-from regraft.formats._bytes import Mapped, Strided
-from regraft.formats._msgpack import Bytes, CutOff, Extension, Walk
-from regraft.tensors import DTYPE_BITS, Order, Stored, StoredTensor, TensorInfo, numpy_dtype
+from regraft.formats._flax_tree import ARRAY, CHUNKED, MAX_TENSORS, SCALAR, Tree, element_bytes
+from regraft.formats._msgpack import CutOff, Walk
+from regraft.tensors import DTYPE_BITS, Order, Stored, StoredTensor, TensorInfo
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -29,27 +27,14 @@ EXTRA = ""
 SUFFIXES = (".msgpack",)
 WRITES = tuple(DTYPE_BITS)
 
-# Flax' own numbers for its extensions.
-_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
-# How Flax cuts arrays that are too large for one value of MessagePack, and from which size on.
-_CHUNKED = "__msgpack_chunked_array__"
+# From which size on Flax cuts an array into chunks.
 _CHUNK_BYTES = 1 << 30
 _METADATA = "__metadata__"
 # Flax' mark for an array of several processes, which lies in a folder beside the file.
 _ELSEWHERE = "//GDAPlaceholder:"
-_MAX_TENSORS = 1 << 17
-_MAX_AXES = 32
 _MAX_PARTS = 32
-# Of all names together: a long key above many arrays is in each of their names.
-_MAX_NAMES = 64 << 20
 
 Listed = Sequence[tuple[TensorInfo, "Callable[[], Array]"]]
-
-
-class _Chunks(NamedTuple):
-    """An array in several parts, each flat."""
-
-    parts: tuple[Strided, ...]
 
 
 class _Flax(Stored):
@@ -57,156 +42,28 @@ class _Flax(Stored):
     framework = "jax"
     separator = "/"
 
-    def __init__(self, path: Path, tree: dict[str, Any], leaves: _Leaves) -> None:
-        self._file = Mapped(path)
-        leaves.take(tree, ())
-        self.tensors = tuple(leaves.tensors)
-        self.metadata = leaves.metadata
-        self.notes = tuple(leaves.notes)
+    def __init__(self, path: Path) -> None:
+        self._tree = Tree(path)
+        self.tensors = tuple(self._tree.tensors)
+        notes = list(self._tree.notes)
+        metadata: dict[str, str] = {}
+        for at, text in self._tree.texts.items():
+            if len(at) == 2 and at[0] == _METADATA:
+                metadata[at[1]] = text
+            elif text.startswith(_ELSEWHERE):
+                notes.append(f"{'/'.join(at)} left out: it lies in a folder beside the file")
+            else:
+                metadata["/".join(at)] = text
+        self.metadata, self.notes = metadata, tuple(notes)
         names = [tensor.path for tensor in self.tensors]
         # JAX sorts the keys of a tree that goes through any of its functions.
         self.order: Order = "sorted" if names == sorted(names) else "stored"
 
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
-        if isinstance(tensor.where, Strided):
-            return self._file.array(tensor.where, slices)
-        return self._joined(tensor, tensor.where.parts, slices)
-
-    def _joined(
-        self, tensor: StoredTensor, parts: tuple[Strided, ...], slices: Slices | None
-    ) -> Array:
-        """Rows of a chunked array, out of those parts that they lie in."""
-        import numpy as np
-
-        rows = range(tensor.shape[0]) if slices is None else range(tensor.shape[0])[slices[0]]
-        inner = math.prod(tensor.shape[1:])
-        begin, end = rows.start * inner, max(rows.start, rows.stop) * inner
-        pieces: list[Array] = [np.empty(0, numpy_dtype(tensor.dtype))]
-        at = 0
-        for part in parts:
-            low, high = max(begin - at, 0), min(end - at, part.shape[0])
-            if low < high:
-                pieces.append(self._file.array(part, (slice(low, high),)))
-            at += part.shape[0]
-        found = np.concatenate(pieces).reshape(len(rows), *tensor.shape[1:])
-        return found if slices is None else found[(slice(None), *slices[1:])]
+        return self._tree.read(tensor, slices)
 
     def close(self) -> None:
-        self._file.close()
-
-
-class _Leaves:
-    """Takes a tree apart into tensors, metadata and notes."""
-
-    def __init__(self, data: Any, label: str) -> None:
-        self._data, self._label = data, label
-        self._names_left = _MAX_NAMES
-        self.tensors: list[StoredTensor] = []
-        self.metadata: dict[str, str] = {}
-        self.notes: list[str] = []
-
-    def take(self, node: Any, path: tuple[str, ...]) -> None:
-        if isinstance(node, (dict, list)) and _CHUNKED not in node:
-            items = node.items() if isinstance(node, dict) else enumerate(node)
-            for key, part in items:
-                self.take(part, (*path, str(key)))
-            return
-        self._names_left -= sum(map(len, path)) + 64 * len(path)
-        if self._names_left < 0:
-            raise CorruptFile(self._label, found=f"more than {_MAX_NAMES} bytes of names")
-        name = "/".join(path)
-        match node:
-            case str() if len(path) == 2 and path[0] == _METADATA:
-                self.metadata[path[1]] = node
-            case dict():
-                self._chunked(node, path)
-            case Extension(code=code) if code in (_ARRAY, _SCALAR):
-                place = self._array(node, name)
-                if place is not None:
-                    self._add(StoredTensor(path, place.shape, place.dtype, place))
-            case Extension(code=code) if code == _COMPLEX:
-                self.metadata[name] = str(complex(*self._pair(node, name)))
-            case Extension() | Bytes():
-                self.notes.append(f"{name} left out: bytes whose meaning is not known")
-            case str() if node.startswith(_ELSEWHERE):
-                self.notes.append(f"{name} left out: it lies in a folder beside the file")
-            case None:
-                pass
-            case bool():
-                self.metadata[name] = str(node).lower()
-            case _:
-                self.metadata[name] = str(node)
-
-    def _add(self, tensor: StoredTensor) -> None:
-        if len(self.tensors) >= _MAX_TENSORS:
-            raise CorruptFile(self._label, found=f"more than {_MAX_TENSORS} tensors")
-        self.tensors.append(tensor)
-
-    def _array(self, node: Extension, name: str) -> Strided | None:
-        """Where the values of an array lie; `None`, with a note, where they are no numbers."""
-        where = f"{self._label}, tensor {name!r}"
-        shape, dtype, values = self._parts(node, where, 3)
-        sizes = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
-        if not sizes or len(shape) > _MAX_AXES:
-            raise CorruptFile(where, found=f"shape {str(shape)[:100]}", expected="a list of sizes")
-        if not isinstance(dtype, str) or not isinstance(values, Bytes):
-            raise CorruptFile(where, found="an array without a dtype's name or its bytes")
-        if dtype not in DTYPE_BITS:
-            self.notes.append(f"{name} left out: its dtype {dtype[:40]!r} is not numeric")
-            return None
-        size = values.stop - values.start
-        needed = math.prod(shape) * _width(dtype)
-        if size != needed:
-            raise CorruptFile(
-                where, found=f"{size} bytes", expected=f"{needed} for {dtype} of shape {shape}"
-            )
-        place = Strided(values.start, size, values.start, tuple(shape), None, dtype)
-        place.check(where)
-        return place
-
-    def _pair(self, node: Extension, name: str) -> list[float]:
-        parts = self._parts(node, f"{self._label}, {name!r}", 2)
-        if not all(isinstance(part, (int, float)) for part in parts):
-            raise CorruptFile(f"{self._label}, {name!r}", found="a complex number of no numbers")
-        return parts
-
-    def _parts(self, node: Extension, where: str, count: int) -> list[Any]:
-        walk = Walk(self._data, node.start, node.stop, where)
-        parts = walk.value()
-        if not isinstance(parts, list) or len(parts) != count or walk.at != node.stop:
-            raise CorruptFile(where, found="an extension of another build", expected="Flax' own")
-        return parts
-
-    def _chunked(self, node: dict[str, Any], path: tuple[str, ...]) -> None:
-        name = "/".join(path)
-        where = f"{self._label}, tensor {name!r}"
-        shape, chunks = _in_order(node.get("shape"), where), _in_order(node.get("chunks"), where)
-        if not all(type(n) is int and n >= 0 for n in shape) or not 0 < len(shape) <= _MAX_AXES:
-            raise CorruptFile(where, found=f"shape {str(shape)[:100]}", expected="sizes")
-        if not all(isinstance(c, Extension) and c.code == _ARRAY for c in chunks) or not chunks:
-            raise CorruptFile(where, found="chunks that are no arrays")
-        places = [place for c in chunks if (place := self._array(c, name))]
-        if not places:
-            return
-        count = sum(place.shape[0] for place in places if len(place.shape) == 1)
-        flat = len(places) == len(chunks) and all(len(place.shape) == 1 for place in places)
-        if not flat or len({place.dtype for place in places}) > 1 or count != math.prod(shape):
-            raise CorruptFile(
-                where, found=f"{count} values in chunks", expected=f"those of shape {tuple(shape)}"
-            )
-        self._add(StoredTensor(path, tuple(shape), places[0].dtype, _Chunks(tuple(places))))
-
-
-def _in_order(node: Any, where: str) -> list[Any]:
-    """Flax writes a tuple as a map with keys 0, 1, …"""
-    if not isinstance(node, dict) or any(str(i) not in node for i in range(len(node))):
-        raise CorruptFile(where, found="a chunked array without its shape or chunks")
-    return [node[str(i)] for i in range(len(node))]
-
-
-def _width(dtype: str) -> int:
-    """Bytes of an element: Flax gives one to those smaller than it."""
-    return max(1, DTYPE_BITS[dtype] // 8)
+        self._tree.close()
 
 
 def sniff(sample: Sample) -> bool:
@@ -221,20 +78,12 @@ def sniff(sample: Sample) -> bool:
         return True
     except CorruptFile:
         pass  # damaged after an array of Flax' own, it is still this format that can say so
-    return bool(walk.extensions & {_ARRAY, _SCALAR})
+    return bool(walk.extensions & {ARRAY, SCALAR})
 
 
 def open(path: Path) -> Stored:
     """Lists the arrays. **Raises** `CorruptFile`."""
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        walk = Walk(data, 0, len(data), path.name)
-        tree = walk.value()
-        if walk.at != len(data) or not isinstance(tree, dict):
-            raise walk.corrupt(f"{len(data) - walk.at} bytes after the tree", "one map")
-        return _Flax(path, tree, _Leaves(data, path.name))
+    return _Flax(path)
 
 
 # Writing
@@ -249,9 +98,9 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
     to write: such a file could not be told from others.
     """
     listed = list(tensors)
-    if not listed or len(listed) > _MAX_TENSORS:
+    if not listed or len(listed) > MAX_TENSORS:
         raise FormatError(
-            path.name, found=f"{len(listed)} tensors", expected=f"from 1 to {_MAX_TENSORS}"
+            path.name, found=f"{len(listed)} tensors", expected=f"from 1 to {MAX_TENSORS}"
         )
     tree: dict[str, Any] = {}
     for index, (info, _) in enumerate(listed):
@@ -266,11 +115,11 @@ def _plant(tree: dict[str, Any], info: TensorInfo, index: int, path: Path) -> No
     """Puts a tensor's index where its name leads to."""
     where = f"{path.name}, tensor {info.name!r}"
     *outer, last = info.name.split("/")
-    if len(outer) >= _MAX_PARTS or _CHUNKED in (*outer, last) or (outer or [last])[0] == _METADATA:
+    if len(outer) >= _MAX_PARTS or CHUNKED in (*outer, last) or (outer or [last])[0] == _METADATA:
         raise FormatError(
             where,
             found="a name that Flax or this writer uses, or of many parts",
-            expected=f"at most {_MAX_PARTS} parts, without {_CHUNKED} and {_METADATA}",
+            expected=f"at most {_MAX_PARTS} parts, without {CHUNKED} and {_METADATA}",
             hint="rename it first",
         )
     node: Any = tree
@@ -306,10 +155,10 @@ def _write_array(file: BinaryIO, info: TensorInfo, array: Array) -> None:
     if len(values) <= _CHUNK_BYTES or not info.shape:
         _write_values(file, info.shape, info.dtype, values)
         return
-    width = _width(info.dtype)
+    width = element_bytes(info.dtype)
     step = max(1, _CHUNK_BYTES // width) * width
     starts = range(0, len(values), step)
-    file.write(_msgpack.map_head(3) + _msgpack.packed(_CHUNKED) + _msgpack.packed(True))
+    file.write(_msgpack.map_head(3) + _msgpack.packed(CHUNKED) + _msgpack.packed(True))
     sizes = {str(axis): n for axis, n in enumerate(info.shape)}
     file.write(_msgpack.packed("shape") + _msgpack.packed(sizes))
     file.write(_msgpack.packed("chunks") + _msgpack.map_head(len(starts)))
@@ -323,5 +172,5 @@ def _write_values(file: BinaryIO, shape: tuple[int, ...], dtype: str, values: An
     """One array as Flax' extension: a list of shape, dtype's name and bytes."""
     head = b"\x93" + _msgpack.packed(shape) + _msgpack.packed(dtype)
     head += _msgpack.bytes_head(len(values))
-    file.write(_msgpack.extension_head(_ARRAY, len(head) + len(values)) + head)
+    file.write(_msgpack.extension_head(ARRAY, len(head) + len(values)) + head)
     file.write(values.data)
