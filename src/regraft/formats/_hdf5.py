@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Attribute of the files that we write: in whose layout they are.
+LAYOUT = "regraft.layout"
 
 _MAX_OBJECTS = 1_000_000
 _MAX_DEPTH = 64
@@ -96,6 +98,8 @@ def dialect(sample: Sample) -> str:
 
         with h5py.File(sample.path, "r", locking=False) as file:
             root: Any = file
+            if LAYOUT in root.attrs:
+                return "weights"
             if any(n in root.attrs for n in ("layer_names", "layer_names0", "model_config")):
                 return "legacy"
             if "model_weights" in root or "optimizer_weights" in root:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft import keras_layout
 from regraft.errors import CorruptFile, FormatError
 from regraft.formats import Sample, _zip
 from regraft.formats._hdf5 import Hdf5, Hdf5Stored
@@ -27,6 +29,7 @@ EXTRA = "keras"
 SUFFIXES: tuple[str, ...] = ()
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_MODEL = "model_config"
 _MAX_CONFIG = 4 << 20
 _MAX_UNPACKED = 2 << 30
 
@@ -47,9 +50,8 @@ def open(path: Path) -> Stored:
             hint="save the model again without another weights format or shards",
         )
     config = _text(path, members[_CONFIG])
-    metadata = {"model_config": config}
-    if _METADATA in members:
-        metadata.update(_facts(path, _text(path, members[_METADATA])))
+    facts = _facts(path, _text(path, members[_METADATA])) if _METADATA in members else {}
+    metadata = {**facts, _MODEL: config}
     weights = members[_WEIGHTS]
     label = f"{path.name}, member {_WEIGHTS}"
     source = _Window(path, weights.offset, weights.size) if weights.stored else None
@@ -61,24 +63,24 @@ def open(path: Path) -> Stored:
     except BaseException:
         stream.close()
         raise
-    stored = KerasZip(file, stream, config)
-    stored.metadata = metadata
-    return stored
+    return KerasZip(file, stream, metadata)
 
 
 class KerasZip(Hdf5Stored):
     """The store of an archive, and the stream that it is read through."""
 
-    def __init__(self, file: Hdf5, stream: BinaryIO, config: str) -> None:
+    def __init__(self, file: Hdf5, stream: BinaryIO, metadata: Mapping[str, str]) -> None:
         self._stream = stream
         try:
-            store = Store(file, model_of(config))
+            store = Store(file, model_of(metadata[_MODEL]))
+            layout = store.layout(store.tensors)
         except BaseException:
             file.close()
             stream.close()
             raise
         super().__init__("keras_zip", file, store.tensors)
         self.order = store.order
+        self.metadata = {**metadata, keras_layout.KEY: layout}
 
     def close(self) -> None:
         super().close()
