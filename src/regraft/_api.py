@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft import checkpoints, lineage, matching, targets, transfer
+from regraft import checkpoints, keras_layout, lineage, matching, targets, transfer
 from regraft._sides import Given, Side, source_side, target_side
 from regraft.checkpoints import Checkpoint
 from regraft.errors import (
@@ -36,6 +36,8 @@ from regraft.verification import verify as compare_outputs
 if TYPE_CHECKING:
     from regraft.tensors import Array, Sink
 
+# Metadata that stays true of the same tensors in another file.
+_KEPT = (lineage.KEY, keras_layout.KEY)
 Rules = Iterable[Rule] | str | os.PathLike[str]
 
 
@@ -289,8 +291,7 @@ def convert(
     if plan is None:
         side = source_side(source, container)
         read = side.reader()
-        kept = dict(side.catalogue.metadata)
-        kept = {key: value for key, value in kept.items() if key == lineage.KEY}
+        kept = {k: v for k, v in side.catalogue.metadata.items() if k in _KEPT}
         items = ((info, _reading(read, info, progress)) for info in side.catalogue.values())
         framework = side.catalogue.framework
         return checkpoints.write(
@@ -380,7 +381,7 @@ def save(
     side = target_side(model)
     read = side.reader()
     infos = list(side.catalogue.values())
-    metadata: dict[str, str] = {}
+    metadata = {k: v for k, v in side.catalogue.metadata.items() if k == keras_layout.KEY}
     if receipt is not None:
         alien = [name for name in receipt.hashes if name not in side.catalogue]
         if alien:
@@ -392,7 +393,7 @@ def save(
             )
         arrays = ((info.name, read(info.name, None)) for info in infos)
         told = lineage.describe(receipt, arrays, trained=trained, training=training)
-        metadata = lineage.encode(told)
+        metadata |= lineage.encode(told)
     items = ((info, _reading(read, info, None)) for info in infos)
     framework = side.catalogue.framework
     return checkpoints.write(

@@ -73,6 +73,8 @@ _LIKELY = {
     ".onnx": ("onnx",),
     ".index": ("tensorflow",),
     ".pb": ("tensorflow_graph", "tensorflow_saved_model"),
+    ".gguf": ("gguf",),
+    ".msgpack": ("flax_msgpack",),
     ".keras": ("keras_zip",),
     ".weights.h5": ("keras_weights_h5", "keras_h5"),
     ".h5": ("keras_h5", "keras_weights_h5"),

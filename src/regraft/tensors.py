@@ -36,6 +36,9 @@ DTYPE_BITS: dict[str, int] = {
     "uint32": 32,
     "int64": 64,
     "uint64": 64,
+    "float8_e3m4": 8,
+    "float8_e4m3": 8,
+    "float8_e4m3b11fnuz": 8,
     "float8_e4m3fn": 8,
     "float8_e4m3fnuz": 8,
     "float8_e5m2": 8,
@@ -80,6 +83,7 @@ CODED: dict[str, tuple[int, int]] = {
     "tq2_0": (256, 66),
     "mxfp4": (32, 17),
     "nvfp4": (64, 36),
+    "q1_0": (128, 18),
     "qint8": (1, 1),
     "quint8": (1, 1),
     "qint32": (1, 4),
@@ -259,6 +263,17 @@ class StoredTensor(NamedTuple):
     owner: str = ""
 
 
+class Spread(NamedTuple):
+    """One checkpoint in several files, as each of them says of itself.
+
+    `files` are their names, in order, this one's among them; `tensors` counts those of all files
+    together, `None` where the file does not say.
+    """
+
+    files: tuple[str, ...]
+    tensors: int | None = None
+
+
 class Stored(ABC):
     """What a format returns from `open`: all tensors of a file, listed but not read.
 
@@ -276,6 +291,8 @@ class Stored(ABC):
     metadata: Mapping[str, str] = {}
     notes: tuple[str, ...] = ()
     flow: tuple[FlowNode, ...] = ()
+    # Set where this file alone is not the whole checkpoint.
+    spread: Spread | None = None
 
     @abstractmethod
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:

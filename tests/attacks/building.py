@@ -216,7 +216,9 @@ def entry(shape: Any, start: int, stop: int, dtype: str = "F32") -> dict[str, An
 # numpy
 
 
-def npy(header: str | bytes, data: bytes = b"", version: int = 1, length: int | None = None) -> bytes:
+def npy(
+    header: str | bytes, data: bytes = b"", version: int = 1, length: int | None = None
+) -> bytes:
     encoded = header.encode() if isinstance(header, str) else header
     claimed = len(encoded) if length is None else length
     size = struct.pack("<H" if version == 1 else "<I", claimed)

@@ -41,7 +41,9 @@ def _listed(path: Path) -> dict[str, Any]:
         with checkpoints.open(path) as found:
             outcome["seconds"] = time.process_time() - started
             outcome["peak"] = _resident("VmHWM")
-            outcome["tensors"] = {n: [list(i.shape), i.dtype] for n, i in list(found.items())[:2000]}
+            outcome["tensors"] = {
+                n: [list(i.shape), i.dtype] for n, i in list(found.items())[:2000]
+            }
             outcome["stage"] = "read"
             digests = outcome["digests"] = {}
             for name, info in found.items():

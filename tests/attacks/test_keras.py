@@ -42,7 +42,9 @@ CONFIG = {
 }  # fmt: skip
 
 
-def keras(config: object = CONFIG, weights: bytes | None = None, *more: Part, **fields: Any) -> bytes:
+def keras(
+    config: object = CONFIG, weights: bytes | None = None, *more: Part, **fields: Any
+) -> bytes:
     """A `.keras` archive; `fields` are those of the weights' member."""
     encoded = config if isinstance(config, bytes) else json.dumps(config).encode()
     held = store() if weights is None else weights

@@ -272,7 +272,9 @@ def test_the_child_says_when_a_file_kills_or_hangs_it(tmp_path: Path) -> None:
         child.close()
 
 
-def test_an_unreadable_file_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_a_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Root may read everything: the refusal of the system is put in by hand."""
     path = save(tmp_path / "x.pth", archive(torch_parts()))
 

@@ -41,9 +41,7 @@ def with_end_64(count: int, length: int | None = None, start: int | None = None,
         at - begin if length is None else length, begin if start is None else start,
     )  # fmt: skip
     locator = struct.pack("<4sIQI", b"PK\6\7", 0, at if where is None else where, 1)
-    plain = struct.pack(
-        "<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0
-    )
+    plain = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     return content[:at] + end + locator + plain
 
 

@@ -70,7 +70,10 @@ def test_what_the_library_writes_is_read(
         for name in taken:
             values = arrays[name]
             listed = found.datasets[name]
-            assert (listed.shape, listed.dtype) == (values.shape, values.dtype.newbyteorder("=").name)
+            assert (listed.shape, listed.dtype) == (
+                values.shape,
+                values.dtype.newbyteorder("=").name,
+            )
             read = found.read(name)
             np.testing.assert_array_equal(read, values)
             assert read.dtype == values.dtype.newbyteorder("=")

@@ -40,6 +40,7 @@ class Strided(NamedTuple):
             raise CorruptFile(where, found=f"{len(self.shape)} axes, or sizes that cannot be")
         if self.strides is not None and len(self.strides) != len(self.shape):
             raise CorruptFile(where, found=f"shape {self.shape} with strides {self.strides}")
+        # Sizes beside a zero, too: numpy multiplies them like all others.
         if math.prod(n or 1 for n in self.shape) * max(width, 1) >= 1 << 63:
             raise CorruptFile(
                 where, found=f"shape {self.shape}", expected="one that can be indexed"
@@ -79,7 +80,8 @@ class Mapped:
         self._map: mmap.mmap | None = None
 
     def array(self, place: Strided, slices: Slices | None = None) -> Array:
-        """A read-only view of the mapped bytes, or a copy where the byte order must change."""
+        """A read-only view of the mapped bytes; a copy where the byte order must change or values
+        do not lie where a processor likes them."""
         import numpy as np
 
         dtype = numpy_dtype(place.dtype)
@@ -107,7 +109,9 @@ class Mapped:
             strides=tuple(s * dtype.itemsize for s in strides),
         )
         part = view if slices is None else view[slices]
-        return part.byteswap() if place.big_endian and dtype.itemsize > 1 else part
+        if place.big_endian and dtype.itemsize > 1:
+            return part.byteswap()
+        return part if part.flags.aligned else part.copy()
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from regraft.formats import Sample
     from regraft.tensors import Array, Slices
 
+# Attribute of the files that we write: in whose layout they are.
+LAYOUT = "regraft.layout"
+
 _MAX_OBJECTS = 1_000_000
 _MAX_DEPTH = 64
 _MAX_NAMES = 1_000_000
@@ -93,6 +96,8 @@ def dialect(sample: Sample) -> str:
             root = structure.messages(structure.root)
             named = {messages.attribute_of(m.data, label).name for m in root
                      if m.kind == objects.ATTRIBUTE}  # fmt: skip
+            if LAYOUT in named:
+                return "weights"
             if named & {"layer_names", "layer_names0", "model_config"}:
                 return "legacy"
             children = structure.links(root, label) or {}
