@@ -162,11 +162,10 @@ def _key(sort: str, name: str, nbytes: int, info: TensorInfo) -> Any:
 def _measured(found: Checkpoint, infos: list[TensorInfo]) -> dict[str, Statistics]:
     from regraft.reports.statistics import measured
 
-    axes = oddities.output_axes(found)
     done: dict[str, Statistics] = {}
     with progress("reading", sum(info.nbytes for info in infos)) as advance:
-        for info in infos:
-            done[info.name] = measured(info, found.read, axes.get(info.name, ()))
+        for info, statistics in measured(infos, found.read, oddities.output_axes(found)):
+            done[info.name] = statistics
             advance(info.nbytes, listing.printable(info.name))
     return done
 
@@ -204,7 +203,7 @@ def _outline(
         shown, left = outline.screenful(root, rows, ordered)
     cells = [listing.of_outline(row, facts.again, whole_names=width is None) for row in shown]
     lines = [
-        "  " + _painted(line, "cyan" if row.fold.tensor is None else None)
+        _painted(line, "cyan" if row.fold.tensor is None else None)
         for row, line in zip(shown, listing.table(cells, right=(2,), width=width), strict=True)
     ]
     if left:
@@ -215,7 +214,7 @@ def _outline(
 
 def _tensors(infos: list[TensorInfo], facts: Facts, limit: int | None) -> list[str]:
     cells = [listing.of_tensor(info, facts.again) for info in infos[:limit]]
-    lines = ["  " + _painted(line) for line in listing.table(cells, right=(2,), width=screen()[0])]
+    lines = [_painted(line) for line in listing.table(cells, right=(2,), width=screen()[0])]
     return _limited(lines, len(infos))
 
 
@@ -224,19 +223,21 @@ def _statistics(
 ) -> list[str]:
     cells = [listing.of_values(info, measured[info.name]) for info in infos[:limit]]
     columns = range(3, len(listing.STATISTICS))
-    head, *rows = listing.table([listing.STATISTICS, *cells], columns, width=screen()[0])
-    lines = [click.style("  " + "  ".join(head).rstrip(), dim=True)]
+    head, *rows = listing.table(
+        [listing.STATISTICS, *cells], columns, screen()[0], listing.NAMES_FIRST
+    )
+    lines = [click.style("".join(head), dim=True)]
     for info, row in zip(infos, rows, strict=False):
         odd = measured[info.name].nan or measured[info.name].inf
-        lines.append("  " + click.style("  ".join(row), fg="red" if odd else None))
+        lines.append(click.style("".join(row), fg="red") if odd else "".join(row))
     return _limited(lines, len(infos) + 1)
 
 
 def _painted(cells: Sequence[str], tone: str | None = None) -> str:
     """A row: its name in a colour, what comes after the bytes dimmed."""
     name, *middle, dtype, note = cells
-    last = f"{dtype}  {note}".rstrip()
-    return "  ".join((click.style(name, fg=tone), *middle, click.style(last, dim=True)))
+    last = click.style(f"{dtype}{note}".rstrip(), dim=True)
+    return "".join((click.style(name, fg=tone) if tone else name, *middle, last))
 
 
 def _limited(lines: list[str], count: int) -> list[str]:

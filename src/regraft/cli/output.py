@@ -38,7 +38,7 @@ def pages(lines: Sequence[str], *, pager: bool) -> None:
     """Prints lines, through a pager where they are more than a terminal shows."""
     _, height = screen()
     if pager and height is not None and len(lines) >= height:
-        click.echo_via_pager("\n".join(lines) + "\n", color=_color())
+        click.echo_via_pager("\n".join(lines), color=_color())
     else:
         show("\n".join(lines))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import prod
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from regraft import containers
@@ -27,6 +28,7 @@ WRAPPERS = {
     "backbone": "a module that holds the model",
 }
 _LINEAGE = "regraft.lineage"
+_SHAPE_AND_DTYPE = attrgetter("shape", "dtype")
 
 
 class Facts(NamedTuple):
@@ -56,10 +58,13 @@ class Facts(NamedTuple):
 def facts(found: Checkpoint) -> Facts:
     """Everything about an open checkpoint; reads nothing of it."""
     again = {name: group[0] for group in found.ties for name in group[1:]}
-    tensors: Counter[str] = Counter(info.dtype for info in found.values())
-    sizes: Counter[str] = Counter()
+    alike = Counter(map(_SHAPE_AND_DTYPE, found.values()))
+    tensors: Counter[str] = Counter()
+    for (_, dtype), count in alike.items():
+        tensors[dtype] += count
+    alike.subtract(_SHAPE_AND_DTYPE(found[name]) for name in again)
     values = 0
-    alike = Counter((i.shape, i.dtype) for i in found.values() if i.name not in again)
+    sizes: Counter[str] = Counter()
     for (shape, dtype), count in alike.items():
         size = prod(shape)
         values += count * size

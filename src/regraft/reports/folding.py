@@ -58,79 +58,71 @@ class Part:
     A tensor that has the module's own name is inside of it under an empty label.
     """
 
-    __slots__ = ("inside", "structure")
+    __slots__ = ("inside", "label", "structure")
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
+        self.label = label
         self.inside: dict[str, Part | TensorInfo] = {}
         self.structure: Structure = _NOTHING
 
 
 _NOTHING = Structure(())
+_Modules = dict[str, Part]
 
 
 def tree(infos: Iterable[TensorInfo], again: Container[str] = ()) -> Part:
     """The tree of these tensors, in their order. `again`: names that share another's bytes."""
-    modules = {"": Part()}
+    modules: _Modules = {"": Part("")}
     for info in infos:
-        name = info.name
-        cut = _last_label(name)
-        owner = modules.get(name[:cut]) or _module(name[:cut], modules)
-        label = name[cut:]
-        if again and name in again:
+        owner, label = _place(info.name, modules)
+        if again and info.name in again:
             info = Tied(*info)
         there = owner.inside.get(label)
-        if isinstance(there, Part):
-            there.inside[""] = info
-        else:
+        if there is None:
             owner.inside[label] = info
-    _settle("", modules[""], {})
+        elif isinstance(there, Part):
+            there.inside[""] = info
+    _settle(modules)
     return modules[""]
 
 
-def _last_label(name: str) -> int:
-    """Where the last label of a name begins."""
-    cut = name.rfind(".")
-    if "/" in name:
-        cut = max(cut, name.rfind("/"))
-    if cut > _MAX_DEPTH and name.count(".") + name.count("/") > _MAX_DEPTH:
-        return 0
-    return max(cut, 0)
+def _place(name: str, modules: _Modules) -> tuple[Part, str]:
+    """The module that a name is in, made where it is missing, and its label there."""
+    path, separator, last = name.rpartition(".")
+    if "/" in last:
+        path, separator, last = name.rpartition("/")
+    owner = modules.get(path)
+    if owner is None:
+        if path.count(".") + path.count("/") >= _MAX_DEPTH:
+            return modules[""], name
+        around, label = _place(path, modules)
+        owner = modules[path] = Part(label)
+        there = around.inside.get(label)
+        if isinstance(there, TensorInfo):
+            owner.inside[""] = there
+        around.inside[label] = owner
+    return owner, separator + last
 
 
-def _module(name: str, modules: dict[str, Part]) -> Part:
-    """The module of that name, made where it is missing; so is what it is in."""
-    cut = _last_label(name)
-    owner = modules.get(name[:cut]) or _module(name[:cut], modules)
-    found = modules[name] = Part()
-    there = owner.inside.get(name[cut:])
-    if isinstance(there, TensorInfo):
-        found.inside[""] = there
-    owner.inside[name[cut:]] = found
-    return found
-
-
-def _settle(label: str, part: Part, known: dict[object, Structure]) -> None:
-    """Structures, from the leaves up."""
-    stem = _stem(label)
-    key: list[tuple[str, object]] = []
-    for inner, one in part.inside.items():
-        if isinstance(one, Part):
-            _settle(inner, one, known)
-            alike = one.structure
-        else:
-            alike = _structure(one)
-        key.append((_relative(inner, stem) if stem else inner, alike))
-    if len(key) > 1:  # the order of names is no structure: shards cut layers apart
-        key.sort(key=itemgetter(0))
-    found = known.get(joined := tuple(key))
-    part.structure = found or known.setdefault(joined, Structure(part.inside.values()))
+def _settle(modules: _Modules) -> None:
+    """Structures, from the leaves up: a module is made after the one that it is in."""
+    known: dict[object, Structure] = {}
+    for part in reversed(modules.values()):
+        inside = part.inside
+        key = [(label, _structure(one)) for label, one in inside.items()]
+        if stem := _stem(part.label):
+            key = [(_relative(label, stem), structure) for label, structure in key]
+        if len(key) > 1:  # the order of names is no structure: shards cut layers apart
+            key.sort(key=itemgetter(0))
+        found = known.get(joined := tuple(key))
+        part.structure = found or known.setdefault(joined, Structure(inside.values()))
 
 
 def _structure(one: Part | TensorInfo) -> object:
     """Equal for parts, and for tensors, of equal structure."""
-    if isinstance(one, Part):
-        return one.structure
-    return (one[1:], "tied") if isinstance(one, Tied) else one[1:]
+    if type(one) is TensorInfo:
+        return one[1:]
+    return one.structure if isinstance(one, Part) else (one[1:], "tied")
 
 
 @lru_cache(4096)  # labels are few where names are many

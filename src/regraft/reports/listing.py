@@ -155,7 +155,8 @@ def _module(row: Row) -> str:
         return found
     parts: list[str] = []
     for shape, folds in groupby(row.inner, key=_shape):
-        names = ", ".join(fold.label.lstrip("./") or "(itself)" for fold in folds)
+        rest = "" if shape is not None else ".*"
+        names = ", ".join((fold.label.lstrip("./") or "(itself)") + rest for fold in folds)
         parts.append(f"{names} {shape_text(shape)}" if shape is not None else names)
     return f"{found}: {' · '.join(parts)}" if found else " · ".join(parts)
 
@@ -185,36 +186,45 @@ def of_values(info: TensorInfo, found: Statistics) -> Cells:
     return printable(info.name), shape_text(info.shape), info.dtype, *shown, share, *odd
 
 
-def table(rows: Iterable[Cells], right: Iterable[int], width: int | None = None) -> Iterator[Cells]:
-    """Rows with their cells padded to columns; columns in `right` are aligned to the right.
+# How columns give way where there is little room: which, and down to what width, in turn.
+_NOTES_FIRST = ((-1, 8), (0, 24), (-1, 0), (0, 12), (3, 7))
+NAMES_FIRST = ((0, 24), (1, 0), (2, 0), (0, 12))
 
-    Where there is a `width`, the last column is cut to fit, and if that is not enough the first.
-    """
+
+def table(
+    rows: Iterable[Cells],
+    right: Iterable[int],
+    width: int | None = None,
+    shrink: Iterable[tuple[int, int]] = _NOTES_FIRST,
+) -> Iterator[Cells]:
+    """Rows with their cells padded to columns, two blanks before each; columns in `right` are
+    aligned to the right. Where there is a `width`, columns give way as `shrink` says."""
     listed = list(rows)
     if not listed:
         return
     widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
     if width is not None:
-        for column, least in ((len(widths) - 1, 8), (0, 16)):
-            over = sum(widths) + 2 * len(widths) - width
-            if over > 0 and widths[column] > least:
-                widths[column] = max(least, widths[column] - over)
+        for column, least in shrink:
+            over = sum(widths) + 2 * sum(map(bool, widths)) - width
+            if over > 0:
+                widths[column] = min(widths[column], max(least, widths[column] - over))
     aligned: list[Callable[[str, int], str]] = [str.ljust] * len(widths)
     for column in right:
         aligned[column] = str.rjust
     for row in listed:
-        cut = map(_cut, row, widths, range(len(widths)))
         yield tuple(
-            align(cell, size) for align, cell, size in zip(aligned, cut, widths, strict=True)
+            "  " + align(_cut(cell, size, head=column > 0), size) if size else ""
+            for column, (align, cell, size) in enumerate(zip(aligned, row, widths, strict=True))
         )
 
 
-def _cut(cell: str, width: int, column: int) -> str:
-    """A cell cut to a width: names in the middle, since their ends tell most."""
+def _cut(cell: str, width: int, head: bool) -> str:
+    """A cell cut to a width; at its end, or where the end tells most, in the middle."""
     if len(cell) <= width:
         return cell
-    head = (width - 1) // 3 if column == 0 else width - 1
-    return f"{cell[:head]}…{cell[len(cell) - (width - 1 - head) :]}"
+    indent = len(cell) - len(cell.lstrip(" "))
+    kept = width - 1 if head else indent + max(0, width - 1 - indent) // 3
+    return f"{cell[:kept]}…{cell[len(cell) - (width - 1 - kept) :]}"
 
 
 # Plain values

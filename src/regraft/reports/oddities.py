@@ -57,7 +57,7 @@ def of_values(
         _odd("all-zero", "nothing but zeros in", [(i, int(s.zeros == s.size)) for i, s in weights]),
         _odd("constant", "one and the same value all over in",
              [(i, int(s.constant and s.min != 0)) for i, s in weights]),
-        _odd("denormal", "values nearer to zero than normal numbers get (slow on some processors) in",
+        _odd("denormal", "values too near to zero to be exact, slow on some processors, in",
              [(i, s.denormal) for i, s in looked], "values"),
     )  # fmt: skip
     return [odd for odd in found if odd]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from regraft.reports import folding
-from regraft.reports.folding import Fold, Part
+from regraft.reports.folding import Fold, Part, Tied
 
 # A module of tensors only is one row that names them, unless there are more than this.
 _NAMED = 6
@@ -38,7 +38,11 @@ class _Entry:
 
     @property
     def worth_opening(self) -> bool:
-        return any(fold.tensor is None for fold in self.inner) or len(self.inner) > _NAMED
+        """Whether a row that names what is inside would not tell everything."""
+        return len(self.inner) > _NAMED or any(
+            inner.tensor is None or inner.times > self.fold.times or isinstance(inner.one, Tied)
+            for inner in self.inner
+        )
 
     def open(self, order: Order | None) -> list[_Entry]:
         self.entries = [_Entry(fold, order) for fold in self.inner]

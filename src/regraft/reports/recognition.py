@@ -105,10 +105,8 @@ class _Names:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        distinct: dict[str, str] = {}
-        for name in catalogue:
-            distinct.setdefault(_NUMBER.sub("#", name), name)
-        # Template and first name of each tensor, and the templates of their modules.
+        distinct = {_NUMBER.sub("#", name): name for name in catalogue}
+        # Template and a name of each kind of tensor, and the templates of their modules.
         self._tensors = {
             _plain(template): name
             for template, name in itertools.islice(distinct.items(), _MAX_TEMPLATES)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+import mmap
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -55,21 +56,39 @@ class Statistics(NamedTuple):
         return found if self.dead is None else {**found, "dead_channels": self.dead[0]}
 
 
-def measured(info: TensorInfo, read: Read, output_axes: tuple[int, ...] = ()) -> Statistics:
-    """Reads a tensor once, piece by piece.
+def measured(
+    infos: Iterable[TensorInfo], read: Read, output_axes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[TensorInfo, Statistics]]:
+    """Reads tensors once, piece by piece, and gives the statistics of each.
 
     **Arguments:**
 
-    - `read`: gives the values under slices, such as `Checkpoint.read`.
-    - `output_axes`: the axes that count output channels, in order; empty where that is not known.
+    - `read`: gives the values of a tensor under slices, such as `Checkpoint.read`.
+    - `output_axes`: by tensor the axes that count output channels, in order, where that is known.
 
     **Raises** what reading raises.
     """
-    running = _Running(info, output_axes)
-    whole = tuple(slice(0, n) for n in info.shape)
-    for slices in pieces(info):
-        running.add(read(info.name, None if slices == whole else slices), slices)
-    return running.result()
+    seen = 0
+    for info in infos:
+        running = _Running(info, output_axes.get(info.name, ()))
+        whole = tuple(slice(0, n) for n in info.shape)
+        for slices in pieces(info):
+            piece = read(info.name, None if slices == whole else slices)
+            running.add(piece, slices)
+            seen += piece.nbytes
+            if seen >= _PIECE:
+                _let_go(piece)
+                seen = 0
+        yield info, running.result()
+
+
+def _let_go(piece: Array) -> None:
+    """Of a mapped file, gives back the memory of what was read; it is read again where needed."""
+    base: Any = piece
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def pieces(info: TensorInfo) -> Iterator[Slices]:
@@ -127,28 +146,34 @@ class _Running:
 
     def _look(self, chunk: NDArray[np.generic]) -> None:
         values = chunk.astype(np.float64)
-        self._zeros += values.size - int(np.count_nonzero(values))
+        zeros = values.size - int(np.count_nonzero(values))
+        self._zeros += zeros
+        total = float(values.sum())
         # One NaN or Inf makes the sum one, too; the sum of what is finite may overflow, though.
-        if not np.isfinite(values.sum()):
+        if not math.isfinite(total):
             self._nan += int(np.isnan(values).sum())
             self._inf += int(np.isinf(values).sum())
             values = values[np.isfinite(values)]
+            chunk, total = values, float(values.sum())
         if not values.size:
             return
         if self._tiny:
-            self._denormal += int(((np.abs(values) < self._tiny) & (values != 0)).sum())
-        # A wide integer is exact in its own dtype only.
-        exact = chunk if chunk.dtype.kind in "iu" else values
+            self._denormal += int(np.count_nonzero(np.abs(values) < self._tiny)) - zeros
+        # In its own dtype a wide integer is exact, and any other quicker.
+        exact = chunk if chunk.dtype.kind in "iuf" else values
         low, high = exact.min().item(), exact.max().item()
         self._min = low if self._min is None else min(self._min, low)
         self._max = high if self._max is None else max(self._max, high)
-        mean = float(values.mean())
-        squares = float(np.square(values - mean).sum())
-        total = self._count + values.size
+        self._merge(values, total / values.size)
+
+    def _merge(self, values: NDArray[np.float64], mean: float) -> None:
         away = mean - self._mean
-        self._squares += squares + away * away * self._count * values.size / total
-        self._mean += away * values.size / total
-        self._count = total
+        values -= mean
+        count = self._count + values.size
+        squares = float(np.square(values, out=values).sum())
+        self._squares += squares + away * away * self._count * values.size / count
+        self._mean += away * values.size / count
+        self._count = count
 
     def _look_at_channels(self, piece: Array, slices: Slices, some_zero: bool) -> None:
         where = tuple(slices[axis] for axis in self._axes)
