@@ -104,6 +104,8 @@ class TestFolding:
         names = [deep, f"{deep}b", "", ".", "..", "/", "a//b", "9" * 5000, "9" * 4999 + "8"]
         assert folding.of(folding.tree(infos(names))).tensors == len(names)
         assert len(shown(infos(names))) >= 8
+        numbers = [f"{'1,' * 200_000}{i}" for i in range(3)]
+        assert len(shown(infos(numbers))) == 3
 
     @settings(max_examples=200, deadline=None)
     @given(
@@ -262,6 +264,13 @@ def test_adapters_optimizers_and_metadata() -> None:
     ):  # fmt: skip
         found = recognition.looks(Catalogue((), metadata={"model_config": text}))
         assert [look.name for look in found] == expected
+
+
+def test_recognition_ends_with_any_names() -> None:
+    words = ["".join(chr(97 + (i // 26**k) % 26) for k in range(3)) for i in range(9_000)]
+    many = [f"{word}.{leaf}.weight" for word in words for leaf in ("embeddings", "wte")]
+    deep = ["embed_tokens." * 40_000 + f"{i}.embed_tokens.w" for i in range(3)]
+    assert recognition.looks(Catalogue(infos([*many, *deep]))) == []
 
 
 # Statistics
@@ -591,7 +600,7 @@ def test_a_terminal_gets_colours_and_rows_that_fit(tmp_path: Path) -> None:
         rows = plain.sub("", out).split("\n\n")[1].splitlines()
         assert max(map(len, rows)) <= columns
         assert len(rows) <= 30
-        assert any(row.startswith("    conv") for row in rows)  # below its module
+        assert any(row.startswith("    con") for row in rows)  # below its module
     without = on_terminal(tmp_path, "x.pth", columns=80, NO_COLOR="1")
     assert "\x1b[" not in without
 

@@ -98,7 +98,7 @@ def inspect(
         if as_json:
             show_json(listing.as_json(found, facts, infos[:limit], odd, measured))
             return
-        head = _head(found, facts, len(infos))
+        head = _head(found, facts, len(infos), brief=bool(patterns))
         if measured is not None:
             lines = _statistics(infos, measured, limit)
         elif patterns and not tree:
@@ -173,15 +173,14 @@ def _measured(found: Checkpoint, infos: list[TensorInfo]) -> dict[str, Statistic
 # Lines
 
 
-def _head(found: Checkpoint, facts: Facts, shown: int) -> list[str]:
+def _head(found: Checkpoint, facts: Facts, shown: int, brief: bool) -> list[str]:
+    """What is known of the whole file; but its headline where a person asked for some tensors."""
     title = listing.headline(found, facts)
     if shown != len(found):
         title += f" · {shown:,} shown"
-    told = [
-        f"  {click.style(word.ljust(10), fg='blue')}  {text}"
-        for word, text in listing.remarks(found, facts)
-    ]
-    return [click.style(title, bold=True), *told, ""] if found else [title, *told]
+    told = [] if brief else listing.remarks(found, facts)
+    lines = [f"  {click.style(word.ljust(10), fg='blue')}  {text}" for word, text in told]
+    return [click.style(title, bold=True), *lines, *[""] * bool(found)]
 
 
 def _outline(

@@ -20,9 +20,9 @@ from regraft.tensors import TensorInfo
 _MAX_DEPTH = 64
 _NUMBERS = re.compile(r"([0-9]+)")
 _NUMBERED_WORD = re.compile(r"[^\W\d].*[0-9]")
-_MAX_DIGITS = 18
+_MAX_DIGITS, _MAX_NUMBERS = 18, 8
 # More runs of numbers than this are cut in the middle, `0,2,4,…,40`.
-_LISTED = re.compile(r"[0-9-]+(?:,[0-9-]+){5,}")
+_MAX_RUNS = 5
 
 
 class Tied(TensorInfo):
@@ -185,11 +185,11 @@ class Fold(NamedTuple):
             _grouped(items) if fold else [(label, [(label, one)]) for label, one in items]
         ):
             first, one = members[0]
-            shown = _shortened(label)
+            shown = label
             rest = label[1 + len(stem) :]
             numbered = len(members) > 1 and rest[:1] in "-,"
             if stem and _relative(first, stem) != first and not numbered:
-                shown = f"{label[0]}{self.last.lstrip('./')}{_shortened(rest)}"
+                shown = f"{label[0]}{self.last.lstrip('./')}{rest}"
             made = Fold(shown, shown, first, one, self.times * len(members))
             found.append(made._through(fold))
         return found
@@ -239,15 +239,18 @@ def _grouped(items: _Items) -> list[tuple[str, _Items]]:
 
 
 def _numbers(label: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A label's texts and the numbers between them."""
+    """A label's texts and the numbers between them, unless these are too many or too long."""
     found = _NUMBERS.split(label)
-    if len(label) > _MAX_DIGITS and any(len(number) > _MAX_DIGITS for number in found[1::2]):
+    if len(label) > _MAX_DIGITS and (
+        len(found) > 2 * _MAX_NUMBERS + 1 or any(len(n) > _MAX_DIGITS for n in found[1::2])
+    ):
         return (label,), ()
     return tuple(found[::2]), tuple(found[1::2])
 
 
 def _label(texts: tuple[str, ...], numbers: tuple[str, ...]) -> str:
-    return texts[0] + "".join(n + text for n, text in zip(numbers, texts[1:], strict=True))
+    shown = map(_shortened, numbers)
+    return texts[0] + "".join(n + text for n, text in zip(shown, texts[1:], strict=True))
 
 
 _Group = list[tuple[tuple[str, ...], _Items]]
@@ -287,11 +290,7 @@ def ranged(numbers: list[str]) -> str:
     return ",".join(first if first == end else f"{first}-{end}" for first, end in runs)
 
 
-def _shortened(label: str) -> str:
-    """Long lists of numbers cut in the middle."""
-    return _LISTED.sub(_cut, label) if "," in label else label
-
-
-def _cut(listed: re.Match[str]) -> str:
-    runs = listed[0].split(",")
-    return ",".join((*runs[:3], "…", runs[-1]))
+def _shortened(ranges: str) -> str:
+    """A long list of numbers cut in the middle."""
+    runs = ranges.split(",")
+    return ranges if len(runs) <= _MAX_RUNS else ",".join((*runs[:3], "…", runs[-1]))

@@ -93,7 +93,12 @@ def remarks(found: Checkpoint, facts: Facts) -> Iterator[tuple[str, str]]:
         yield "tied", printable(f"{pairs}, counted once")
     if facts.lineage:
         yield "lineage", "regraft trace tells where each tensor came from"
-    short = {k: v for k, v in found.metadata.items() if v and len(v) <= _METADATA_LENGTH}
+    told = {key for look in facts.looks for key in look.by}
+    short = {
+        key: value
+        for key, value in found.metadata.items()
+        if key not in told and 0 < len(value) <= _METADATA_LENGTH
+    }
     if short:
         yield "metadata", printable(", ".join(f"{k}={v}" for k, v in _few(short, _METADATA_SHOWN)))
 
@@ -186,6 +191,8 @@ def of_values(info: TensorInfo, found: Statistics) -> Cells:
     return printable(info.name), shape_text(info.shape), info.dtype, *shown, share, *odd
 
 
+# No column is padded to more than this, however long a cell is.
+_WIDEST = 160
 # How columns give way where there is little room: which, and down to what width, in turn.
 _NOTES_FIRST = ((-1, 8), (0, 24), (-1, 0), (0, 12), (3, 7))
 NAMES_FIRST = ((0, 24), (1, 0), (2, 0), (0, 12))
@@ -203,7 +210,9 @@ def table(
     if not listed:
         return
     widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
-    if width is not None:
+    if width is None:
+        widths = [min(_WIDEST, size) for size in widths]
+    else:
         for column, least in shrink:
             over = sum(widths) + 2 * sum(map(bool, widths)) - width
             if over > 0:
@@ -213,7 +222,9 @@ def table(
         aligned[column] = str.rjust
     for row in listed:
         yield tuple(
-            "  " + align(_cut(cell, size, head=column > 0), size) if size else ""
+            "  " + align(cell if width is None else _cut(cell, size, column > 0), size)
+            if size
+            else ""
             for column, (align, cell, size) in enumerate(zip(aligned, row, widths, strict=True))
         )
 
@@ -223,7 +234,7 @@ def _cut(cell: str, width: int, head: bool) -> str:
     if len(cell) <= width:
         return cell
     indent = len(cell) - len(cell.lstrip(" "))
-    kept = width - 1 if head else indent + max(0, width - 1 - indent) // 3
+    kept = width - 1 if head else min(width - 1, indent + max(0, width - 1 - indent) // 3)
     return f"{cell[:kept]}…{cell[len(cell) - (width - 1 - kept) :]}"
 
 

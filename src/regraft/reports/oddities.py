@@ -48,32 +48,28 @@ def of_values(
     weights = [(info, s) for info, s in looked if info.kind == "weight" and info.size > 1]
     variances = _Roles(catalogue).variances
     found = (
-        _odd("not-finite", "NaN or Inf in", [(i, s.nan + s.inf) for i, s in looked], "values"),
-        _odd("negative-variance", "a variance is negative in",
-             [(i, int(i.name in variances and (s.min or 0) < 0)) for i, s in looked]),
-        _odd("dead-channels", "output channels that are all zero in",
-             [(i, s.dead[0] if s.dead and s.dead[0] < s.dead[1] else 0) for i, s in weights],
-             "channels"),
-        _odd("all-zero", "nothing but zeros in", [(i, int(s.zeros == s.size)) for i, s in weights]),
-        _odd("constant", "one and the same value all over in",
-             [(i, int(s.constant and s.min != 0)) for i, s in weights]),
-        _odd("denormal", "values too near to zero to be exact, slow on some processors, in",
-             [(i, s.denormal) for i, s in looked], "values"),
+        _odd("not-finite", "{:,} NaN or Inf in", [(i, s.nan + s.inf) for i, s in looked]),
+        _odd("negative-variance", "a negative variance in",
+             [(i, i.name in variances and (s.min or 0) < 0) for i, s in looked]),
+        _odd("dead-channels", "{:,} of the output channels all zero in",
+             [(i, s.dead[0] if s.dead and s.dead[0] < s.dead[1] else 0) for i, s in weights]),
+        _odd("all-zero", "nothing but zeros in", [(i, s.zeros == s.size) for i, s in weights]),
+        _odd("constant", "the same value throughout in",
+             [(i, s.constant and s.min != 0) for i, s in weights]),
+        _odd("denormal", "{:,} values too small to be exact, slow on some processors, in",
+             [(i, s.denormal) for i, s in looked]),
     )  # fmt: skip
     return [odd for odd in found if odd]
 
 
-def _odd(
-    code: str, what: str, counts: Iterable[tuple[TensorInfo, int]], unit: str = ""
-) -> Oddity | None:
+def _odd(code: str, what: str, counts: Iterable[tuple[TensorInfo, int]]) -> Oddity | None:
     hit = {info.name: count for info, count in counts if count}
     if not hit:
         return None
-    names = tuple(hit)
+    first, *more = names = tuple(hit)
     shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-    tensors = f"{len(names):,} tensor{'s' * (len(names) > 1)} ({shown})"
-    total = f": {sum(hit.values()):,} {unit}" if unit else ""
-    return Oddity(code, f"{what} {tensors}{total}", names)
+    where = f"{len(names):,} tensors: {shown}" if more else first
+    return Oddity(code, f"{what.format(sum(hit.values()))} {where}", names)
 
 
 def output_axes(catalogue: Catalogue) -> dict[str, tuple[int, ...]]:

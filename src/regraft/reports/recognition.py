@@ -13,8 +13,9 @@ from regraft.reports.families import FAMILIES, Family
 from regraft.tensors import Catalogue
 
 _NUMBER = re.compile(r"[0-9]+")
-# A model of more different names than this is none that the table knows.
-_MAX_TEMPLATES = 5000
+# A model of more different names than this, or of deeper ones, is none that the table knows; and
+# nobody wants to read of more places than this.
+_MAX_TEMPLATES, _MAX_DEPTH, _MAX_PLACES = 5000, 64, 16
 # Metadata that name an architecture, by the last word of their key: GGUF's general.architecture,
 # transformers' model_type, the arch of PyTorch's and timm's training scripts.
 _ARCHITECTURE = ("architecture", "model_type", "arch")
@@ -110,6 +111,7 @@ class _Names:
         self._tensors = {
             _plain(template): name
             for template, name in itertools.islice(distinct.items(), _MAX_TEMPLATES)
+            if template.count(".") + template.count("/") < _MAX_DEPTH
         }
         self._modules = dict.fromkeys(t.rpartition(".")[0] for t in self._tensors)
         # Prefixes below which each word of the families' is.
@@ -126,7 +128,8 @@ class _Names:
         if family.scattered:
             return [""] if all(found) and any(p in found[1] for p in found[0]) else []
         common = [p for p in found[0] if all(p in others for others in found[1:])]
-        return [p for p in common if self._fits(family, p)]
+        common.sort(key=len)
+        return [p for p in common[:_MAX_PLACES] if self._fits(family, p)]
 
     def _fits(self, family: Family, prefix: str) -> bool:
         if family.block:
