@@ -31,6 +31,7 @@ class Checkpoint(Catalogue):
     - `path`, `format`: where from.
     - `container`: the part of the file that was chosen, `""` for its root.
     - `containers`: the parts that could be chosen, with their numbers of tensors.
+    - `choice`: how the chosen part was found, and what of it was left out.
     """
 
     def __init__(self, found: Found, stored: list[Stored], container: str | None) -> None:
@@ -41,7 +42,7 @@ class Checkpoint(Catalogue):
         listed = [(part, tensor) for part in stored for tensor in part.tensors]
         tree = containers.Tree(tensor.path for _, tensor in listed)
         self.containers = tree.containers()
-        chosen = (
+        self.choice = chosen = (
             containers.chosen(tree)
             if container is None
             else containers.asked(path.name, tree, container)
