@@ -16,21 +16,24 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from regraft.errors import CorruptFile, UnsafeFile
 from regraft.formats._bytes import Mapped, Strided
-from regraft.formats._zip_directory import Entry, entries
+from regraft.formats._zip_directory import UTF8, Entry, directory, wide
 from regraft.locations import ahead, is_local
 
 if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
 
 # Signature, flags, method, checksum, packed and unpacked size, lengths of name and extra.
-_LOCAL = struct.Struct("<4s2x2H4x3I2H")
-_STORED, _DEFLATED, _ENCRYPTED = 0, 8, 1
+_HEADER = struct.Struct("<4s2x2H4x3I2H")
+_LOCAL, _FIXED = _HEADER.unpack_from, _HEADER.size
+_STORED, _DEFLATED = 0, 8
+_ENCRYPTED, _SIZES_FOLLOW = 0x1 | 0x40 | 0x2000, 0x8
 _NO_32 = 0xFFFFFFFF
 _MAX_MEMBERS = 1 << 18
 # An inflated member may be this many times its packed size (deflate's own limit is 1032), and
 # small members are let be.
 _MAX_RATIO = 1100
 _SMALL = 1 << 20
+_TABLE = 1 << 10
 # What is asked for of a remote archive with each local header: the extra field, and what follows.
 _BEHIND = 512
 
@@ -57,11 +60,24 @@ class Member(NamedTuple):
     pending: Pending | None = None
 
 
+def is_zip(head: bytes) -> bool:
+    return head.startswith(b"PK\x03\x04")
+
+
+def first_name(head: bytes) -> str:
+    """Name of the archive's first member, from the file's first bytes; `""` if it is no zip."""
+    if not is_zip(head) or len(head) < _FIXED:
+        return ""
+    length = _LOCAL(head)[6]
+    return head[_FIXED : _FIXED + length].decode("utf-8", "replace")
+
+
 def member_names(path: Path) -> Iterator[str]:
     """Names in the directory, unchecked, one after another: enough to tell formats apart."""
     try:
         with path.open("rb") as file:
-            for entry in entries(file, 0, path.stat().st_size, path.name):
+            _, entries = directory(file, 0, path.stat().st_size, path.name)
+            for entry in entries:
                 yield entry.name
     except (CorruptFile, OSError, ValueError, struct.error):
         return
@@ -79,7 +95,8 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
     listed: list[tuple[int, int, str]] = []
     at_once = is_local(path)
     with path.open("rb", buffering=0) as file:
-        for entry in entries(file, start, stop, label):
+        end, entries = directory(file, start, stop, label)
+        for entry in entries:
             name, raw, _, method, crc, packed, unpacked, header = entry
             if name.endswith("/"):
                 continue
@@ -92,11 +109,11 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
             _check(entry, label)
             offset = _begin(entry, file, label) if at_once else -1
             found[name] = Member(name, offset, packed, unpacked, method == _STORED, crc)
-            least = header + _LOCAL.size + len(raw)
+            least = header + _FIXED + len(raw)
             listed.append((header, (offset if at_once else least) + packed, name))
             if not at_once:
-                found[name] = found[name]._replace(pending=Pending(entry, stop))
-    _check_overlaps(listed, stop, label)
+                found[name] = found[name]._replace(pending=Pending(entry, end))
+    _check_overlaps(listed, end, label)
     return found if at_once else _limited(found, listed)
 
 
@@ -133,29 +150,37 @@ def _parts(name: str) -> list[str]:
 
 def _begin(entry: Entry, file: BinaryIO, label: str) -> int:
     """Where a member's bytes begin; its local header must agree with the directory's entry."""
-    name, raw, _, method, crc, packed, size, header = entry
+    name, raw, flags, method, crc, packed, size, header = entry
     file.seek(header)
-    head = file.read(_LOCAL.size + len(raw))
-    if len(head) < _LOCAL.size + len(raw):
+    head = file.read(_FIXED + len(raw))
+    if len(head) < _FIXED + len(raw):
         raise CorruptFile(f"{label}, member {name!r}", found=f"no local header at {header}")
-    signature, _, there, sum_, packed_there, size_there, n, extra = _LOCAL.unpack_from(head)
+    signature, flags_here, method_here, crc_here, packed_here, size_here, n, extra = _LOCAL(head)
     if (
         signature != b"PK\x03\x04"
-        or there != method
-        or head[_LOCAL.size :] != raw
+        or method_here != method
+        or (flags_here != flags and (flags_here ^ flags) & (_SIZES_FOLLOW | UTF8))
         or n != len(raw)
-        # Zero where the sizes follow the bytes, all ones where they are in the extra field.
-        or (packed_there != packed and packed_there and packed_there != _NO_32)
-        or (size_there != size and size_there and size_there != _NO_32)
-        or (sum_ != crc and sum_)
+        or head[_FIXED:] != raw
     ):
-        raise CorruptFile(
-            f"{label}, member {name!r}", found="a local header unlike the directory's entry"
-        )
-    return header + _LOCAL.size + n + extra
+        raise _unlike(label, name)
+    begin = header + _FIXED + n + extra
+    if not flags & _SIZES_FOLLOW:
+        if size_here == _NO_32 or packed_here == _NO_32:
+            file.seek(begin - extra)
+            size_here, packed_here = wide(file.read(extra), [size_here, packed_here], label)
+        if crc_here != crc or packed_here != packed or size_here != size:
+            raise _unlike(label, name)
+    return begin
 
 
-def _check_overlaps(listed: list[tuple[int, int, str]], size: int, label: str) -> None:
+def _unlike(label: str, name: str) -> CorruptFile:
+    return CorruptFile(
+        f"{label}, member {name!r}", found="a local header unlike the directory's entry"
+    )
+
+
+def _check_overlaps(listed: list[tuple[int, int, str]], limit: int, label: str) -> None:
     """Sorts members, as `(begin, end, name)`, and sees that no byte belongs to two of them."""
     listed.sort()
     end = 0
@@ -165,9 +190,9 @@ def _check_overlaps(listed: list[tuple[int, int, str]], size: int, label: str) -
                 f"{label}, member {name!r}", found="bytes that another member has, too"
             )
         end = stop
-    if end > size:
+    if end > limit:
         raise CorruptFile(
-            label, found=f"members up to offset {end}", expected=f"a file of {size} bytes"
+            label, found=f"members up to offset {end}", expected=f"no more than {limit} bytes"
         )
 
 
@@ -177,7 +202,7 @@ def located(path: Path, wanted: Iterable[Member]) -> list[Member]:
     **Raises** as `members`.
     """
     listed = list(wanted)
-    behind = _LOCAL.size + _BEHIND
+    behind = _FIXED + _BEHIND
     heads = [m.pending.entry for m in listed if m.pending]
     ahead(path, [(e.header, e.header + len(e.raw) + behind) for e in heads])
     found: list[Member] = []
@@ -224,7 +249,10 @@ class Archived(Mapped):
 
 
 def read(path: Path, member: Member, limit: int) -> bytes:
-    """A whole member's bytes, checked against its size and CRC; at most `limit` bytes."""
+    """A whole member's bytes, checked against its size and CRC; at most `limit` bytes.
+
+    A CRC of 0 is one that was not computed, as PyTorch can be told to do.
+    """
     where = f"{path.name}, member {member.name!r}"
     if member.size > limit:
         raise CorruptFile(where, found=f"{member.size} bytes", expected=f"at most {limit}")
@@ -232,7 +260,7 @@ def read(path: Path, member: Member, limit: int) -> bytes:
     if not member.stored:
         # One byte more than announced, so that a stream that is longer is noticed.
         data = _inflated(data, member.size + 1, where)
-    if len(data) != member.size or zlib.crc32(data) != member.crc:
+    if len(data) != member.size or (member.crc and zlib.crc32(data) != member.crc):
         raise CorruptFile(
             where, found=f"{len(data)} bytes with another checksum", expected=f"{member.size} bytes"
         )
@@ -240,10 +268,11 @@ def read(path: Path, member: Member, limit: int) -> bytes:
 
 
 def beginning(path: Path, member: Member, limit: int) -> bytes:
-    """The first bytes of a member, unpacked, no more than `limit`."""
-    packed = _packed(path, member, min(member.packed, limit))
+    """The first `limit` bytes of a member, unpacked, or as many as it has."""
     if member.stored:
-        return packed
+        return _packed(path, member, min(member.packed, limit))
+    # Deflate may take two bytes for one, behind a table of codes.
+    packed = _packed(path, member, min(member.packed, 2 * limit + _TABLE))
     return _inflated(packed, limit, f"{path.name}, member {member.name!r}")
 
 
