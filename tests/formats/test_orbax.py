@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -376,6 +377,8 @@ LIES: dict[str, Callable[[Path], Any]] = {
     "a key from the root": lambda p: _tree(p, _leaf("/etc")),
     "a key with a backslash": lambda p: _tree(p, _leaf("..\\outside")),
     "a key with a zero": lambda p: _tree(p, _leaf("a\0b")),
+    "a key longer than names of files": lambda p: _tree(p, _leaf("a" * 5000)),
+    "a thousand keys": lambda p: _tree(p, _leaf(*"a" * 1000)),
     "an empty key": lambda p: _tree(p, _leaf("")),
     "no key": lambda p: _tree(p, _leaf()),
     "a key twice": lambda p: _tree(p, _leaf("w"), _leaf("w")),
@@ -387,7 +390,7 @@ LIES: dict[str, Callable[[Path], Any]] = {
     "a deep tree": lambda p: _write(
         p / "_METADATA", b'{"tree_metadata":{},"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
     "a tree too large": lambda p: _write(
-        p / "_METADATA", b'{"tree_metadata": {}}' + b" " * (33 << 20)),
+        p / "_METADATA", b'{"tree_metadata": {}}' + b" " * (17 << 20)),
     "strings that are numbers": lambda p: (
         _tree(p, _leaf("s", kind="string")), _write(p / "_strings.json", b'{"s": 1}')),
     "a shape that is not there": lambda p: _json(p / "w" / ".zarray", shape=[1 << 40]),
@@ -439,6 +442,14 @@ def test_a_folders_name_is_only_a_name(database: bool, three: bool, tmp_path: Pa
     odd = tmp_path / "a b%20#c|zarr:?d=ü"
     path.rename(odd)
     check(odd, {"w": value})
+
+
+def test_leaves_of_other_kinds_are_told(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x", {"w": np.ones(3)}, database=False)
+    _tree(path, _leaf("w"), _leaf("table", kind="grain.DatasetIterator"))
+    with checkpoints.open(path) as found:
+        assert list(found) == ["w"]
+        assert found.notes == ("left out, being no arrays: table",)
 
 
 def test_what_the_user_added_is_metadata(tmp_path: Path) -> None:
@@ -504,6 +515,49 @@ def test_a_damaged_database_gives_the_values_or_a_typed_error(
         assert file.name == "_METADATA"
     finally:
         shutil.rmtree(path.parent)
+
+
+def _crc32c(data: bytes) -> bytes:
+    """The checksum at the end of a manifest (Castagnoli), bit by bit."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return struct.pack("<I", value ^ 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("lead", ["../", "d/../../", "/", "d/../", "d//", "./"])
+def test_a_manifest_cannot_lead_out_of_its_folder(lead: str, tmp_path: Path) -> None:
+    """The database names its data files; these names are written over, checksum and all."""
+    path = tmp_path / "x"
+    spec = {
+        "driver": "ocdbt",
+        "base": {"driver": "file", "path": f"{path}/"},
+        "config": {"compression": None},
+    }
+    store = tensorstore.KvStore.open(spec).result()
+    array = {"shape": [2], "chunks": [2], "dtype": "<f4", "compressor": None, "fill_value": None,
+             "filters": None, "order": "C", "zarr_format": 2}  # fmt: skip
+    with tensorstore.Transaction() as transaction:  # one version, whose file is named whole
+        at_once = store.with_transaction(transaction)
+        at_once.write("w/.zarray", json.dumps(array).encode()).result()
+        at_once.write("w/0", np.array([1.5, -2], np.float32).tobytes()).result()
+    check(path, {"w": np.array([1.5, -2], np.float32)})
+    manifest = (path / "manifest.ocdbt").read_bytes()
+    (data,) = [f"d/{file.name}".encode() for file in (path / "d").iterdir()]
+    other = f"{lead}{'o' * len(data)}"[: len(data)]
+    outside = path / other if not lead.startswith("/") else Path(other)
+    content = (path / data.decode()).read_bytes()
+    if lead.startswith("/"):
+        outside = path / f".{other}"  # what a careless join would make of it
+    outside.write_bytes(content)
+    damaged = manifest[:-4].replace(data, other.encode())
+    (path / "manifest.ocdbt").write_bytes(damaged + _crc32c(damaged))
+    with pytest.raises(FormatError):
+        checkpoints.open(path)
+    (path / "manifest.ocdbt").write_bytes(manifest[:-4] + _crc32c(manifest[:-4]))
+    check(path, {"w": np.array([1.5, -2], np.float32)})  # the checksum is right
 
 
 def test_a_step_that_was_not_finished(tmp_path: Path) -> None:

@@ -25,14 +25,38 @@ CHUNKED = "__msgpack_chunked_array__"
 MAX_TENSORS = 1 << 17
 
 _MAX_AXES = 32
-# Of all names together: a long key above many arrays is in each of their names.
-_MAX_NAMES = 64 << 20
+_MAX_DEPTH = 64
+# Bytes of memory for all names together.
+_MAX_NAMES = 128 << 20
 
 
 class Chunks(NamedTuple):
     """An array in several parts, each flat."""
 
     parts: tuple[Strided, ...]
+
+
+class Names:
+    """Counts what the names of a tree cost. One long key above many arrays is in each of their
+    names, and every part of a name makes a branch of the tree.
+
+    **Raises** `CorruptFile` for more than any model has.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label, self._left, self._count = label, _MAX_NAMES, 0
+
+    def spend(self, path: tuple[str, ...]) -> None:
+        depth = len(path)
+        self._left -= sum(map(len, path)) + 160 * depth + 4 * depth * depth
+        if depth > _MAX_DEPTH or self._left < 0:
+            raise CorruptFile(self._label, found=f"names of more than {_MAX_NAMES} bytes together")
+
+    def count(self) -> None:
+        """One more tensor."""
+        self._count += 1
+        if self._count > MAX_TENSORS:
+            raise CorruptFile(self._label, found=f"more than {MAX_TENSORS} tensors")
 
 
 class Tree:
@@ -91,7 +115,7 @@ class _Leaves:
 
     def __init__(self, data: Any, label: str) -> None:
         self._data, self._label = data, label
-        self._names_left = _MAX_NAMES
+        self._names = Names(label)
         self.tensors: list[StoredTensor] = []
         self.texts: dict[tuple[str, ...], str] = {}
         self.notes: list[str] = []
@@ -102,9 +126,7 @@ class _Leaves:
             for key, part in items:
                 self.take(part, (*path, str(key)))
             return
-        self._names_left -= sum(map(len, path)) + 64 * len(path)
-        if self._names_left < 0:
-            raise CorruptFile(self._label, found=f"more than {_MAX_NAMES} bytes of names")
+        self._names.spend(path)
         name = "/".join(path)
         match node:
             case dict():
@@ -125,8 +147,7 @@ class _Leaves:
                 self.texts[path] = str(node)
 
     def _add(self, tensor: StoredTensor) -> None:
-        if len(self.tensors) >= MAX_TENSORS:
-            raise CorruptFile(self._label, found=f"more than {MAX_TENSORS} tensors")
+        self._names.count()
         self.tensors.append(tensor)
 
     def _array(self, node: Extension, name: str) -> Strided | None:

@@ -106,6 +106,7 @@ class Store(ABC):
         self.label = label
         self.size = bytes_in(folder)
         self._complete = complete
+        self._context: Any = None
         self._opened: dict[tuple[str, int], Any] = {}
 
     @abstractmethod
@@ -179,6 +180,12 @@ class Store(ABC):
             opened = self._opened.get((name, version)) or self._open(name, version)
             return (opened[part] if part else opened).read().result()
 
+    def context(self) -> Any:
+        """tensorstore's caches for this store alone: what another one read may be out of date."""
+        if self._context is None:
+            self._context = _tensorstore().Context()
+        return self._context
+
     def _open(self, name: str, version: int) -> Any:
         spec = {
             "driver": "zarr" if version == 2 else "zarr3",
@@ -186,12 +193,13 @@ class Store(ABC):
             # Else a chunk that was lost would read as zeros.
             "fill_missing_data_reads": not self._complete,
         }
-        opened = _tensorstore().open(spec, open=True, read=True).result()
+        opened = _tensorstore().open(spec, open=True, read=True, context=self.context()).result()
         self._opened[name, version] = opened
         return opened
 
     def close(self) -> None:
         self._opened.clear()
+        self._context = None
 
 
 def _filled(array: Zarr, shape: tuple[int, ...], where: str) -> Array:
@@ -217,12 +225,11 @@ class FolderStore(Store):
 
     def _texts(self, keys: list[str]) -> Iterator[bytes | None]:
         for key in keys:
-            path = self.folder / key
-            if not path.is_file():
+            try:
+                with (self.folder / key).open("rb") as file:
+                    yield file.read(_zarr.MAX_BYTES + 1)
+            except OSError:  # no such file, or a name that no file can have
                 yield None
-                continue
-            with path.open("rb") as file:
-                yield file.read(_zarr.MAX_BYTES + 1)
 
     def _has_chunks(self, name: str) -> bool:
         own = set(_zarr.FILES.values())
@@ -242,7 +249,7 @@ class DatabaseStore(Store):
         self._tensorstore = _tensorstore()
         with _guarded(label):
             spec = {"driver": "ocdbt", "base": self._base}
-            self._keys: Any = self._tensorstore.KvStore.open(spec).result()
+            self._keys: Any = self._tensorstore.KvStore.open(spec, context=self.context()).result()
 
     def names(self) -> list[tuple[str, int]]:
         with _guarded(self.label):

@@ -13,7 +13,7 @@ import msgspec
 
 from regraft.errors import CorruptFile, FormatError
 from regraft.formats import Sample
-from regraft.formats._flax_tree import MAX_TENSORS, Tree
+from regraft.formats._flax_tree import Names, Tree
 from regraft.formats._orbax_layout import AGGREGATE, METADATA, located
 from regraft.formats._orbax_store import MANIFEST, DatabaseStore, FolderStore, Store
 from regraft.formats._zarr import Zarr
@@ -31,7 +31,8 @@ _STRINGS = "_strings.json"
 # Types of leaves: arrays by zarr, texts in a file of their own, and what handlers of users add.
 _ARRAYS = ("jax.Array", "np.ndarray", "scalar", "Unknown")
 _STRING = "string"
-_MAX_JSON = 32 << 20
+_MAX_JSON = 16 << 20
+_SHOWN = 10
 # Marks in the tree of older versions for arrays that lie beside it.
 _BESIDE = ("PLACEHOLDER://", "AGGREGATED://")
 
@@ -108,16 +109,19 @@ class _Item:
         elif self._tree is None:
             # A dot inside a key cannot be told from one between keys.
             wanted = {tuple(name.split(".")): name for name, _ in self._store.names()}
-        if len(wanted) + len(self.tensors) > MAX_TENSORS:
-            raise CorruptFile(self._label, found=f"more than {MAX_TENSORS} tensors")
+        names = Names(self._label)
+        for path in wanted:
+            names.count()
+            names.spend(path)
         found = self._store.arrays(wanted.values(), versions)
+        left_out: list[str] = []
         for path, name in wanted.items():
             if name in found:
                 version, array = found[name]
                 place = _Beside(self._store, name, version, array)
                 self.tensors.append(StoredTensor(path, array.shape, array.dtype, place))
             elif path in optional:
-                self.notes.append(f"{'/'.join(path)} left out: it is no array")
+                left_out.append("/".join(path))
             else:
                 raise CorruptFile(
                     f"{self._label}, tensor {'/'.join(path)!r}",
@@ -125,6 +129,9 @@ class _Item:
                     expected="an array for each that the tree names",
                     hint="files are missing; get the folder again",
                 )
+        if left_out:
+            more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+            self.notes.append(f"left out, being no arrays: {', '.join(left_out[:_SHOWN])}{more}")
 
     def _in_tree(self, tree: Tree) -> dict[tuple[str, ...], str]:
         """Takes what lies in the tree of an older version; gives the names of what does not."""
