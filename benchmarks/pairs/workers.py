@@ -6,6 +6,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -27,6 +28,11 @@ class Task:
 
     name: str
     parts: tuple[str, ...]
+    seconds: float = 20.0
+
+
+class OutOfTime(BaseException):
+    """Raised inside a part that takes too long; no `except Exception` on its way catches it."""
 
 
 def run(
@@ -34,8 +40,9 @@ def run(
 ) -> None:
     """Runs tasks on `processes` children; `done` gets each row in the order of finishing.
 
-    A row holds a verdict by part. A part that takes longer than `seconds` gets `timeout`, and its
-    process is ended; one whose process dies gets `crashed`. The other parts go on in a new one.
+    A row holds a verdict by part. A part that takes longer than `seconds` is interrupted and gets
+    `timeout`. Where that does not help, its process is ended, and the other parts go on in a new
+    one; so they do where a process dies, which is `crashed`.
     """
     queue = list(tasks)
     lock = threading.Lock()
@@ -50,7 +57,7 @@ def run(
             row: Row = {"name": task.name}
             while left := tuple(part for part in task.parts if part not in row):
                 child = child or _Child()
-                row |= child.ask(Task(task.name, left), seconds)
+                row |= child.ask(Task(task.name, left, seconds))
                 if not child.alive:
                     child = None
             with lock:
@@ -74,7 +81,7 @@ class _Child:
         there.close()
         self.alive = True
 
-    def ask(self, task: Task, seconds: float) -> Row:
+    def ask(self, task: Task) -> Row:
         """What came of the parts, up to and with the first that failed to come."""
         row: Row = {}
         limit = BUILD_SECONDS
@@ -82,7 +89,7 @@ class _Child:
             self._here.send(task)
             while self._here.poll(limit):
                 row |= self._here.recv()
-                limit = seconds
+                limit = 2 * task.seconds + 10
                 if all(part in row for part in task.parts):
                     return row
             verdict, reason = "timeout", f"more than {limit:.0f} s"
@@ -160,7 +167,29 @@ def run_one(task: Task) -> Iterator[Row]:
         return
     yield {"build_seconds": round(time.perf_counter() - started, 2)}
     for part in task.parts:
-        yield {part: _part(bench, part).to_json()}
+        try:
+            with _interrupted(task.seconds):
+                verdict = _part(bench, part)
+        except OutOfTime:
+            reason = f"more than {task.seconds:.0f} s"
+            verdict = judging.Verdict("timeout", reason, seconds=task.seconds)
+        yield {part: verdict.to_json()}
+
+
+@contextlib.contextmanager
+def _interrupted(seconds: float) -> Iterator[None]:
+    """Raises `OutOfTime` in this process once the time is over."""
+
+    def ring(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _part(bench: Any, part: str) -> Any:
