@@ -1,0 +1,147 @@
+"""PyTorch's storages, as pickles name them, and the dtypes of the tensors over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from regraft.errors import CorruptFile
+from regraft.formats._pickle import Global, Reference
+from regraft.tensors import DTYPE_BITS
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# How legacy files begin: PROTO, then LONG1 with the magic number.
+LEGACY_HEADS = tuple(
+    bytes([0x80, protocol, 0x8A, 10]) + LEGACY_MAGIC.to_bytes(10, "little")
+    for protocol in (2, 3, 4, 5)
+)
+# The dtype of a class of storages.
+STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
+    "UntypedStorage": "uint8",
+}
+STORAGE_OF = {
+    dtype: name
+    for name, dtype in STORAGES.items()
+    if dtype in DTYPE_BITS and name != "UntypedStorage"
+}
+# Integers under a quantized dtype, as they are stored.
+INTEGERS = {
+    "qint8": "int8",
+    "quint8": "uint8",
+    "qint32": "int32",
+    "quint4x2": "uint8",
+    "quint2x4": "uint8",
+}
+# Other names of PyTorch's own for the same dtype.
+_ALIASES = {
+    "double": "float64", "float": "float32", "half": "float16", "long": "int64", "int": "int32",
+    "short": "int16", "cfloat": "complex64", "cdouble": "complex128", "chalf": "complex32",
+}  # fmt: skip
+# Dtypes without arithmetic, of which PyTorch keeps each element (or several) in whole bytes.
+_BITS = {
+    **{f"{sign}int{width}": "uint8" for sign in ("", "u") for width in range(1, 8)},
+    **{name: "uint8" for name in ("bits1x8", "bits2x4", "bits4x2", "bits8", "float4_e2m1fn_x2")},
+    "bits16": "uint16",
+}
+_NO_NUMPY = {"complex32": "neither numpy nor ml_dtypes has complex numbers of 32 bits"}
+
+# Storage key and bytes that tensors expect of it → start and size of its bytes in the file.
+Locate = Callable[[str, int], tuple[int, int]]
+
+
+class Storage(NamedTuple):
+    """A run of bytes of the file that tensors share. `dtype` is what its class says."""
+
+    key: str
+    dtype: str
+    start: int
+    size: int
+
+
+class Storages:
+    """The storages of one pickle: what each persistent id names, located and held to its size."""
+
+    def __init__(self, label: str, locate: Locate, big_endian: bool = False) -> None:
+        self.label = label
+        self.big_endian = big_endian
+        self._locate = locate
+        self._known: dict[str, tuple[Storage, int]] = {}
+
+    def of(self, reference: Reference) -> Storage:
+        """**Raises** `CorruptFile` where the id names none, or the same one differently."""
+        key, dtype, count, view = named(reference, self.label)
+        known = self._known.get(key)
+        if known is None:
+            start, size = self._locate(key, count * width(dtype))
+            known = Storage(key, dtype, start, size), count
+            self._known[key] = known
+        elif known[0].dtype != dtype or known[1] != count:
+            raise CorruptFile(
+                f"{self.label}, storage {key[:100]!r}",
+                found=f"{count} elements of {dtype}",
+                expected=f"{known[1]} of {known[0].dtype}, as where it was named before",
+            )
+        storage = known[0]
+        if view is None:
+            return storage
+        first, length = (n * width(dtype) for n in view)
+        if first + length > storage.size:
+            raise CorruptFile(
+                f"{self.label}, storage {key[:100]!r}",
+                found=f"a view of {length} bytes from {first} on",
+                expected=f"bytes inside its {storage.size}",
+            )
+        return Storage(key, dtype, storage.start + first, length)
+
+
+def named(reference: Any, label: str) -> tuple[str, str, int, tuple[int, int] | None]:
+    """Key, dtype and number of elements that a persistent id names; and, in old files, first
+    element and number of elements of a view of it."""
+    pid = reference.pid if isinstance(reference, Reference) else None
+    match pid:
+        case ("storage", Global(name=name), str() | int() as key, _, int(count), *rest) if (
+            name in STORAGES and 0 <= count < 1 << 62 and not isinstance(key, bool)
+        ):
+            if not rest or rest[0] is None:
+                return str(key), STORAGES[name], count, None
+            match rest[0]:
+                case (_, int(first), int(length)) if 0 <= first < 1 << 62 > length >= 0:
+                    return str(key), STORAGES[name], count, (first, length)
+                case _:
+                    pass
+        case _:
+            pass
+    raise CorruptFile(label, found="a persistent id that names no storage of PyTorch's")
+
+
+def width(dtype: str) -> int:
+    """Bytes of one stored element; of dtypes that are packed, of the byte that PyTorch counts."""
+    return DTYPE_BITS[INTEGERS.get(dtype, dtype)] // 8
+
+
+def dtype_of(record: Any) -> tuple[str, str]:
+    """Our dtype of a `torch.dtype`, and a remark on it; `""` and the reason where there is none."""
+    name = record.name if isinstance(record, Global) else ""
+    name = _ALIASES.get(name, name)
+    if name in _BITS:
+        return _BITS[name], f"dtype {name}, listed as the bytes that it is stored in"
+    if name in DTYPE_BITS or name in INTEGERS:
+        return name, ""
+    return "", f"dtype {name}: {_NO_NUMPY.get(name, 'not known')}"
