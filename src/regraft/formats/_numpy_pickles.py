@@ -26,14 +26,14 @@ class HeldArray(NamedTuple):
     big_endian: bool
     fortran: bool
 
-    def read(self, _: Any = None, slices: Slices | None = None) -> Array:
+    def read(self, file: Any, slices: Slices | None, where: str) -> Array:
         """The values, or the part under `slices`, read-only. **Raises** `CorruptFile`."""
         import numpy as np
 
         try:
             data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
         except UnicodeEncodeError as error:
-            raise CorruptFile("a pickled array", found=f"text for bytes: {error}"[:300]) from None
+            raise CorruptFile(where, found=f"text for bytes: {error}"[:300]) from None
         array = np.frombuffer(data, numpy_dtype(self.dtype))
         array = array.byteswap() if self.big_endian else array
         array = array.reshape(self.shape, order="F" if self.fortran else "C")
@@ -97,7 +97,7 @@ class PickledArrays(Stored):
             self.notes = (f"{len(self._left_out)} arrays of no numeric dtype left out: {names}",)
 
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
-        return tensor.where.read(None, slices)
+        return tensor.where.read(None, slices, f"{self._label}, array {'/'.join(tensor.path)!r}")
 
     def _visit(self, path: tuple[str, ...], value: Any) -> Any:
         if not isinstance(value, Opaque):

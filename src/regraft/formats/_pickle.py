@@ -89,23 +89,17 @@ class Reference:
         self.pid = pid
 
 
-# One tensor of a state dict, as `torch.save` writes all but the first: the call of a function from
-# the memo, on a storage by its key, offset, shape, strides, a flag, and an empty OrderedDict from
-# the memo. Half of a pickle's opcodes stand in such runs, which are read in one step: the opcodes
-# tell themselves apart by their first byte, so that where this matches, it is what they say.
-_GET, _PUT, _NUMBER = rb"(h.|j....)", rb"(q.|r....)", rb"(?:K.|M..|J....)"
-_SIZES = rb"(\)|%b{1,3}[\x85-\x87]|\(%b{4,32}t)%b?" % (_NUMBER, _NUMBER, _PUT)
+# One tensor of a state dict, as `torch.save` writes all but the first few: a function from the memo
+# called with a storage by its key, an offset, shape, strides, a flag and an empty OrderedDict. Half
+# of a large pickle's opcodes stand in such runs, which are read in one step. Opcodes tell themselves
+# apart by their first byte, so that where this matches, it is what they say.
+_NUMBER = rb"(?:K.|M..|J....)"
+_SIZES = rb"(\)|%b{1,3}[\x85-\x87]r....|\(%b{4,32}tr....)" % (_NUMBER, _NUMBER)
 _TENSOR = re.compile(
-    _GET + rb"\(\(" + _GET + _GET + rb"X(....)(\d{1,20})" + _PUT + _GET + rb"(%b)t" % _NUMBER
-    + _PUT + rb"Q(%b)" % _NUMBER + _SIZES + _SIZES + rb"([\x88\x89])" + _GET + rb"\)R" + _PUT
-    + rb"t" + _PUT + rb"R" + _PUT,
+    rb"h.\(\(h.h.X....(\d{1,20})r....h.(%b)tr....Q(%b)%b%b[\x88\x89]h.\)Rr....tr....Rr...."
+    % (_NUMBER, _NUMBER, _SIZES, _SIZES),
     re.DOTALL,
-)  # fmt: skip
-
-
-def _index(data: bytes) -> int:
-    """Of an opcode of the memo."""
-    return data[1] if len(data) == 2 else int.from_bytes(data[1:], "little")
+)
 
 
 def _number(data: bytes) -> int:
@@ -122,6 +116,9 @@ def _sizes(data: bytes) -> tuple[int, ...]:
         numbers.append(_number(data[position:end]))
         position = end
     return tuple(numbers)
+
+
+_WORD = struct.Struct("<I").unpack_from
 
 
 class _Mark:
@@ -213,7 +210,7 @@ class Machine:
         push, pop = stack.append, stack.pop
         pos = self.position
         made = 0
-        word = struct.Struct("<I").unpack_from
+        word = _WORD
         integer = struct.Struct("<i").unpack_from
         while True:
             if made + len(memo) + len(stack) // 8 > self._left:
@@ -367,33 +364,38 @@ class Machine:
     ) -> int:
         """Reads a run of opcodes that makes one tensor; returns the position after it, 0 if there
         is none here."""
-        match = _TENSOR.match(self._data, pos)
+        data, word = self._data, _WORD
+        match = _TENSOR.match(data, pos)
         if match is None:
             return 0
-        (
-            function, word, cls, length, key, put_key, location, count, put_id, offset, shape,
-            put_shape, strides, put_strides, flag, hooks, put_hooks, put_args, put,
-        ) = match.groups()  # fmt: skip
-        call, make = (memo[_index(get)] for get in (function, hooks))
-        plain = type(call) is Global and call.build is None and type(make) is Global
-        if not plain or make.build is not _ordered or _index(b"r" + length) != len(key):
+        _, (begin, after), (count, id_), (offset, shape), (_, strides), (_, flag) = match.regs
+        call, label, cls = memo[data[pos + 1]], memo[data[pos + 5]], memo[data[pos + 7]]
+        if type(call) is not Global or call.build or word(data, pos + 9)[0] != after - begin:
             return 0
-        for run in (shape, strides):
-            if run not in sizes:
-                sizes[run] = _sizes(run)
-        name = str(key, "ascii")
-        memo[_index(put_key)] = name
-        pid = memo[_index(word)], memo[_index(cls)], name, memo[_index(location)], _number(count)
-        memo[_index(put_id)] = pid
-        reference = self._persistent(pid)
-        if put_shape:
-            memo[_index(put_shape)] = sizes[shape]
-        if put_strides:
-            memo[_index(put_strides)] = sizes[strides]
-        memo[_index(put_hooks)] = nothing = {}
-        args = reference, _number(offset), sizes[shape], sizes[strides], flag == b"\x88", nothing
-        memo[_index(put_args)] = args
-        memo[_index(put)] = made = Opaque(call, args)
+        memo[word(data, after + 1)[0]] = key = str(data[begin:after], "ascii")
+        pid = label, cls, key, memo[data[after + 6]], _number(data[count:id_])
+        memo[word(data, id_ + 2)[0]] = pid
+        first = _number(data[offset:shape])
+        both: list[tuple[int, ...]] = []
+        for start, end in ((shape, strides), (strides, flag)):
+            if end - start == 1:  # the empty tuple is in no memo
+                both.append(())
+                continue
+            run = data[start : end - 5]
+            found = sizes.get(run)
+            if found is None:
+                found = sizes[run] = _sizes(run)
+            memo[word(data, end - 4)[0]] = found
+            both.append(found)
+        make = memo[data[flag + 2]]
+        if type(make) is not Global or make.build is not _ordered:
+            return 0
+        nothing: dict[Any, Any] = {}
+        memo[word(data, flag + 6)[0]] = nothing
+        args = (self._persistent(pid), first, both[0], both[1], data[flag] == 0x88, nothing)
+        memo[word(data, flag + 12)[0]] = args
+        made = Opaque(call, args)
+        memo[word(data, flag + 18)[0]] = made
         stack.append(made)
         return match.end()
 

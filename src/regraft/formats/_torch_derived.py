@@ -19,7 +19,7 @@ class Mirrored(NamedTuple):
     conjugate: bool
     negative: bool
 
-    def read(self, file: Mapped, slices: Slices | None = None) -> Array:
+    def read(self, file: Mapped, slices: Slices | None, where: str) -> Array:
         import numpy as np
 
         array = file.array(self.place, slices)
@@ -43,7 +43,7 @@ class Quantized(NamedTuple):
     zero_points: float | tuple[float, ...] | Strided
     axis: int = 0
 
-    def read(self, file: Mapped, slices: Slices | None = None) -> Array:
+    def read(self, file: Mapped, slices: Slices | None, where: str) -> Array:
         import numpy as np
 
         integers = _codes(self, file, slices) if CODED[self.dtype][0] > 1 else (

@@ -6,7 +6,6 @@ is called: bounds are checked, and the tensor becomes a place in the file.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from regraft.errors import CorruptFile
@@ -25,12 +24,11 @@ _REPLICATED, _SHARDED = "Replicate", ("Shard", "_StridedShard")
 
 
 class Built(NamedTuple):
-    """A tensor: its shape and dtype, where its values are, and what it shares with its ties."""
+    """A tensor: its shape and dtype, and where its values are."""
 
     shape: tuple[int, ...]
     dtype: str
     place: Any
-    tie: Hashable | None = None
     remark: str = ""
 
 
@@ -54,6 +52,8 @@ class Rebuilds:
 
     def __call__(self, path: tuple[str, ...], record: Opaque) -> Built | LeftOut | Parts | None:
         """`None` where the record makes no tensor. **Raises** `CorruptFile`."""
+        if record.path in _DENSE:
+            return self._dense(path, record.path, record.args)
         function, args, state = self._unwrapped(path, record)
         if function in _DENSE:
             return self._dense(path, function, args)
@@ -97,14 +97,13 @@ class Rebuilds:
         if stored in CODED:
             return LeftOut(f"dtype {stored} without scale and zero point")
         place = self._place(path, storage, first, shape, strides, stored)
-        tie = (storage.key, place.offset, shape, strides, stored) if 0 not in shape else None
         if flags:
             mirrored = {"conj", "neg"}
             if not isinstance(flags, dict) or not flags.keys() <= mirrored:
                 raise self._corrupt(path, "flags that PyTorch does not have")
             mirror = Mirrored(place, bool(flags.get("conj")), bool(flags.get("neg")))
-            return Built(shape, stored, mirror, tie and (*tie, *mirror[1:]), remark)
-        return Built(shape, stored, place, tie, remark)
+            return Built(shape, stored, mirror, remark)
+        return Built(shape, stored, place, remark)
 
     def _place(
         self,
@@ -174,17 +173,15 @@ class Rebuilds:
         if dtype not in INTEGERS:
             raise self._corrupt(path, f"a quantized tensor over {dtype}")
         if CODED[dtype][0] > 1:  # packed: its bytes lie in one row
-            whole = Storage(storage.key, "uint8", storage.start, storage.size)
-            row = (storage.size,)
-            integers = self._place(path, whole, 0, row, (1,), "uint8")
-            place = self._place(path, Storage("", "", 0, 1 << 60), first, shape, strides, "uint8")
+            integers = self._place(path, storage, 0, (storage.size,), (1,), "uint8")
+            anywhere = Storage("", "", 0, 0, 1 << 60)
+            place = self._place(path, anywhere, first, shape, strides, "uint8")
             if first != 0 or place.strides is not None:
                 return LeftOut(f"{dtype} in strides")
             if -(-_count(shape) // CODED[dtype][0]) > storage.size:
                 raise self._corrupt(path, f"{storage.size} bytes for shape {shape}")
         else:
             integers = self._place(path, storage, first, shape, strides, INTEGERS[dtype])
-        tie = (storage.key, integers.offset, shape, strides, dtype) if 0 not in shape else None
         match scheme:
             case (Global(name="per_tensor_affine"), float() | int() as scale, int(zero_point)):
                 if abs(zero_point) > 1 << 62:
@@ -195,7 +192,7 @@ class Rebuilds:
                 found = Quantized(integers, shape, dtype, each[0], each[1], axis)
             case _:
                 return LeftOut("a quantization scheme that is not known")
-        return Built(shape, dtype, found, tie)
+        return Built(shape, dtype, found)
 
     def _vector(self, path: tuple[str, ...], part: Any, count: int) -> Any:
         """One number for each channel: a tensor, or in old files a list."""
@@ -234,15 +231,11 @@ class Rebuilds:
             raise self._corrupt(path, "a sparse tensor without shape")
         tensors = [self._inner(path, part, "parts of a sparse tensor") for part in data[:parts]]
         places = [tensor.place for tensor in tensors]
-        where, dtype = self._where(path), tensors[-1].dtype
         place = (
-            Coordinates(where, shape, *places)
-            if parts == 2
-            else Compressed(where, shape, name, *places)
+            Coordinates(shape, *places) if parts == 2 else Compressed(shape, name, *places)
         )
-        place.check()
-        shared = tuple(tensor.tie for tensor in tensors)
-        return Built(shape, dtype, place, None if None in shared else ("sparse", *shared))
+        place.check(self._where(path))
+        return Built(shape, tensors[-1].dtype, place)
 
     def _converted(self, path: tuple[str, ...], args: tuple[Any, ...]) -> Built | LeftOut:
         """`(tensor or array, dtype, device, …)`, as devices without storages are saved."""

@@ -22,12 +22,11 @@ _INTEGERS = ("int64", "int32")
 class Coordinates(NamedTuple):
     """Values `(n, dense axes …)` at indices `(sparse axes, n)`; values of one index add up."""
 
-    where: str
     shape: tuple[int, ...]
     indices: Strided
     values: Strided
 
-    def check(self) -> None:
+    def check(self, where: str) -> None:
         """**Raises** `CorruptFile` where the parts do not fit together."""
         axes, *count = self.indices.shape or (-1,)
         dense = self.values.shape[1:]
@@ -37,12 +36,12 @@ class Coordinates(NamedTuple):
             and [*count] == [*self.values.shape[:1]]
             and dense == self.shape[axes:]
         )
-        _check(fits, self.where, self.shape, self.values)
+        _check(fits, where, self.shape, self.values)
 
-    def read(self, file: Mapped, slices: Slices | None = None) -> Array:
-        region = _region(self.where, self.shape, (self.indices, self.values), slices)
+    def read(self, file: Mapped, slices: Slices | None, where: str) -> Array:
+        region = _region(where, self.shape, (self.indices, self.values), slices)
         indices = file.array(self.indices)
-        return _scattered(self.where, self.shape, indices, file.array(self.values), region)
+        return _scattered(where, self.shape, indices, file.array(self.values), region)
 
 
 class Compressed(NamedTuple):
@@ -52,7 +51,6 @@ class Compressed(NamedTuple):
     `(batch …, n, block …, dense axes …)`; `shape` is `(batch …, rows, columns, dense axes …)`.
     """
 
-    where: str
     shape: tuple[int, ...]
     layout: str
     starts: Strided
@@ -74,7 +72,7 @@ class Compressed(NamedTuple):
     def _by_rows(self) -> bool:
         return self.layout.endswith("r")
 
-    def check(self) -> None:
+    def check(self, where: str) -> None:
         """**Raises** `CorruptFile` where the parts do not fit together."""
         blocks = 2 if self.layout.startswith("sparse_bs") else 0
         first = len(self.starts.shape) - 1
@@ -89,19 +87,19 @@ class Compressed(NamedTuple):
             and len(self.values.shape) == len(self.shape) - 1 + blocks
             and self.values.shape[first + 1 + blocks :] == self.shape[first + 2 :]
         )
-        _check(fits, self.where, self.shape, self.values)
+        _check(fits, where, self.shape, self.values)
         block = self._block
         plane = self.shape[first : first + 2]
         whole = all(b > 0 and n % b == 0 for n, b in zip(plane, block, strict=True))
         axis = 0 if self._by_rows else 1
         fits = whole and self.starts.shape[-1] == plane[axis] // block[axis] + 1
-        _check(fits, self.where, self.shape, self.values)
+        _check(fits, where, self.shape, self.values)
 
-    def read(self, file: Mapped, slices: Slices | None = None) -> Array:
+    def read(self, file: Mapped, slices: Slices | None, where: str) -> Array:
         import numpy as np
 
         parts = (self.starts, self.others, self.values)
-        region = _region(self.where, self.shape, parts, slices)
+        region = _region(where, self.shape, parts, slices)
         if 0 in self.shape:
             return np.zeros([end - begin for begin, end in region], numpy_dtype(self.values.dtype))
         batch, (height, width) = self._batch, self._block
@@ -112,12 +110,12 @@ class Compressed(NamedTuple):
         ends_meet = (starts[:, 0] == 0).all() and (starts[:, -1] == stored).all()
         lengths = np.diff(starts, axis=1)
         if not ends_meet or (lengths < 0).any():
-            raise CorruptFile(self.where, found="rows that do not follow one another")
+            raise CorruptFile(where, found="rows that do not follow one another")
         line = np.tile(np.arange(lengths.shape[1]), count)
         one = np.repeat(line, lengths.reshape(-1))
         other = others.reshape(-1).astype(np.int64)
         if other.size and not 0 <= other.min() <= other.max() < 1 << 62:
-            raise CorruptFile(self.where, found="an index outside the tensor")
+            raise CorruptFile(where, found="an index outside the tensor")
         rows, columns = (one, other) if self._by_rows else (other, one)
         where_in_batch = np.unravel_index(np.repeat(np.arange(count), stored), batch) if batch else ()
         # Each value of a block gets its own row and column.
@@ -132,7 +130,7 @@ class Compressed(NamedTuple):
         )
         dense = self.shape[len(batch) + 2 :]
         flat = values.reshape(-1, *dense) if 0 not in self.values.shape else values.reshape(0, *dense)
-        return _scattered(self.where, self.shape, indices, flat, region)
+        return _scattered(where, self.shape, indices, flat, region)
 
 
 def _check(fits: bool, where: str, shape: tuple[int, ...], values: Strided) -> None:

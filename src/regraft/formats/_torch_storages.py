@@ -62,15 +62,20 @@ _BITS = {
 }
 _NO_NUMPY = {"complex32": "neither numpy nor ml_dtypes has complex numbers of 32 bits"}
 
+_MAX_COUNT = 1 << 62
+_WIDTHS = {name: bits // 8 for name, bits in DTYPE_BITS.items()}
+_WIDTHS |= {name: _WIDTHS[integer] for name, integer in INTEGERS.items()}
+
 # Storage key and bytes that tensors expect of it → start and size of its bytes in the file.
 Locate = Callable[[str, int], tuple[int, int]]
 
 
 class Storage(NamedTuple):
-    """A run of bytes of the file that tensors share. `dtype` is what its class says."""
+    """A run of bytes of the file that tensors share: `count` elements of what its class says."""
 
     key: str
     dtype: str
+    count: int
     start: int
     size: int
 
@@ -82,58 +87,59 @@ class Storages:
         self.label = label
         self.big_endian = big_endian
         self._locate = locate
-        self._known: dict[str, tuple[Storage, int]] = {}
+        self._known: dict[str, Storage] = {}
 
     def of(self, reference: Reference) -> Storage:
         """**Raises** `CorruptFile` where the id names none, or the same one differently."""
-        key, dtype, count, view = named(reference, self.label)
-        known = self._known.get(key)
-        if known is None:
+        key, dtype, count, view = named(reference.pid, self.label)
+        storage = self._known.get(key)
+        if storage is None:
             start, size = self._locate(key, count * width(dtype))
-            known = Storage(key, dtype, start, size), count
-            self._known[key] = known
-        elif known[0].dtype != dtype or known[1] != count:
+            self._known[key] = storage = Storage(key, dtype, count, start, size)
+        elif storage.dtype != dtype or storage.count != count:
             raise CorruptFile(
                 f"{self.label}, storage {key[:100]!r}",
                 found=f"{count} elements of {dtype}",
-                expected=f"{known[1]} of {known[0].dtype}, as where it was named before",
+                expected=f"{storage.count} of {storage.dtype}, as where it was named before",
             )
-        storage = known[0]
-        if view is None:
-            return storage
-        first, length = (n * width(dtype) for n in view)
-        if first + length > storage.size:
+        return storage if view is None else self._view(storage, *view)
+
+    def _view(self, storage: Storage, first: int, count: int) -> Storage:
+        element = width(storage.dtype)
+        if (first + count) * element > storage.size:
             raise CorruptFile(
-                f"{self.label}, storage {key[:100]!r}",
-                found=f"a view of {length} bytes from {first} on",
-                expected=f"bytes inside its {storage.size}",
+                f"{self.label}, storage {storage.key[:100]!r}",
+                found=f"a view of {count} elements from {first} on",
+                expected=f"elements inside its {storage.size} bytes",
             )
-        return Storage(key, dtype, storage.start + first, length)
+        start = storage.start + first * element
+        return Storage(storage.key, storage.dtype, count, start, count * element)
 
 
-def named(reference: Any, label: str) -> tuple[str, str, int, tuple[int, int] | None]:
+def named(pid: Any, label: str) -> tuple[str, str, int, tuple[int, int] | None]:
     """Key, dtype and number of elements that a persistent id names; and, in old files, first
-    element and number of elements of a view of it."""
-    pid = reference.pid if isinstance(reference, Reference) else None
-    match pid:
-        case ("storage", Global(name=name), str() | int() as key, _, int(count), *rest) if (
-            name in STORAGES and 0 <= count < 1 << 62 and not isinstance(key, bool)
-        ):
-            if not rest or rest[0] is None:
-                return str(key), STORAGES[name], count, None
-            match rest[0]:
-                case (_, int(first), int(length)) if 0 <= first < 1 << 62 > length >= 0:
-                    return str(key), STORAGES[name], count, (first, length)
-                case _:
-                    pass
-        case _:
-            pass
+    element and number of elements of a view of it. **Raises** `CorruptFile`."""
+    if type(pid) is tuple and len(pid) >= 5 and pid[0] == "storage":  # pyright: ignore[reportUnknownArgumentType]
+        cls, key, count = pid[1], pid[2], pid[4]
+        dtype = STORAGES.get(cls.name) if type(cls) is Global else None
+        view = pid[5] if len(pid) > 5 else None  # pyright: ignore[reportUnknownArgumentType]
+        if dtype is not None and type(key) in (str, int) and _is_count(count):
+            if view is None:
+                return str(key), dtype, count, None
+            if type(view) is tuple and len(view) == 3:  # pyright: ignore[reportUnknownArgumentType]
+                _, first, length = view
+                if _is_count(first) and _is_count(length):
+                    return str(key), dtype, count, (first, length)
     raise CorruptFile(label, found="a persistent id that names no storage of PyTorch's")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MAX_COUNT
 
 
 def width(dtype: str) -> int:
     """Bytes of one stored element; of dtypes that are packed, of the byte that PyTorch counts."""
-    return DTYPE_BITS[INTEGERS.get(dtype, dtype)] // 8
+    return _WIDTHS[dtype]
 
 
 def dtype_of(record: Any) -> tuple[str, str]:

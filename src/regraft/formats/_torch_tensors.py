@@ -13,7 +13,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from regraft.formats._bytes import Mapped, Strided
-from regraft.formats._pickle import Opaque, Reference, collection_paused, walk
+from regraft.formats._numpy_pickles import HeldArray
+from regraft.formats._pickle import Opaque, Reference, walk
 from regraft.formats._torch_rebuilds import Built, LeftOut, Parts, Rebuilds
 from regraft.formats._torch_storages import Storages
 from regraft.tensors import Stored, StoredTensor
@@ -36,8 +37,10 @@ class Collected:
     def __init__(self, label: str) -> None:
         self._label = label
         self._found: list[StoredTensor] = []
-        self._ties: dict[Any, list[tuple[str, ...]]] = defaultdict(list)
-        self._remarks: dict[str, list[str]] = defaultdict(list)
+        # The first tensor at an offset of the file, and those that begin where another one does.
+        self._first: dict[int, StoredTensor] = {}
+        self._beside: list[StoredTensor] = []
+        self._remarks: dict[str, list[str]] = {}
         self.texts: dict[str, str] = {}
 
     def add(
@@ -54,22 +57,23 @@ class Collected:
         **Raises** `CorruptFile`.
         """
         walked = _Walked(self, storages, prefix, declared)
-        with collection_paused():
-            walk(root, self._label, walked.visit, size)
+        walk(root, self._label, walked.visit, size)
 
-    def tensor(self, path: tuple[str, ...], owner: str, built: Built, space: object) -> None:
-        """Lists one tensor. Ties are found among those of one `space` of storages."""
+    def tensor(self, path: tuple[str, ...], owner: str, built: Built) -> None:
+        shape, dtype, place, remark = built
         path = path or (PurePath(self._label).stem,)  # a tensor saved alone
-        if built.tie is not None:
-            self._ties[space, built.tie].append(path)
-        if built.remark:
-            self._remarks[built.remark].append(".".join(path))
-        self._found.append(
-            StoredTensor(path, built.shape, built.dtype, built.place, owner, "", _kind(path))
-        )
+        leaf = path[-1]
+        kind = _KINDS.get(leaf[leaf.rfind(".") + 1 :], "weight")
+        tensor = StoredTensor(path, shape, dtype, place, owner, "", kind)
+        self._found.append(tensor)
+        offset = place.offset if type(place) is Strided else _offset(place)
+        if self._first.setdefault(offset, tensor) is not tensor:
+            self._beside.append(tensor)
+        if remark:
+            self._remarks.setdefault(remark, []).append(".".join(path))
 
     def left_out(self, path: tuple[str, ...], reason: str) -> None:
-        self._remarks[f"left out, {reason}"].append(".".join(path))
+        self._remarks.setdefault(f"left out, {reason}", []).append(".".join(path))
 
     def text(self, path: tuple[str, ...], value: Any) -> None:
         """A string or a number beside the tensors, as metadata."""
@@ -85,7 +89,13 @@ class Collected:
 
     @property
     def ties(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
-        return tuple(tuple(group) for group in self._ties.values() if len(group) > 1)
+        groups: dict[Any, list[tuple[str, ...]]] = defaultdict(list)
+        for offset in dict.fromkeys(_offset(tensor.where) for tensor in self._beside):
+            first = self._first[offset]
+            groups[_bytes_of(first)].append(first.path)
+        for tensor in self._beside:
+            groups[_bytes_of(tensor)].append(tensor.path)
+        return tuple(tuple(group) for key, group in groups.items() if key and len(group) > 1)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -103,7 +113,6 @@ class _Walked:
         declared: Declared | None,
     ) -> None:
         self._into = into
-        self._storages = storages
         self._rebuilt = Rebuilds(storages)
         self._prefix = prefix
         self._declared = declared
@@ -119,7 +128,7 @@ class _Walked:
             found = self._rebuilt(path, value)
             if type(found) is Built:
                 owner = self._owners.get(path[:-1], "") if self._owners else ""
-                self._into.tensor(self._named(path), owner, found, self._storages)
+                self._into.tensor(self._named(path), owner, found)
                 return None
             if isinstance(found, LeftOut):
                 self._into.left_out(self._named(path), found.reason)
@@ -225,7 +234,8 @@ class TorchStored(Stored):
         where = tensor.where
         if type(where) is Strided:
             return self._file.array(where, slices)
-        return where.read(self._file, slices)
+        name = f"{self._file.path.name}, tensor {'.'.join(tensor.path)!r}"
+        return where.read(self._file, slices, name)
 
     def close(self) -> None:
         self._file.close()
@@ -254,8 +264,22 @@ def _few(names: list[str]) -> str:
     return f"{shown} and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else shown
 
 
-def _kind(path: tuple[str, ...]) -> Literal["weight", "counter", "constant"]:
-    leaf = path[-1].rpartition(".")[2] if path else ""
-    if leaf == "num_batches_tracked":
-        return "counter"
-    return "constant" if leaf == "position_ids" else "weight"
+def _offset(place: Any) -> int:
+    """Where a tensor's bytes begin in the file, `-1` for those that are in the pickle itself."""
+    while not isinstance(place, (Strided, HeldArray)):
+        place = next(part for part in place if hasattr(part, "_fields"))
+    return place.offset if isinstance(place, Strided) else -1
+
+
+def _bytes_of(tensor: StoredTensor) -> Any:
+    """What two tensors that are one have in common, `None` for those that share nothing."""
+    place = tensor.where
+    if 0 in tensor.shape or isinstance(place, HeldArray):
+        return None
+    return place[2:] if isinstance(place, Strided) else place
+
+
+_KINDS: dict[str, Literal["counter", "constant"]] = {
+    "num_batches_tracked": "counter",
+    "position_ids": "constant",
+}

@@ -43,17 +43,9 @@ class Member(NamedTuple):
     crc: int
 
 
-class _Entry(NamedTuple):
-    """What the directory says of a member; `header` is the offset of its local header."""
-
-    name: bytes
-    text: str
-    header: int
-    packed: int
-    size: int
-    method: int
-    flags: int
-    crc: int
+# What the directory says of a member: name as bytes and as text, offset of its local header, packed
+# size, size, method, flags, CRC. A plain tuple, since there may be very many.
+_Entry = tuple[bytes, str, int, int, int, int, int, int]
 
 
 def is_zip(head: bytes) -> bool:
@@ -73,7 +65,7 @@ def member_names(path: Path) -> list[str]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             entries, _ = _directory(data, 0, len(data), path.name)
-            return [entry.text for entry in entries]
+            return [text for _, text, *_ in entries]
     except (CorruptFile, UnsafeFile, OSError, ValueError):
         return []
 
@@ -168,7 +160,7 @@ def _entries(
             size, packed, header = _large(extra, (size, packed, header), f"{label}, {name[:80]!r}")
         plain = flags & _UTF8 or name.isascii()
         text = name.decode("utf-8", "replace") if plain else name.decode("cp437")
-        found.append(_Entry(name, text, start + header, packed, size, method, flags, crc))
+        found.append((name, text, start + header, packed, size, method, flags, crc))
     if position != stop:
         _damaged(label, f"{stop - position} bytes in the directory behind its last entry")
     return found
@@ -226,24 +218,32 @@ def _member(entry: _Entry, data: mmap.mmap, directory: int, label: str) -> Membe
 
 def _check(found: list[Member], entries: list[_Entry], label: str) -> None:
     """Names stay inside the archive and are unique; no byte belongs to two members."""
-    for member in found:
-        name = member.name
-        if ".." in name or "\\" in name or "\0" in name or name.startswith("/"):
-            parts = name.replace("\\", "/").split("/")
-            if ".." in parts or not parts[0] or "\0" in name:
-                raise UnsafeFile(
-                    f"{label}, member {name!r}", found="a name that leads outside the archive"
-                )
+    for name in _suspicious([member.name for member in found]):
+        parts = name.replace("\\", "/").split("/")
+        if ".." in parts or not parts[0] or "\0" in name:
+            raise UnsafeFile(
+                f"{label}, member {name!r}", found="a name that leads outside the archive"
+            )
     if len({member.name for member in found}) != len(found):
         raise UnsafeFile(label, found="two members of one name", expected="names that are unique")
+    extents = [
+        (entry[2], member.offset + member.packed, member.name)
+        for entry, member in zip(entries, found, strict=True)
+    ]
+    extents.sort()
     end = 0
-    both = zip(entries, found, strict=True)
-    for header, stop, name in sorted((e.header, m.offset + m.packed, m.name) for e, m in both):
+    for header, stop, name in extents:
         if header < end:
             raise UnsafeFile(
                 f"{label}, member {name!r}", found="bytes that another member has, too"
             )
         end = stop
+
+
+def _suspicious(names: list[str]) -> list[str]:
+    """Names that might lead elsewhere; almost always none, which one search tells."""
+    together = "\n" + "\n".join(names)
+    return names if any(sign in together for sign in ("..", "\\", "\0", "\n/")) else []
 
 
 def read(path: Path, member: Member, limit: int) -> bytes:

@@ -64,7 +64,7 @@ def _places(
     """Start and size in bytes of each storage, in the order of the list of keys."""
     sizes: dict[str, tuple[int, int]] = {}
     for reference in references:
-        key, dtype, count, _ = named(reference, label)
+        key, dtype, count, _ = named(reference.pid, label)
         if sizes.setdefault(key, (count, width(dtype))) != (count, width(dtype)):
             raise CorruptFile(f"{label}, storage {key[:100]!r}", found="two sizes of one storage")
     keys = machine.load()

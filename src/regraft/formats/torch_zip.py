@@ -18,6 +18,7 @@ from regraft.atomic import replacing
 from regraft.errors import CorruptFile
 from regraft.formats import Sample, TensorSource, _zip
 from regraft.formats._bytes import Mapped, contiguous
+from regraft.formats._pickle import collection_paused
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import STORAGE_OF
 from regraft.formats._torch_tensors import Collected, TorchStored
@@ -48,15 +49,17 @@ def _is_object(name: str) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile` and `UnsafeFile`."""
-    archive = Archive(path, _OBJECT)
     collected = Collected(path.name)
-    if archive.holds("constants.pkl"):
-        from regraft.formats import _torch_script
+    with collection_paused():
+        archive = Archive(path, _OBJECT)
+        if archive.holds("constants.pkl"):
+            from regraft.formats import _torch_script
 
-        _torch_script.collect(archive, collected)
-    else:
-        root, size = archive.unpickled(_OBJECT)
-        collected.add(root, archive.storages(), size)
+            _torch_script.collect(archive, collected)
+        else:
+            root, size = archive.unpickled(_OBJECT)
+            collected.add(root, archive.storages(), size)
+            del root
     if archive.holds(_METADATA):
         collected.texts |= _metadata(archive)
     return TorchStored("torch_zip", Mapped(path), collected)
