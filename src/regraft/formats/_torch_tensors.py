@@ -27,6 +27,11 @@ _NAMES_SHOWN = 10
 # The part of the listing that holds what belongs to a compiled module and not to its state dict.
 ATTRIBUTES = "attributes"
 
+# Quantized convolutions are pickled as a tuple of their arguments, weight and bias among them.
+_QUANTIZED_CONVS = tuple(
+    f"{kind}{axes}d" for kind in ("Conv", "ConvReLU", "ConvTranspose") for axes in (1, 2, 3)
+)
+
 # Names of a compiled class' parameters and buffers, `None` where they are not to be had.
 Declared = Callable[[str], "frozenset[str] | None"]
 
@@ -99,7 +104,7 @@ class Collected:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return tuple(f"{why}: {_few(names)}" for why, names in self._remarks.items())
+        return tuple(f"{why}: {few(names)}" for why, names in self._remarks.items())
 
 
 class _Walked:
@@ -167,6 +172,8 @@ class _Walked:
             return self._compiled(path, value)
         if value.path == "torch.ScriptObject":
             return _packed(value)
+        if isinstance(value.state, tuple) and name in _QUANTIZED_CONVS and len(value.state) > 11:
+            return {"weight": value.state[10], "bias": value.state[11]}
         if value.entries or value.items:
             return value.entries or value.items
         if state:  # an object with attributes, which may know one another in circles
@@ -259,7 +266,8 @@ def _packed(value: Opaque) -> Any:
     return state[0] if isinstance(state, tuple) and len(state) == 2 else None  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """Some of many names, for a note."""
     shown = ", ".join(names[:_NAMES_SHOWN])
     return f"{shown} and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else shown
 
