@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from regraft.errors import CorruptFile
 from regraft.tensors import numpy_dtype
@@ -68,7 +68,7 @@ def check(shape: tuple[int, ...], pieces: Iterable[Piece], where: str) -> None:
         )
 
 
-def is_shape(value: Any) -> bool:
+def is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
     """Whether this is a tuple of sizes, of a tensor that could be."""
     plain = isinstance(value, tuple) and len(value) <= 64  # pyright: ignore[reportUnknownArgumentType]
     return plain and all(type(n) is int and 0 <= n < _MAX_SIZE for n in value)  # pyright: ignore[reportUnknownVariableType]

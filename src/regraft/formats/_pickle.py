@@ -90,9 +90,9 @@ class Reference:
 
 
 # One tensor of a state dict, as `torch.save` writes all but the first few: a function from the memo
-# called with a storage by its key, an offset, shape, strides, a flag and an empty OrderedDict. Half
-# of a large pickle's opcodes stand in such runs, which are read in one step. Opcodes tell themselves
-# apart by their first byte, so that where this matches, it is what they say.
+# called with a storage by its key, an offset, shape, strides, a flag and an empty OrderedDict. Most
+# of a large pickle's opcodes stand in such runs, which are read in one step. Opcodes are told apart
+# by their first byte, so that where this matches, it is what they say.
 _NUMBER = rb"(?:K.|M..|J....)"
 _SIZES = rb"(\)|%b{1,3}[\x85-\x87]r....|\(%b{4,32}tr....)" % (_NUMBER, _NUMBER)
 _TENSOR = re.compile(

@@ -57,11 +57,7 @@ class Archive:
 
         def locate(key: str, needed: int) -> tuple[int, int]:
             member = self.members.get(f"{before}{key}{after}")
-            if (
-                member is None
-                or not member.stored
-                or not 0 <= member.size - needed <= _MAX_REST
-            ):
+            if member is None or not member.stored or not 0 <= member.size - needed <= _MAX_REST:
                 raise self._unlike(key, member, needed)
             return member.offset, needed
 

@@ -1,9 +1,9 @@
-"""Tensors whose values are computed from their bytes: quantized ones, conjugate and negative views."""
+"""Tensors whose values are computed from their bytes: quantized ones, conjugates and negatives."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regraft.formats._bytes import Mapped, Strided
 from regraft.tensors import CODED
@@ -46,7 +46,7 @@ class Quantized(NamedTuple):
     def read(self, file: Mapped, slices: Slices | None, where: str) -> Array:
         import numpy as np
 
-        integers = _codes(self, file, slices) if CODED[self.dtype][0] > 1 else (
+        integers: Any = _codes(self, file, slices) if CODED[self.dtype][0] > 1 else (
             file.array(self.integers, slices)
         )  # fmt: skip
         if isinstance(self.scales, float):
@@ -80,7 +80,7 @@ def _codes(tensor: Quantized, file: Mapped, slices: Slices | None) -> Array:
     row = math.prod(inner)
     begin, end = first * row, max(first, last) * row
     window = (slice(begin // per_byte, -(-end // per_byte)),)
-    packed = file.array(tensor.integers, window)
+    packed: Any = file.array(tensor.integers, window)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes = (packed[:, None] >> shifts & ((1 << bits) - 1)).reshape(-1)
     codes = codes[begin % per_byte :][: end - begin]

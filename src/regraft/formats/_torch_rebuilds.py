@@ -1,6 +1,6 @@
 """Calls of the functions with which PyTorch's pickles make tensors, read as what they describe.
 
-Each of these functions takes a storage and says how a tensor lies in it (`torch/_utils.py`). Nothing
+Each of these functions takes a storage and says how a tensor lies in it (`torch/_utils.py`). None
 is called: bounds are checked, and the tensor becomes a place in the file.
 """
 
@@ -20,6 +20,7 @@ from regraft.tensors import CODED
 # A parameter of a subclass of a device's tensor … and no more.
 _MAX_WRAPPERS = 16
 _MAX_AXES = 64
+_MAX_NUMBER = 1e300
 _REPLICATED, _SHARDED = "Replicate", ("Shard", "_StridedShard")
 
 
@@ -198,9 +199,11 @@ class Rebuilds:
         """One number for each channel: a tensor, or in old files a list."""
         if isinstance(part, Opaque):
             return self._inner(path, part, "scales or zero points", (count,)).place
-        if isinstance(part, list) and len(part) == count:  # pyright: ignore[reportUnknownArgumentType]
-            if all(type(n) in (int, float) and abs(n) < 1e300 for n in part):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-                return tuple(map(float, part))  # pyright: ignore[reportUnknownArgumentType]
+        numbers: list[Any] = part if isinstance(part, list) else []
+        if len(numbers) == count and all(
+            type(n) in (int, float) and abs(n) < _MAX_NUMBER for n in numbers
+        ):
+            return tuple(map(float, numbers))
         raise self._corrupt(path, f"scales or zero points that are not {count} numbers")
 
     def _inner(
@@ -231,9 +234,7 @@ class Rebuilds:
             raise self._corrupt(path, "a sparse tensor without shape")
         tensors = [self._inner(path, part, "parts of a sparse tensor") for part in data[:parts]]
         places = [tensor.place for tensor in tensors]
-        place = (
-            Coordinates(shape, *places) if parts == 2 else Compressed(shape, name, *places)
-        )
+        place = Coordinates(shape, *places) if parts == 2 else Compressed(shape, name, *places)
         place.check(self._where(path))
         return Built(shape, tensors[-1].dtype, place)
 
@@ -250,9 +251,7 @@ class Rebuilds:
             return LeftOut(f"{found.dtype} that is to be converted to {wanted or reason}")
         return found
 
-    def _wrapped(
-        self, path: tuple[str, ...], args: Any, state: Any
-    ) -> Built | LeftOut | Parts:
+    def _wrapped(self, path: tuple[str, ...], args: Any, state: Any) -> Built | LeftOut | Parts:
         """`(class, dtype, shape, …)` and the attributes, tensors among them."""
         cls = args[0].name if args and isinstance(args[0], Global) else ""
         shape = args[2] if len(args) > 2 else None
@@ -274,8 +273,10 @@ class Rebuilds:
     ) -> Built | LeftOut:
         """A DTensor, read where this process' part of it is the whole."""
         spec = attributes.get("_spec")
-        placements = spec.state.get("placements") if _has_state(spec) else None
-        kinds = [p.path.rpartition(".")[2] for p in placements or () if isinstance(p, Opaque)]
+        state = spec.state if isinstance(spec, Opaque) else None
+        placements = state.get("placements") if isinstance(state, dict) else None
+        listed = placements if isinstance(placements, (tuple, list)) else ()
+        kinds = [p.path.rpartition(".")[2] for p in listed if isinstance(p, Opaque)]
         local = self._inner(path, attributes.get("_local_tensor"), "a DTensor's parts")
         whole = local.shape == shape and kinds
         if whole and all(kind == _REPLICATED or kind in _SHARDED for kind in kinds):
@@ -315,10 +316,6 @@ _WRAPPER = f"{_UTILS}wrapper_subclass"
 
 def _makes_tensor(part: Any) -> bool:
     return isinstance(part, Opaque) and part.path.rpartition(".")[2].startswith("_rebuild")
-
-
-def _has_state(value: Any) -> bool:
-    return isinstance(value, Opaque) and isinstance(value.state, dict)
 
 
 def _layout(record: Any) -> str:

@@ -117,7 +117,9 @@ class Compressed(NamedTuple):
         if other.size and not 0 <= other.min() <= other.max() < 1 << 62:
             raise CorruptFile(where, found="an index outside the tensor")
         rows, columns = (one, other) if self._by_rows else (other, one)
-        where_in_batch = np.unravel_index(np.repeat(np.arange(count), stored), batch) if batch else ()
+        where_in_batch = (
+            np.unravel_index(np.repeat(np.arange(count), stored), batch) if batch else ()
+        )
         # Each value of a block gets its own row and column.
         inner = np.indices((height, width)).reshape(2, -1)
         size = height * width
@@ -129,7 +131,9 @@ class Compressed(NamedTuple):
             ]
         )
         dense = self.shape[len(batch) + 2 :]
-        flat = values.reshape(-1, *dense) if 0 not in self.values.shape else values.reshape(0, *dense)
+        flat = (
+            values.reshape(-1, *dense) if 0 not in self.values.shape else values.reshape(0, *dense)
+        )
         return _scattered(where, self.shape, indices, flat, region)
 
 

@@ -57,25 +57,24 @@ _ALIASES = {
 # Dtypes without arithmetic, of which PyTorch keeps each element (or several) in whole bytes.
 _BITS = {
     **{f"{sign}int{width}": "uint8" for sign in ("", "u") for width in range(1, 8)},
-    **{name: "uint8" for name in ("bits1x8", "bits2x4", "bits4x2", "bits8", "float4_e2m1fn_x2")},
+    **dict.fromkeys(("bits1x8", "bits2x4", "bits4x2", "bits8", "float4_e2m1fn_x2"), "uint8"),
     "bits16": "uint16",
 }
 _NO_NUMPY = {"complex32": "neither numpy nor ml_dtypes has complex numbers of 32 bits"}
 
 _MAX_COUNT = 1 << 62
-_WIDTHS = {name: bits // 8 for name, bits in DTYPE_BITS.items()}
-_WIDTHS |= {name: _WIDTHS[integer] for name, integer in INTEGERS.items()}
+_WIDTHS = {name: DTYPE_BITS[INTEGERS.get(name, name)] // 8 for name in (*DTYPE_BITS, *INTEGERS)}
 
 # Storage key and bytes that tensors expect of it → start and size of its bytes in the file.
 Locate = Callable[[str, int], tuple[int, int]]
 
 
 class Storage(NamedTuple):
-    """A run of bytes of the file that tensors share: `count` elements of what its class says."""
+    """A run of bytes of the file that tensors share: elements of what its class says."""
 
     key: str
     dtype: str
-    count: int
+    elements: int
     start: int
     size: int
 
@@ -96,11 +95,11 @@ class Storages:
         if storage is None:
             start, size = self._locate(key, count * width(dtype))
             self._known[key] = storage = Storage(key, dtype, count, start, size)
-        elif storage.dtype != dtype or storage.count != count:
+        elif storage.dtype != dtype or storage.elements != count:
             raise CorruptFile(
                 f"{self.label}, storage {key[:100]!r}",
                 found=f"{count} elements of {dtype}",
-                expected=f"{storage.count} of {storage.dtype}, as where it was named before",
+                expected=f"{storage.elements} of {storage.dtype}, as where it was named before",
             )
         return storage if view is None else self._view(storage, *view)
 

@@ -68,7 +68,7 @@ class Collected:
         shape, dtype, place, remark = built
         path = path or (PurePath(self._label).stem,)  # a tensor saved alone
         leaf = path[-1]
-        kind = _KINDS.get(leaf[leaf.rfind(".") + 1 :], "weight")
+        kind = _KINDS.get(leaf[leaf.rfind(".") + 1 :], _WEIGHT)
         tensor = StoredTensor(path, shape, dtype, place, owner, "", kind)
         self._found.append(tensor)
         offset = place.offset if type(place) is Strided else _offset(place)
@@ -154,7 +154,9 @@ class _Walked:
             for depth in range(len(path) + 1):
                 kept = self._dotted.get(path[:depth])
                 if kept is not None:
-                    aside = self._aside and any(path[:n] in self._aside for n in range(len(path) + 1))
+                    aside = self._aside and any(
+                        path[:n] in self._aside for n in range(len(path) + 1)
+                    )
                     prefix = (ATTRIBUTES,) if aside else (*self._prefix, *path[:kept])
                     rest = path[kept:]
                     return (*prefix, ".".join(rest)) if rest else prefix
@@ -164,8 +166,6 @@ class _Walked:
         """An object that is no tensor: what to go on into."""
         name = value.path.rpartition(".")[2]
         state = _attributes(value.state)
-        if "_parameters" not in state and name.startswith("reduce_") and value.args:
-            state = _attributes(value.args[0])  # a traced module
         if "_parameters" in state:
             return self._module(path, name, state)
         if value.path.startswith("__torch__."):
@@ -215,12 +215,11 @@ class _Walked:
             return state if isinstance(state, (tuple, list)) else None
         self._names_begin(path, value.path.rpartition(".")[2])
         declared = self._declared(value.path) if self._declared else None
-        inner = {str(k): v for k, v in state.items() if isinstance(v, (Opaque, list, tuple, dict))}
+        nested = (Opaque, list, tuple, dict)
+        inner: dict[str, Any] = {str(k): v for k, v in state.items() if isinstance(v, nested)}
         if declared is not None:
-            for name, part in inner.items():
-                module = isinstance(part, Opaque) and part.path.startswith("__torch__.")
-                if name not in declared and not (module and isinstance(part.state, dict)):
-                    self._aside.add((*path, name))
+            aside = (n for n, part in inner.items() if n not in declared and not _is_module(part))
+            self._aside.update((*path, name) for name in aside)
         return inner
 
 
@@ -260,6 +259,12 @@ def _attributes(state: Any) -> dict[Any, Any]:
     return found
 
 
+def _is_module(value: Any) -> bool:
+    """Whether this is a compiled module, and no object of packed weights."""
+    compiled = isinstance(value, Opaque) and value.path.startswith("__torch__.")
+    return compiled and isinstance(value.state, dict)
+
+
 def _packed(value: Opaque) -> Any:
     """The state of a compiled class' object: `(state, name of the class)`."""
     state = value.state
@@ -287,7 +292,6 @@ def _bytes_of(tensor: StoredTensor) -> Any:
     return place[2:] if isinstance(place, Strided) else place
 
 
-_KINDS: dict[str, Literal["counter", "constant"]] = {
-    "num_batches_tracked": "counter",
-    "position_ids": "constant",
-}
+_Kind = Literal["weight", "counter", "constant"]
+_KINDS: dict[str, _Kind] = {"num_batches_tracked": "counter", "position_ids": "constant"}
+_WEIGHT: _Kind = "weight"

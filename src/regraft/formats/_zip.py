@@ -172,7 +172,9 @@ def _large(extra: bytes, fields: tuple[int, ...], where: str) -> list[int]:
     while position + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, position)
         if kind == 1:
-            wide = iter(struct.iter_unpack("<Q", extra[position + 4 : position + 4 + length // 8 * 8]))
+            wide = iter(
+                struct.iter_unpack("<Q", extra[position + 4 : position + 4 + length // 8 * 8])
+            )
             try:
                 return [next(wide)[0] if field == _FULL_32 else field for field in fields]
             except StopIteration:

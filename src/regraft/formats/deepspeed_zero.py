@@ -49,7 +49,7 @@ _FLAT = {False: "single_partition_of_fp32_groups", True: "fp32_flat_groups"}
 
 
 class _Row:
-    """Vectors one after another: parts of files, by their numbers; `ends` in elements, from 0 on."""
+    """Vectors one after another, each with its file's number; `ends` in elements, from 0 on."""
 
     def __init__(self, parts: list[tuple[int, Strided]]) -> None:
         self.parts = parts
@@ -71,9 +71,9 @@ class _Row:
 
 
 class _Flat(NamedTuple):
-    """A tensor of `count` elements: `length` from `offset` on of each row, but for padding."""
+    """A tensor's elements: `length` from `offset` on of each row, but for padding."""
 
-    count: int
+    elements: int
     dtype: str
     rows: list[_Row]
     offset: int
@@ -82,7 +82,7 @@ class _Flat(NamedTuple):
     def pieces(self) -> Iterator[Piece]:
         position = 0
         for row in self.rows:
-            for file, place in row.cut(self.offset, min(self.length, self.count - position)):
+            for file, place in row.cut(self.offset, min(self.length, self.elements - position)):
                 yield Piece((position,), place.shape, (file, place))
                 position += place.shape[0]
 
@@ -172,7 +172,9 @@ def _names(folder: Path) -> list[str]:
 
 
 def _only_data_parallel(folder: Path, names: list[str]) -> None:
-    divided = [n for n in names if not re.search(r"mp_rank_0+_", n) or "expert" in n or "layer_" in n]
+    divided = [
+        n for n in names if not re.search(r"mp_rank_0+_", n) or "expert" in n or "layer_" in n
+    ]
     if divided:
         raise FormatError(
             str(folder),
@@ -214,7 +216,9 @@ class _Folder(Stored):
         model = self._models[0].root
         stage = self._stage()
         if "buffer_names" not in model or not isinstance(model.get("param_shapes"), list):
-            raise CorruptFile(str(self._models[0].path), found="no file of a ZeRO checkpoint's model")
+            raise CorruptFile(
+                str(self._models[0].path), found="no file of a ZeRO checkpoint's model"
+            )
         self._buffers(model)
         frozen = model.get("frozen_param_shapes")
         if isinstance(frozen, dict):
@@ -232,18 +236,18 @@ class _Folder(Stored):
         """The stage of ZeRO, once all processes' files are there."""
         state = self._state(0)
         stage, count = _integer(state.get("zero_stage")), state.get("partition_count")
-        counts = count if isinstance(count, list) and count else [count]
+        counts: list[Any] = count if isinstance(count, list) and count else [count]
         if stage not in (1, 2, 3) or any(type(n) is not int for n in counts):
             raise CorruptFile(str(self._optimizers[0].path), found="no ZeRO stage or partitions")
         if len(set(counts)) > 1:
             raise FormatError(
                 str(self._path), found="groups of parameters that are divided differently (experts)"
             )
-        if counts[0] != len(self._optimizers):
-            error = MissingShard if counts[0] > len(self._optimizers) else CorruptFile
-            raise error(
+        held = len(self._optimizers)
+        if counts[0] != held:
+            raise (MissingShard if counts[0] > held else CorruptFile)(
                 str(self._path),
-                found=f"{len(self._optimizers)} files of the optimizer's",
+                found=f"{held} files of the optimizer's",
                 expected=f"{counts[0]}, one of each process",
                 hint="get the missing files, or remove those of another save",
             )
@@ -270,10 +274,13 @@ class _Folder(Stored):
 
     def _shapes(self, group: Any) -> list[tuple[str, tuple[int, ...]]]:
         """Names and shapes of a group's parameters, in order."""
-        items = list(group.items()) if isinstance(group, dict) else [("", None)]
-        if not all(isinstance(name, str) and is_shape(shape) for name, shape in items):
-            raise CorruptFile(str(self._models[0].path), found="parameters without names or shapes")
-        return items
+        found: list[tuple[str, tuple[int, ...]]] = []
+        for name, shape in group.items() if isinstance(group, dict) else [("", None)]:
+            if not isinstance(name, str) or not is_shape(shape):
+                where = str(self._models[0].path)
+                raise CorruptFile(where, found="parameters without names or shapes")
+            found.append((name, shape))
+        return found
 
     def _add(self, name: str, shape: tuple[int, ...], where: _Flat | _Single) -> None:
         dtype = where.dtype if isinstance(where, _Flat) else _read_as(where.place.dtype)
@@ -385,7 +392,7 @@ class _Folder(Stored):
         begin, end, _ = (slices[0] if slices else slice(None)).indices(rows)
         length = math.prod(inner)
         window = (slice(begin * length, max(begin, end) * length),)
-        flat = assembled((where.count,), where.dtype, where.pieces(), self._part, window)
+        flat = assembled((where.elements,), where.dtype, where.pieces(), self._part, window)
         array = flat.reshape((max(begin, end) - begin, *inner) if tensor.shape else ())
         return array[(slice(None), *slices[1:])] if slices else array
 

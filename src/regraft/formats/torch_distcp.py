@@ -44,7 +44,7 @@ _PICKLED = b"\x80"
 
 
 class _Stored(NamedTuple):
-    """Where a piece of the tensor `name` lies: a file, and `length` bytes of it from `offset` on."""
+    """Where a piece of tensor `name` lies: a file, and `length` bytes of it from `offset` on."""
 
     name: str
     file: str
@@ -130,16 +130,13 @@ class _Folder(Stored):
         for key, value in stored.items():
             name, offsets = _fields(key).get("fqn"), _fields(key).get("offset")
             place = _fields(value)
-            file, offset, length = (
-                place.get(part) for part in ("relative_path", "offset", "length")
-            )
-            numbers = is_shape((offset, length))
-            if not isinstance(name, str) or not isinstance(file, str) or not numbers:
+            file, extent = place.get("relative_path"), (place.get("offset"), place.get("length"))
+            if not isinstance(name, str) or not isinstance(file, str) or not is_shape(extent):
                 raise CorruptFile(str(self._index), found="a piece without name or place")
             if offsets is not None and not is_shape(offsets):
                 raise CorruptFile(str(self._index), found=f"a piece of {name!r} without offsets")
             transformed = bool(place.get("transform_descriptors"))
-            found = _Stored(name, file, offset, length)
+            found = _Stored(name, file, *extent)
             yield (name, offsets), "left out, stored through extensions" if transformed else found
 
     def _tensor(

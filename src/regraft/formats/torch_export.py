@@ -65,7 +65,7 @@ class _Config(msgspec.Struct):
 
 def sniff(sample: Sample) -> bool:
     names = sample.zip_names
-    return any(n == _OLD_FORMAT or n == _FORMAT or n.endswith(f"/{_FORMAT}") for n in names)
+    return any(n in (_OLD_FORMAT, _FORMAT) or n.endswith(f"/{_FORMAT}") for n in names)
 
 
 def open(path: Path) -> Stored:

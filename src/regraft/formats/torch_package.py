@@ -1,7 +1,7 @@
 """PyTorch's packages (`torch.package`): code and pickled objects in one zip.
 
-The code is not looked at; the tensors of every pickle are listed, under its path in the package where
-there are several. Storages are members `.data/<key>.storage`.
+The code is not looked at; the tensors of every pickle are listed, under its path in the package
+where there are several. Storages are members `.data/<key>.storage`.
 """
 
 from __future__ import annotations

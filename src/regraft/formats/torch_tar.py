@@ -32,7 +32,7 @@ class _Held(NamedTuple):
     """A storage: the name of its class, its elements, where they begin and the whole of a view."""
 
     cls: Global
-    count: int
+    elements: int
     start: int
     view: tuple[str, int, int] | None = None
 
@@ -78,8 +78,8 @@ def _extents(path: Path) -> dict[str, tuple[int, int]]:
             if member.isreg() and not member.sparse:  # pyright: ignore[reportUnknownMemberType]
                 found[member.name] = member.offset_data, member.offset_data + member.size
     size = path.stat().st_size
-    if any(not 0 <= begin <= end <= size for begin, end in found.values()):
-        raise CorruptFile(path.name, found="members beyond the end of the file")
+    if size % tarfile.BLOCKSIZE or any(end > size for _, end in found.values()):
+        raise CorruptFile(path.name, found=f"{size} bytes, cut off in the middle of a block")
     return found
 
 
@@ -150,7 +150,7 @@ def _object(
 def _reference(key: str, held: dict[str, _Held]) -> Reference:
     storage = held[key]
     root = storage.view[0] if storage.view else key
-    return Reference(("storage", storage.cls, root, "cpu", storage.count, storage.view))
+    return Reference(("storage", storage.cls, root, "cpu", storage.elements, storage.view))
 
 
 def _key(value: Any) -> str:
