@@ -50,12 +50,14 @@ _MAX_KEY, _MAX_KEY_PARTS, _KEY_BITS = 4096, 64, 60
 
 
 class Global:
-    """A name the pickle refers to, not imported. `path` is module and name."""
+    """A name the pickle refers to, not imported. `path` is today's name of the module, and the
+    name."""
 
     __slots__ = ("build", "module", "name", "path")
 
     def __init__(self, module: str, name: str) -> None:
-        self.module, self.name, self.path = module, name, f"{module}.{name}"
+        self.module, self.name = module, name
+        self.path = f"{_MOVED.get(module, module)}.{name}"
         self.build: Callable[..., Any] | None = _BUILT.get(self.path)
 
 
@@ -491,12 +493,12 @@ def _named(module: Any, name: Any, names: dict[tuple[str, str], Global]) -> Glob
         return known
     if len(module) > _MAX_NAME or len(name) > _MAX_NAME:
         raise ValueError(f"a global whose name has {len(module) + len(name)} characters")
-    path = f"{_MOVED.get(module, module)}.{name}"
-    parts = path.split(".")
+    found = Global(module, name)
+    parts = found.path.split(".")
     opening = {".".join(parts[:n]) for n in range(1, min(len(parts), _DEEPEST) + 1)}
     if opening & _REFUSED:
         raise _Unsafe(f"{module}.{name}")
-    names[module, name] = found = Global(module, name)
+    names[module, name] = found
     return found
 
 
@@ -572,7 +574,7 @@ def _build(holder: Any, state: Any) -> None:
         raise TypeError(f"state for {type(holder).__name__}")
 
 
-def _member(owner: Any, name: Any) -> Global:
+def _member(owner: Any = None, name: Any = None, *_: Any) -> Global:
     """A class inside a class, or a member of an enumeration, which Python pickles as `getattr`."""
     if isinstance(owner, Global) and isinstance(name, str) and len(name) <= _MAX_NAME:
         inner = owner.name.rpartition(".")[2]
@@ -615,15 +617,12 @@ def _bytearray(value: Any = b"", encoding: str = "") -> bytes:
 
 _BUILT: dict[str, Callable[..., Any]] = {
     "builtins.getattr": _member,
-    "__builtin__.getattr": _member,
     "collections.OrderedDict": _ordered,
     "collections.defaultdict": lambda *_: {},
     "torch.Size": _size,
     "_codecs.encode": _encode,
     "builtins.set": lambda values=(): set(_keys(values)),
-    "__builtin__.set": lambda values=(): set(_keys(values)),
     "builtins.frozenset": lambda values=(): frozenset(_keys(values)),
-    "__builtin__.frozenset": lambda values=(): frozenset(_keys(values)),
     "builtins.bytearray": _bytearray,
     "builtins.bytes": _bytearray,
     "builtins.list": lambda values=(): list(_size(values)),

@@ -45,14 +45,18 @@ class Parts(NamedTuple):
     tensors: dict[str, Any]
 
 
+Found = Built | LeftOut | Parts | list[Any] | None
+
+
 class Rebuilds:
     """Reads the records of one pickle, over its storages."""
 
     def __init__(self, storages: Storages) -> None:
         self._storages = storages
 
-    def __call__(self, path: tuple[str, ...], record: Opaque) -> Built | LeftOut | Parts | None:
-        """`None` where the record makes no tensor. **Raises** `CorruptFile`."""
+    def __call__(self, path: tuple[str, ...], record: Opaque) -> Found:
+        """A list for an array of objects, `None` where the record makes no tensor. **Raises**
+        `CorruptFile`."""
         if record.path in _DENSE:
             return self._dense(path, record.path, record.args)
         function, args, state = self._unwrapped(path, record)
@@ -144,7 +148,7 @@ class Rebuilds:
 
     def _rare(
         self, path: tuple[str, ...], function: str, args: Any, state: Any, record: Opaque
-    ) -> Built | LeftOut | Parts | None:
+    ) -> Found:
         module, _, name = function.rpartition(".")
         if function in _QUANTIZED:
             return self._quantized(path, args)
@@ -163,7 +167,7 @@ class Rebuilds:
         array = held(record, self._where(path)) if "numpy" in function else None
         if isinstance(array, HeldArray):
             return Built(array.shape, array.dtype, array)
-        return LeftOut(array) if isinstance(array, str) else None
+        return LeftOut(array) if isinstance(array, str) else array
 
     def _quantized(self, path: tuple[str, ...], args: tuple[Any, ...]) -> Built | LeftOut:
         """`(storage, offset, shape, strides, (scheme, scale(s), zero point(s), axis), …)`."""
