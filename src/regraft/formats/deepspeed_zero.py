@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 EXTRA = ""
 SUFFIXES: tuple[str, ...] = ()
 
-_MODEL, _OPTIMIZER = "_model_states.pt", "_optim_states.pt"
+_MODEL, _OPTIMIZER = "model_states.pt", "optim_states.pt"
 _LATEST, _SCRIPT, _MAX_TAG = "latest", "zero_to_fp32.py", 255
 # Weights that another library put beside the folder that `latest` names.
 _CONSOLIDATED = re.compile(r".*\.safetensors|.*\.index\.json|pytorch_model.*\.bin")
@@ -166,7 +166,7 @@ def open(path: Path) -> Stored:
 
 def _names(folder: Path) -> list[str]:
     """Names of the folder's files, numbers in them in order."""
-    names = (entry.name for entry in folder.iterdir())
+    names = (entry.name for entry in folder.iterdir() if entry.is_file())
     return sorted(names, key=lambda name: [p.zfill(12) if p.isdigit() else p
                                            for p in re.split(r"(\d+)", name)])  # fmt: skip
 
