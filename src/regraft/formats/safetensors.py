@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from regraft.atomic import replacing
-from regraft.errors import FormatError
+from regraft.errors import CorruptFile, FormatError
 from regraft.formats import Sample, TensorSource
-from regraft.formats._bytes import Mapped
-from regraft.formats._safetensors_header import DTYPES, MAX_HEADER, corrupt, length_of, places
-from regraft.tensors import Order, Stored, StoredTensor
+from regraft.formats._bytes import Mapped, Strided
+from regraft.tensors import DTYPE_BITS, Order, Stored, StoredTensor
 
 if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
@@ -25,7 +24,22 @@ if TYPE_CHECKING:
 EXTRA = ""
 SUFFIXES = (".safetensors",)
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# The library's own limit.
+_MAX_HEADER = 100_000_000
+_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
+    "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16",
+    "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
 
 class _Safetensors(Stored):
@@ -45,23 +59,67 @@ class _Safetensors(Stored):
 
 
 def sniff(sample: Sample) -> bool:
-    return sample.head[8:9] == b"{" and 2 <= length_of(sample.head) <= MAX_HEADER
+    length = int.from_bytes(sample.head[:8], "little")
+    return sample.head[8:9] == b"{" and 2 <= length <= _MAX_HEADER
 
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile` for any header that does not add up."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        begin = 8 + length_of(file.read(8))
-        if begin > size:
-            raise corrupt(path.name, f"a header of {begin - 8} bytes in a file of {size}")
-        header = file.read(begin - 8)
-    found, metadata = places(header, begin, size, path.name)
-    tensors = [
-        StoredTensor((name,), place.shape, place.dtype, place, kind=_kind(name))
-        for name, place in found.items()
-    ]
+        length = int.from_bytes(file.read(8), "little")
+        if 8 + length > size:
+            raise _corrupt(path, f"a header of {length} bytes in a file of {size}")
+        header = file.read(length)
+    raw = _header(path, header)
+    metadata = raw.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _corrupt(path, "__metadata__ that is not text by name")
+    try:
+        entries = msgspec.convert(raw, dict[str, _Entry])
+    except msgspec.ValidationError as error:
+        raise _corrupt(path, str(error)) from error
+    begin = 8 + length
+    tensors: list[StoredTensor] = []
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        where = f"{path.name}, tensor {name!r}"
+        dtype = _DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise CorruptFile(where, found=f"dtype {entry.dtype!r}", expected=", ".join(_DTYPES))
+        start, stop = entry.data_offsets
+        if start != end or stop < start:
+            raise CorruptFile(where, found=f"bytes {start} to {stop}", expected=f"from {end} on")
+        place = Strided(begin + start, stop - start, begin + start, entry.shape, None, dtype)
+        place.check(where)
+        tensor = StoredTensor((name,), entry.shape, dtype, place, kind=_kind(name))
+        needed = _nbytes(entry.shape, dtype)
+        if needed != stop - start:
+            raise CorruptFile(where, found=f"{stop - start} bytes", expected=f"{needed}")
+        tensors.append(tensor)
+        end = stop
+    if begin + end != size:
+        raise _corrupt(path, f"{size} bytes", f"{begin + end}")
     return _Safetensors(path, tensors, metadata)
+
+
+def _header(path: Path, header: bytes) -> dict[str, Any]:
+    try:
+        # msgspec keeps the last of two equal keys; the standard library can tell.
+        count = header.count(b'"data_offsets"')
+        raw = msgspec.json.decode(header, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _corrupt(path, f"a header that is no JSON object: {error}") from error
+    if count > len(raw):
+        raise _corrupt(path, "two tensors of one name")
+    return raw
+
+
+def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    return count * DTYPE_BITS[dtype] // 8
 
 
 def _kind(name: str) -> Any:
@@ -77,6 +135,15 @@ def _is_sorted(tensors: list[StoredTensor]) -> bool:
             return False
         last[tensor.dtype] = name
     return True
+
+
+def _corrupt(path: Path, found: str, expected: str = "a safetensors header") -> CorruptFile:
+    return CorruptFile(
+        path.name,
+        found=found,
+        expected=expected,
+        hint="the file is cut off or damaged; get it again",
+    )
 
 
 def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> None:
