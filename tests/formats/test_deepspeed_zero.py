@@ -69,7 +69,9 @@ def test_slices_read_only_the_files_that_they_touch(tmp_path: Path) -> None:
     with checkpoints.open(tmp_path) as found:
         (tmp_path / OPTIMIZER.format(1)).unlink()
         part = (slice(0, 2), slice(0, 3), slice(1, 3), slice(0, 2))
-        np.testing.assert_array_equal(found.read("stem.weight", part), expected["stem.weight"][part])
+        np.testing.assert_array_equal(
+            found.read("stem.weight", part), expected["stem.weight"][part]
+        )
         with pytest.raises(OSError, match="rank_1"):
             found.read("stem.weight")
 

@@ -279,7 +279,9 @@ def _tilings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[Piece]]:
     boxes = [tuple((0, n) for n in shape)]
     for axis in draw(st.permutations(range(len(shape)))):
         boxes = [
-            (*box[:axis], part, *box[axis + 1 :]) for box in boxes for part in _cut(draw, *box[axis])
+            (*box[:axis], part, *box[axis + 1 :])
+            for box in boxes
+            for part in _cut(draw, *box[axis])
         ]
     pieces = [Piece(tuple(a for a, _ in box), tuple(b - a for a, b in box), None) for box in boxes]
     return shape, draw(st.permutations(pieces))
@@ -293,7 +295,9 @@ def test_pieces_that_fill_a_tensor_give_it(
     shape, pieces = tiling
     whole = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
     held = [
-        piece._replace(source=whole[tuple(slice(a, a + n) for a, n in zip(*piece[:2], strict=True))])
+        piece._replace(
+            source=whole[tuple(slice(a, a + n) for a, n in zip(*piece[:2], strict=True))]
+        )
         for piece in pieces
     ]
     _assembly.check(shape, held, "x")

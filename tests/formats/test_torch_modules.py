@@ -299,7 +299,10 @@ def test_packages_of_several_pickles(tmp_path: Path) -> None:
     with checkpoints.open(path) as found:
         assert_same(
             found,
-            {**{f"model/net.{n}": v for n, v in state(net).items()}, "more/plain.w": array(plain["w"])},
+            {
+                **{f"model/net.{n}": v for n, v in state(net).items()},
+                "more/plain.w": array(plain["w"]),
+            },
         )
 
 

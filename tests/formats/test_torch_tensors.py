@@ -206,7 +206,9 @@ def test_sparse_parts_that_do_not_fit(damage: str, tmp_path: Path) -> None:
         value = torch.sparse_coo_tensor([[0, 1], [0, 1]], [1.0, 2.0], (2, 2))
     path = saved(tmp_path / "x.pth", {"w": value}, True)
     if damage == "shape":  # three sizes where the indices have two axes
-        path = _rewritten(path, lambda data: data.replace(b"K\x02K\x02\x86q", b"K\x02K\x02K\x02\x87q"))
+        path = _rewritten(
+            path, lambda data: data.replace(b"K\x02K\x02\x86q", b"K\x02K\x02K\x02\x87q")
+        )
     with pytest.raises(CorruptFile, match="'w'"), checkpoints.open(path) as found:
         found.read("w")
 
@@ -328,8 +330,14 @@ def _rewritten(path: Path, edit: Callable[[bytes], bytes], **members: bytes) -> 
 
 
 def test_big_endian_archives(tmp_path: Path) -> None:
-    values = {"f": normal(2, 3), "b": normal(5).bfloat16(), "i": torch.arange(3), "c": normal(4)
-              .to(torch.complex64), "u": torch.arange(3, dtype=torch.uint8), "t": normal(3, 2).t()}
+    values = {
+        "f": normal(2, 3),
+        "b": normal(5).bfloat16(),
+        "i": torch.arange(3),
+        "c": normal(4).to(torch.complex64),
+        "u": torch.arange(3, dtype=torch.uint8),
+        "t": normal(3, 2).t(),
+    }
     path = saved(tmp_path / "x.pth", values, True)
     with zipfile.ZipFile(path) as archive:
         stored = {n.partition("/")[2]: archive.read(n) for n in archive.namelist()}

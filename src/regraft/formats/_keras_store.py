@@ -27,7 +27,9 @@ from regraft.tensors import Order, StoredTensor
 OPTIMIZER = "optimizer"
 # The lists of a model's layers; the second name is TensorFlow 2.12's.
 _LISTS = ("layers", "_layer_checkpoint_dependencies")
-_NAME_LIMIT = 1 << 16
+_NAME_LIMIT = 1 << 10
+# Of a number behind a name; a longer one is none of Keras'.
+_DIGITS = 9
 
 
 class _Place(NamedTuple):
@@ -189,7 +191,7 @@ class Store:
 def _numbered(key: str) -> tuple[str, int]:
     """Class part and number of a group's name: `conv2d_3` gives `conv2d` and 3."""
     stem, _, number = key.rpartition("_")
-    return (stem, int(number)) if stem and number.isdecimal() else (key, 0)
+    return (stem, int(number)) if stem and _is_number(number) else (key, 0)
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
@@ -197,4 +199,8 @@ def _natural(path: str) -> list[tuple[int, int, str]]:
 
 
 def _key_rank(key: str) -> tuple[int, int, str]:
-    return (0, int(key), "") if key.isdecimal() else (1, 0, key)
+    return (0, int(key), "") if _is_number(key) else (1, 0, key)
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _DIGITS

@@ -2,7 +2,7 @@
 
 It knows the opcodes of protocols 0 to 5. Globals are names, never imported; calling one gives an
 `Opaque` record of the call. A handful of containers are built as what they are. Names that only
-serve to run code are refused, so that nobody takes a booby trap for a checkpoint.
+serve to run code are refused (`_pickle_names`), so that nobody takes a booby trap for a checkpoint.
 
 Bounded by construction: lengths are checked against the bytes that are left before anything is
 sliced; objects, memo and stack may only grow in proportion to the input; containers that are made
@@ -20,28 +20,8 @@ from mmap import mmap
 from typing import Any, NoReturn
 
 from regraft.errors import CorruptFile, UnsafeFile
+from regraft.formats._pickle_names import MOVED, may_be_called, may_be_named
 
-# Calls of these (module, or module and name) are refused. Not the wall: the wall is that nothing
-# is ever imported or called. This list makes an attack an error instead of a curiosity.
-# Whole modules first, then single names.
-_REFUSED = frozenset(
-    """
-    os posix nt subprocess sys importlib runpy pty socket shutil webbrowser ctypes operator
-    code codeop marshal pickle _pickle cloudpickle dill pdb bdb timeit multiprocessing
-    asyncio atexit urllib http ftplib smtplib pip setuptools distutils commands imp
-    zipimport pkgutil pydoc doctest trace profile cProfile sysconfig linecache idlelib
-    lib2to3 ssl logging.config joblib torch.hub torch.package torch._inductor
-    torch.utils.cpp_extension numpy.testing numpy.f2py types.CodeType types.FunctionType
-    builtins.eval builtins.exec builtins.execfile builtins.compile builtins.open
-    builtins.__import__ builtins.setattr builtins.delattr builtins.input
-    builtins.breakpoint builtins.globals builtins.locals builtins.vars builtins.apply
-    builtins.map builtins.filter builtins.reduce io.open io.FileIO io.open_code torch.load
-    torch.jit.load torch.compile torch.ops.load_library torch.classes.load_library
-    torch.serialization.load torch.storage._load_from_bytes numpy.load numpy.save
-    numpy.savetxt numpy.fromfile numpy.core.multiarray.fromfile numpy.memmap
-    pandas.read_pickle keras.models.load_model tensorflow.keras.models.load_model
-    """.split()  # noqa: SIM905  (a list of 100 literals would be harder to read)
-)
 # A pickle may make this many objects, and one more for every few bytes.
 _FREE_OBJECTS, _BYTES_PER_OBJECT = 600_000, 3
 _CHECKED_EVERY = 1 << 16
@@ -51,13 +31,14 @@ _MAX_KEY, _MAX_KEY_PARTS, _KEY_BITS = 4096, 64, 60
 
 class Global:
     """A name the pickle refers to, not imported. `path` is today's name of the module, and the
-    name."""
+    name; `may_be_called` whether it is a constructor's."""
 
-    __slots__ = ("build", "module", "name", "path")
+    __slots__ = ("build", "may_be_called", "module", "name", "path")
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
-        self.path = f"{_MOVED.get(module, module)}.{name}"
+        self.path = f"{MOVED.get(module, module)}.{name}"
+        self.may_be_called = may_be_called(module, name)
         self.build: Callable[..., Any] | None = _BUILT.get(self.path)
 
 
@@ -79,7 +60,7 @@ class Opaque:
 
 
 class _Unsafe(Exception):
-    """A call that no checkpoint needs; carries its name."""
+    """What no checkpoint needs; carries it in words."""
 
 
 class Reference:
@@ -160,7 +141,7 @@ class Machine:
         except _Unsafe as error:
             raise UnsafeFile(
                 f"{self._label}, offset {self.position}",
-                found=f"a pickle that would call {str(error)[:200]}",
+                found=f"a pickle that would {error}"[:300],
                 expected="tensors and plain containers",
                 hint="do not open this file with torch.load or pickle: it is made to run code",
             ) from None
@@ -191,11 +172,18 @@ class Machine:
             raise ValueError("a line without an end")
         return self._data[pos:end], end + 1
 
-    def _called(self, function: Any, args: Any) -> Any:
-        """What a call would give: a container for the few that are one, else a record."""
+    def _called(self, function: Any, args: Any, new: bool = False) -> Any:
+        """What a call would give: a container for the few that are one, else a record.
+
+        `new`: the pickle asks for a new object of a class, whose constructor does not run.
+        """
         if type(args) is not tuple:
             raise TypeError("arguments that are no tuple")
-        if type(function) is not Global or function.build is None:
+        if type(function) is not Global:
+            raise _Unsafe("call what another call returns")
+        if not (function.may_be_called or new):
+            raise _Unsafe(f"call {function.path}")
+        if function.build is None:
             return Opaque(function, args)
         if args:  # a container made from another is paid for by its size
             self._left -= sum(len(arg) for arg in args if hasattr(arg, "__len__")) // 8
@@ -372,7 +360,8 @@ class Machine:
             return 0
         _, (begin, after), (count, id_), (offset, shape), (_, strides), (_, flag) = match.regs
         call, label, cls = memo[data[pos + 1]], memo[data[pos + 5]], memo[data[pos + 7]]
-        if type(call) is not Global or call.build or word(data, pos + 9)[0] != after - begin:
+        plain = type(call) is Global and call.may_be_called and call.build is None
+        if not plain or word(data, pos + 9)[0] != after - begin:
             return 0
         memo[word(data, after + 1)[0]] = key = str(data[begin:after], "ascii")
         pid = label, cls, key, memo[data[after + 6]], _number(data[count:id_])
@@ -442,11 +431,11 @@ class Machine:
             return end
         if op == 0x81:  # NEWOBJ
             args = stack.pop()
-            stack[-1] = self._called(stack[-1], args)
+            stack[-1] = self._called(stack[-1], args, new=True)
         elif op == 0x92:  # NEWOBJ_EX
             _ = stack.pop()
             args = stack.pop()
-            stack[-1] = self._called(stack[-1], args)
+            stack[-1] = self._called(stack[-1], args, new=True)
         elif op == 0x69:  # i INST
             module, after = self._line(pos)
             name, after = self._line(after)
@@ -493,18 +482,10 @@ def _named(module: Any, name: Any, names: dict[tuple[str, str], Global]) -> Glob
         return known
     if len(module) > _MAX_NAME or len(name) > _MAX_NAME:
         raise ValueError(f"a global whose name has {len(module) + len(name)} characters")
-    found = Global(module, name)
-    parts = found.path.split(".")
-    opening = {".".join(parts[:n]) for n in range(1, min(len(parts), _DEEPEST) + 1)}
-    if opening & _REFUSED:
-        raise _Unsafe(f"{module}.{name}")
-    names[module, name] = found
+    if not may_be_named(module, name):
+        raise _Unsafe(f"import {module}.{name}")
+    names[module, name] = found = Global(module, name)
     return found
-
-
-# Python 2's names of modules.
-_MOVED = {"__builtin__": "builtins", "copy_reg": "copyreg", "cPickle": "pickle"}
-_DEEPEST = max(name.count(".") for name in _REFUSED) + 1
 
 
 def _popped(stack: list[Any]) -> list[Any]:
@@ -580,7 +561,7 @@ def _member(owner: Any = None, name: Any = None, *_: Any) -> Global:
         inner = owner.name.rpartition(".")[2]
         if name.isidentifier() and name[0].isupper() and inner[:1].isupper():
             return _named(owner.module, f"{owner.name}.{name}", {})
-    raise _Unsafe("builtins.getattr")
+    raise _Unsafe("call builtins.getattr")
 
 
 def _ordered(pairs: Any = (), *_: Any) -> dict[Any, Any]:

@@ -9,7 +9,7 @@ from regraft.formats._hdf5 import Hdf5, Hdf5Stored, dialect
 from regraft.formats._keras_store import Store
 from regraft.tensors import Stored
 
-EXTRA = "keras"
+EXTRA = ""
 SUFFIXES: tuple[str, ...] = ()
 
 
@@ -18,7 +18,7 @@ def sniff(sample: Sample) -> bool:
 
 
 def open(path: Path) -> Stored:
-    """Lists the weights. **Raises** `CorruptFile`, `UnsafeFile`, `MissingDependency`."""
+    """Lists the weights. **Raises** `CorruptFile`, `UnsafeFile`."""
     file = Hdf5(path, path.name, path.stat().st_size)
     try:
         store = Store(file, None)

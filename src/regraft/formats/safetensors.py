@@ -6,6 +6,7 @@ objects; the rules that are checked are those of the format's specification.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ SUFFIXES = (".safetensors",)
 
 # The library's own limit.
 _MAX_HEADER = 100_000_000
+_MAX_ENTRY = 1 << 16
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
     "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16",
@@ -36,7 +38,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-class _Entry(msgspec.Struct):
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
@@ -71,14 +73,7 @@ def open(path: Path) -> Stored:
         if 8 + length > size:
             raise _corrupt(path, f"a header of {length} bytes in a file of {size}")
         header = file.read(length)
-    raw = _header(path, header)
-    metadata = raw.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _corrupt(path, "__metadata__ that is not text by name")
-    try:
-        entries = msgspec.convert(raw, dict[str, _Entry])
-    except msgspec.ValidationError as error:
-        raise _corrupt(path, str(error)) from error
+    entries, metadata = _header(path, header)
     begin = 8 + length
     tensors: list[StoredTensor] = []
     end = 0
@@ -103,16 +98,34 @@ def open(path: Path) -> Stored:
     return _Safetensors(path, tensors, metadata)
 
 
-def _header(path: Path, header: bytes) -> dict[str, Any]:
+def _header(path: Path, header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """Tensors and metadata. Each entry is decoded by itself, into no more than a header needs."""
+    metadata: dict[str, str] = {}
+    entries: dict[str, _Entry] = {}
+    decode = msgspec.json.Decoder(_Entry).decode
+    name = ""
     try:
-        # msgspec keeps the last of two equal keys; the standard library can tell.
-        count = header.count(b'"data_offsets"')
-        raw = msgspec.json.decode(header, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _corrupt(path, f"a header that is no JSON object: {error}") from error
-    if count > len(raw):
-        raise _corrupt(path, "two tensors of one name")
-    return raw
+        for name, part in msgspec.json.decode(header, type=dict[str, msgspec.Raw]).items():
+            if name == "__metadata__":
+                metadata = msgspec.json.decode(part, type=dict[str, str])
+            elif len(bytes(part)) > _MAX_ENTRY:
+                raise CorruptFile(
+                    f"{path.name}, tensor {name!r}",
+                    found=f"{len(bytes(part))} bytes that describe it",
+                    expected=f"at most {_MAX_ENTRY}",
+                )
+            else:
+                entries[name] = decode(part)
+        # One parser keeps the first of two equal keys, the next the last.
+        json.loads(header, object_pairs_hook=_unique)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _corrupt(path, f"at {name[:80]!r}: {error}") from error
+    return entries, metadata
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("two values of one name")
 
 
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
