@@ -87,6 +87,8 @@ CODED: dict[str, tuple[int, int]] = {
     "qint8": (1, 1),
     "quint8": (1, 1),
     "qint32": (1, 4),
+    "quint4x2": (2, 1),
+    "quint2x4": (4, 1),
 }
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 
 # Python 2's names of modules.
-_MOVED = {
+MOVED = {
     "__builtin__": "builtins", "copy_reg": "copyreg", "cPickle": "pickle", "exceptions": "builtins",
 }  # fmt: skip
 
@@ -25,7 +25,7 @@ _STANDARD = {
     "builtins": "bool bytearray bytes complex dict float frozenset int list long object range set "
     "slice str tuple type unicode xrange Ellipsis NotImplemented Exception ArithmeticError "
     "AssertionError AttributeError KeyError IndexError LookupError NotImplementedError OSError "
-    "RuntimeError StopIteration TypeError ValueError",
+    "RuntimeError StopIteration TypeError ValueError getattr",  # of classes, see `_pickle`
     "collections": "ChainMap Counter OrderedDict UserDict UserList UserString defaultdict deque",
     "copyreg": "__newobj__ __newobj_ex__ _reconstructor",
     "_codecs": "encode",
@@ -80,12 +80,16 @@ _REFUSED = frozenset(
     numpy.core._ufunc_reconstruct numpy._core._ufunc_reconstruct
     """.split()  # noqa: SIM905  (a list of 80 literals would be harder to read)
 )
+# Of what is refused, what checkpoints do name: marks on a jagged tensor's axes.
+_NAMED = frozenset({"torch._dynamo.decorators._DimRange"})
 # Calls: a name; or a prefix, which ends with a dot or an underscore: of a module's classes, or of
 # functions.
 _CALLED = {
     "torch": """
     torch.Size torch.Tensor torch.device torch.storage.TypedStorage torch.storage.UntypedStorage
-    torch.serialization._get_layout torch._utils._rebuild_ torch._tensor._rebuild_from_type_v2
+    torch.serialization._get_layout torch._utils._rebuild_ torch._tensor._rebuild_from_type
+    torch._tensor._rebuild_from_type_v2 torch.tensor._rebuild_from_type
+    torch.tensor._rebuild_from_type_v2
     torch.nn. torch.optim. torch.ao. torch.quantization. torch.amp. torch.cuda.amp.
     torch.distributions. torch.utils.hooks. torch.nested. torch.distributed.tensor.
     torch.distributed._tensor. torch.distributed._shard. torch.distributed.device_mesh.
@@ -110,7 +114,7 @@ _REBUILDING = ("construct", "rebuild", "unpickle", "restore", "_new")
 
 def may_be_named(module: str, name: str) -> bool:
     """Whether a pickle of weights may mention `module.name`."""
-    module = _MOVED.get(module, module)
+    module = MOVED.get(module, module)
     if not (module.isprintable() and all(module.split("."))):
         return False
     *through, last = name.split(".")
@@ -118,13 +122,16 @@ def may_be_named(module: str, name: str) -> bool:
         return False
     if module.partition(".")[0] in _LIBRARY:
         return name in _STANDARD.get(module, "").split()
-    parts = f"{module}.{name}".split(".")
-    return not any(".".join(parts[:n]) in _REFUSED for n in range(1, len(parts) + 1))
+    path = f"{module}.{name}"
+    parts = path.split(".")
+    return path in _NAMED or not any(
+        ".".join(parts[:n]) in _REFUSED for n in range(1, len(parts) + 1)
+    )
 
 
 def may_be_called(module: str, name: str) -> bool:
     """Whether a name that may be mentioned is one of a constructor."""
-    module = _MOVED.get(module, module)
+    module = MOVED.get(module, module)
     root = module.partition(".")[0]
     if root in _LIBRARY:
         return True
