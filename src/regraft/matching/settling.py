@@ -16,7 +16,7 @@ from regraft.matching.flattening import Flat, variants
 from regraft.matching.layouts import Conversion, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.pairing import Pairing, fitting_leaves
-from regraft.operations import AnyOp, Cast, dtype_of
+from regraft.operations import AnyOp, Cast, Keep, dtype_of
 from regraft.plans import Alternative, Evidence, Graft, Spec, Undecided, kind_of
 from regraft.tensors import TensorInfo, numpy_dtype
 
@@ -61,7 +61,8 @@ def graft(
     ops = list(ops)
     made = dtype_of(ops, [numpy_dtype(source.dtype).name for source in sources])
     if target.dtype != made:
-        ops.append(Cast(target.dtype, sources[0].dtype if len(sources) == 1 else made))
+        end = len(ops) - 1 if ops and isinstance(ops[-1], Keep) else len(ops)
+        ops.insert(end, Cast(target.dtype, sources[0].dtype if len(sources) == 1 else made))
     names = tuple(source.name for source in sources)
     kind = kind_of(ops, parts=parts)
     return Graft(target.name, spec_of(target), kind, names, tuple(ops), tuple(evidence))
