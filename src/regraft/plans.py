@@ -60,10 +60,10 @@ class Graft(msgspec.Struct, frozen=True):
 
     `kind`: `copy` (the same bytes), `convert` (the same values in another layout, dtype or
     grouping, or merged from the parts they were stored in), `adapt` (values changed or dropped:
-    resized, sliced, some of them the model's own), `fresh` (the model keeps the values it was made with). A `convert` without
-    sources is a constant (the zero bias of a layer that has none in the source). `counter` marks
-    tensors that no output depends on (`num_batches_tracked`): they are never worth a word and not
-    listed as fresh.
+    resized, sliced, some of them the model's own), `fresh` (the model keeps the values it was made
+    with). A `convert` without sources is a constant (the zero bias of a layer that has none in the
+    source). `counter` marks tensors that no output depends on (`num_batches_tracked`): they are
+    never worth a word and not listed as fresh.
     """
 
     target: str

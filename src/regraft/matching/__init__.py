@@ -15,6 +15,7 @@ from regraft.matching import (
     composing,
     compression,
     keras_graph,
+    missing,
     rewrites,
     ruling,
     settling,
@@ -22,6 +23,7 @@ from regraft.matching import (
     values,
 )
 from regraft.matching.flattening import flattened
+from regraft.matching.leftovers import Leftovers
 from regraft.matching.modules import Leaf, Module, conventions_of, is_constant, modules_of, parts_of
 from regraft.matching.pairing import Pairer, fitting_leaves
 from regraft.matching.settling import Pair, Settled, graft, spec_of
@@ -70,21 +72,19 @@ def match(
         without(source, spoken_for), without(target, decided), read_source, ask_target
     )
     met = _Met(seen)
-    fitting, open_sizes = adapting.adapted(seen, met.sources, met.targets, met.pairings)
+    fitting, open_sizes = adapting.adapted(seen, met.sources, met.targets, met.left)
     if fitting is not seen:
         seen, met = fitting, _Met(fitting)
-    left = settling.take_pairings(met.pairings, state)
+    settling.take_pairings(met.pairings, state)
     settling.settle_layouts(
         state,
         flattened(source, all_sources) | flattened(seen.source.catalogue, met.sources),
         flattened(target, all_targets) | flattened(seen.target.catalogue, met.targets),
     )
     state.undecided |= open_sizes
-    left = [module for module in left if not _names(module) & open_sizes.keys()]
-    used = {id(module) for module in state.partners.values()}
-    offered = {n for u in state.undecided.values() for a in u.alternatives for n in a.sources}
-    unused = [m for m in met.sources if id(m) not in used and not _names(m) & offered]
-    settling.settle_missing(left, met.targets, unused, state, met.pairer.coverage)
+    missing.settle_missing(
+        met.left, met.targets, state, met.pairer.coverage, ordered=target.order != "sorted"
+    )
     composing.compose(state, seen)
     ties.settle_tied(target, state)
     ties.settle_heads(source, target, state)
@@ -103,6 +103,7 @@ class _Met:
         self.targets = modules_of(theirs, conventions_of(theirs))
         self.pairer = Pairer(ours, self.sources, theirs, self.targets)
         self.pairings = self.pairer.pairings()
+        self.left = Leftovers(self.sources, self.pairings)
 
 
 def _with_flow(catalogue: Catalogue) -> Catalogue:

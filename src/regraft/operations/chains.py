@@ -149,11 +149,16 @@ def dtype_of(ops: Sequence[Op], dtypes: Sequence[str]) -> str:
 
 
 def run(ops: Sequence[Op], arrays: Sequence[Array], own: Array | None = None) -> Array:
-    """Applies `ops` in turn; the last leaves one array. `own`: what the target holds, for `Keep`."""
+    """Applies `ops` in turn; the last leaves one array.
+
+    `own`: what the target holds, for `Keep`, which **raises** `TransferError` without it.
+    """
     state = tuple(arrays)
     for op in ops:
-        kept = isinstance(op, Keep)
-        state = tuple(op.over(array, own) for array in state) if kept else op.run(state)
+        if isinstance(op, Keep):
+            state = tuple(op.over(array, own) for array in state)
+        else:
+            state = op.run(state)
     (result,) = state
     return result
 

@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from regraft.matching.adapting import input_channels, positions, relative_positions, vocabularies
-from regraft.matching.adapting.leftovers import Change, Leftovers, Way
+from regraft.matching.adapting.changes import Change, Half, Situation, Way
 from regraft.matching.layouts import conversions
+from regraft.matching.leftovers import Leftovers
 from regraft.matching.modules import Leaf, Module
-from regraft.matching.pairing import Pairing
 from regraft.matching.rewrites import Views
 from regraft.matching.settling import alternative, graft, spec_of
 from regraft.matching.views import Expression, Rewrite, View
 from regraft.operations import AnyOp, Slice, infer
 from regraft.plans import Alternative, Undecided
 
-CASES: tuple[Callable[[Leftovers], Iterable[Change]], ...] = (
+CASES: tuple[Callable[[Situation], Iterable[Change]], ...] = (
     input_channels.find,
     positions.find,
     relative_positions.find,
@@ -35,27 +35,25 @@ CASES: tuple[Callable[[Leftovers], Iterable[Change]], ...] = (
 
 
 def adapted(
-    views: Views,
-    sources: Sequence[Module],
-    targets: Sequence[Module],
-    pairings: Iterable[Pairing],
+    views: Views, sources: Sequence[Module], targets: Sequence[Module], left: Leftovers
 ) -> tuple[Views, dict[str, Undecided]]:
     """The views in which left-over tensors have the sizes that are wanted, and what stays open.
 
     The same views where nothing is to be adapted.
     """
-    left = Leftovers(views, sources, targets, pairings)
-    changes = [change for find in CASES for change in find(left)]
+    ours, theirs = Half(views.source.catalogue, sources), Half(views.target.catalogue, targets)
+    situation = Situation(ours, theirs, left)
+    changes = [change for find in CASES for change in find(situation)]
     changes = [change for change in changes if _is_seen_as_stored(change, views)]
     open_ = {c.target.info.name: _question(c) for c in changes if len(c.ways) != 1 and c.reason}
     settled = _agreeing([change for change in changes if len(change.ways) == 1])
     if not settled:
         return views, open_
-    ours = list({c.source.info.name: _of_source(c) for c in settled if c.ways[0].ops}.values())
-    theirs = [_of_target(change) for change in settled if change.ways[0].keep]
+    downs = {c.source.info.name: _of_source(c) for c in settled if c.ways[0].ops}
+    ups = [_of_target(change) for change in settled if change.ways[0].keep]
 
     def both(source: View, target: View) -> tuple[View, View]:
-        return source.rewritten(ours), target.rewritten(theirs)
+        return source.rewritten(downs.values()), target.rewritten(ups)
 
     source, target = both(views.source, views.target)
     variants = tuple((label, *both(*sides)) for label, *sides in views.variants)

@@ -14,66 +14,53 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import ceil
 
-from regraft.matching.adapting.leftovers import Change, Half, Leftovers, Way
-from regraft.matching.layouts import conversions
+from regraft.matching.adapting.changes import Change, Half, Situation, Way
+from regraft.matching.layouts import entries_wanted
 from regraft.matching.modules import Leaf, Module, parts_of
 from regraft.operations import AnyOp, Scale, Slice, Sum, Tile
 
 _COLOURS = 3
 
 
-def find(left: Leftovers) -> Iterable[Change]:
+def find(situation: Situation) -> Iterable[Change]:
     def fits(source: Module, target: Module) -> bool:
         return (
             _axis(source, target) is not None
-            and _is_first(source, left.source)
-            and _is_first(target, left.target)
+            and _is_first(source, situation.source)
+            and _is_first(target, situation.target)
         )
 
-    for source, target in left.pairs(fits):
+    for source, target in situation.left.pairs(fits, _is_convolution):
         ours, theirs = source.leaves["kernel"], target.leaves["kernel"]
         axis = _axis(source, target)
         assert axis is not None  # as `fits` has found
-        yield Change(ours, theirs, (_way(axis, *_counts(ours, theirs, axis)),))
+        counts = ours.info.shape[axis], entries_wanted(ours, theirs, axis)
+        yield Change(ours, theirs, (_way(axis, *counts),))
+
+
+def _is_convolution(module: Module) -> bool:
+    kernel = module.leaves.get("kernel")
+    return kernel is not None and len(kernel.info.shape) > 2 and kernel.kind in ("", "plain")
 
 
 def _axis(source: Module, target: Module) -> int | None:
     """The axis of the source's kernel that holds input channels, where nothing else differs."""
-    ours, theirs = source.leaves.get("kernel"), target.leaves.get("kernel")
-    if not ours or not theirs or not _plain(ours) or not _plain(theirs):
-        return None
+    ours, theirs = source.leaves["kernel"], target.leaves["kernel"]
     axes = {"torch": (1,), "keras": (-2,), "jax": (-2,)}.get(ours.framework, (1, -2))
     found = [axis % len(ours.info.shape) for axis in axes if _fits_along(ours, theirs, axis)]
     return found[0] if len(found) == 1 else None
 
 
-def _plain(kernel: Leaf) -> bool:
-    return len(kernel.info.shape) > 2 and kernel.kind in ("", "plain")
-
-
 def _fits_along(ours: Leaf, theirs: Leaf, axis: int) -> bool:
-    before, after = _counts(ours, theirs, axis)
+    before, after = ours.info.shape[axis], entries_wanted(ours, theirs, axis)
     hidden = before > _COLOURS and before % _COLOURS == 0  # may be space moved to channels
-    return 0 < after != before and not hidden and bool(conversions(_with(ours, axis, after), theirs))
-
-
-def _counts(ours: Leaf, theirs: Leaf, axis: int) -> tuple[int, int]:
-    """Channels before and after; 0 where the sizes of both kernels do not allow for any."""
-    before = ours.info.shape[axis]
-    after, rest = divmod(theirs.info.size * before, ours.info.size)
-    return before, 0 if rest else after
-
-
-def _with(leaf: Leaf, axis: int, size: int) -> Leaf:
-    shape = list(leaf.info.shape)
-    shape[axis] = size
-    return Leaf(leaf.info._replace(shape=tuple(shape)), leaf.role, leaf.framework, leaf.kind)
+    return 0 < after != before and not hidden
 
 
 def _is_first(module: Module, half: Half) -> bool:
     """Whether data comes in here: by the graph, else by the order of definition; a side that
     tells neither is believed where it has as many channels as images have."""
-    catalogue = half.view.catalogue
+    catalogue = half.catalogue
     nodes = [n for n in catalogue.flow if n.owner and tuple(parts_of(n.owner)) == module.path]
     if nodes:
         return all(not node.inputs for node in nodes)

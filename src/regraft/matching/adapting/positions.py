@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable
 from math import isqrt, prod
 
-from regraft.matching.adapting.leftovers import Change, Leftovers, Way
+from regraft.matching.adapting.changes import Change, Half, Situation, Way, only
 from regraft.matching.adapting.vocabularies import is_vocabulary
 from regraft.matching.modules import Leaf, Module
 from regraft.operations import AnyOp, Concat, Each, Interpolate, Keep, Reshape, Slice
@@ -31,11 +31,10 @@ _NAMES = re.compile(r"(^|_)(wpe|pos|posemb|position|positions|positional|posembe
 _TOKENS_BEFORE = (0, 1, 2)
 
 
-def find(left: Leftovers) -> Iterable[Change]:
-    for source, target in left.pairs(_fits):
-        ours, theirs = _table(source), _table(target)
-        assert ours and theirs  # as `_fits` has found
-        yield _change(ours, theirs, _kind(target, left) or _kind(source, left))
+def find(situation: Situation) -> Iterable[Change]:
+    for source, target in situation.left.pairs(_fits, _is_table):
+        kind = _kind(target, situation.target) or _kind(source, situation.source)
+        yield _change(only(source), only(target), kind)
 
 
 def is_position(module: Module) -> bool:
@@ -46,11 +45,8 @@ def is_position(module: Module) -> bool:
     return any(map(_NAMES.search, told)) and not any("rel" in part for part in told)
 
 
-def _table(module: Module) -> Leaf | None:
-    """The one tensor of a layer of positions."""
-    leaves = list(module.leaves.values())
-    several = len(leaves) == 1 and len(_sizes(leaves[0])) > 1
-    return leaves[0] if several and is_position(module) else None
+def _is_table(module: Module) -> bool:
+    return len(module.leaves) == 1 and is_position(module) and len(_sizes(only(module))) in (2, 3)
 
 
 def _sizes(leaf: Leaf) -> tuple[int, ...]:
@@ -60,11 +56,8 @@ def _sizes(leaf: Leaf) -> tuple[int, ...]:
 
 
 def _fits(source: Module, target: Module) -> bool:
-    ours, theirs = _table(source), _table(target)
-    if not ours or not theirs:
-        return False
-    here, there = _sizes(ours), _sizes(theirs)
-    return len(here) == len(there) in (2, 3) and here != there and here[-1] == there[-1]
+    here, there = _sizes(only(source)), _sizes(only(target))
+    return len(here) == len(there) and here != there and here[-1] == there[-1]
 
 
 def _change(ours: Leaf, theirs: Leaf, kind: str) -> Change:
@@ -129,9 +122,8 @@ def _square(number: int) -> bool:
     return number > 0 and isqrt(number) ** 2 == number
 
 
-def _kind(module: Module, left: Leftovers) -> str:
+def _kind(module: Module, half: Half) -> str:
     """`grid` or `sequence`, as the nearest layers say that take in data; `""` where none does."""
-    half = left.target if any(module is m for m in left.target.modules) else left.source
     found: dict[str, int] = {}
     for other in half.modules:
         told = "sequence" if is_vocabulary(other) and not is_position(other) else _space(other)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from math import isqrt
 
-from regraft.matching.adapting.leftovers import Change, Leftovers, Way
+from regraft.matching.adapting.changes import Change, Situation, Way, only
 from regraft.matching.modules import Leaf, Module
 from regraft.operations import AnyOp, Concat, Each, Interpolate, Reshape, Slice
 
@@ -23,28 +23,23 @@ _NAMES = re.compile(r"^(relative_position_bias_table|rel_pos_bias|relative_posit
 _ROWS_BEHIND = (0, 3)
 
 
-def find(left: Leftovers) -> Iterable[Change]:
-    for source, target in left.pairs(_fits):
-        ours, theirs = _table(source), _table(target)
-        assert ours and theirs  # as `_fits` has found
+def find(situation: Situation) -> Iterable[Change]:
+    for source, target in situation.left.pairs(_fits, _is_table):
+        ours, theirs = only(source), only(target)
         way = _shown(ours, theirs) if len(ours.info.shape) == 3 else _flat(ours, theirs)
         reason = "relative positions of a window that is not square: its sides are not known"
         yield Change(ours, theirs, (way,) if way else (), reason)
 
 
-def _table(module: Module) -> Leaf | None:
-    leaves = list(module.leaves.values())
+def _is_table(module: Module) -> bool:
     named = any(_NAMES.match(part.lower()) for part in module.path[-2:])
-    return leaves[0] if len(leaves) == 1 and named else None
+    return named and len(module.leaves) == 1 and len(only(module).info.shape) in (2, 3)
 
 
 def _fits(source: Module, target: Module) -> bool:
-    ours, theirs = _table(source), _table(target)
-    if not ours or not theirs:
-        return False
-    here, there = ours.info.shape, theirs.info.shape
+    here, there = only(source).info.shape, only(target).info.shape
     heads = -1 if len(here) == 2 else 0
-    return len(here) == len(there) in (2, 3) and here != there and here[heads] == there[heads]
+    return len(here) == len(there) and here != there and here[heads] == there[heads]
 
 
 def _flat(ours: Leaf, theirs: Leaf) -> Way | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from regraft.matching.adapting.leftovers import Change, Leftovers, Way
+from regraft.matching.adapting.changes import Change, Situation, Way, only
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.projections import edge_of
 from regraft.operations import Keep, Slice
@@ -24,74 +24,66 @@ _OTHER_TABLES = re.compile(
 )
 
 
-def find(left: Leftovers) -> Iterable[Change]:
+def find(situation: Situation) -> Iterable[Change]:
     sizes: set[tuple[int, int]] = set()
-    for source, target in left.pairs(_tables_fit):
-        ours, theirs = _only(source), _only(target)
+    for source, target in situation.left.pairs(_tables_fit, _is_matrix):
+        ours, theirs = only(source), only(target)
         sizes.add((ours.info.shape[0], theirs.info.shape[0]))
         yield Change(ours, theirs, (_rows(ours, theirs, 0, 0),))
+    counts = {count for size in sizes for count in size}
+
+    def has_entries(module: Module) -> bool:
+        shapes = [leaf.info.shape for leaf in module.leaves.values()]
+        return not is_vocabulary(module) and all(counts & set(shape) for shape in shapes)
 
     def follows(source: Module, target: Module) -> bool:
-        return _table(target) is None and any(_entries(source, target, *size) for size in sizes)
+        return any(_entries(source, target, *size) for size in sizes)
 
-    for source, target in left.pairs(follows):
-        size = next(size for size in sizes if _entries(source, target, *size))
-        for role, (ours, theirs) in _entries(source, target, *size).items():
-            axes = ours.info.shape.index(size[0]), theirs.info.shape.index(size[1])
-            yield Change(ours, theirs, (_rows(ours, theirs, *axes),), role)
+    for source, target in situation.left.pairs(follows, has_entries):
+        before, after = next(size for size in sizes if _entries(source, target, *size))
+        for ours, theirs in _entries(source, target, before, after):
+            axes = ours.info.shape.index(before), theirs.info.shape.index(after)
+            yield Change(ours, theirs, (_rows(ours, theirs, *axes),))
 
 
 def is_vocabulary(module: Module) -> bool:
-    """Whether a layer is a table with a row for each token."""
-    return _table(module) is not None
+    """Whether a layer says that it is a table with a row for each token."""
+    if not _is_matrix(module):
+        return False
+    told = only(module).info.module == "Embedding" or only(module).role == "embedding"
+    return told or edge_of(module.path) == "tokens"
 
 
-def _table(module: Module) -> Leaf | None:
-    leaf = _only(module)
-    if len(module.leaves) > 1 or len(leaf.info.shape) != 2 or min(leaf.info.shape) < 2:
-        return None
-    if not module.path or _OTHER_TABLES.search(module.path[-1].lower()):
-        return None
-    told = leaf.info.module == "Embedding" or leaf.role == "embedding"
-    return leaf if told or edge_of(module.path) == "tokens" else None
+def _is_matrix(module: Module) -> bool:
+    """Whether a layer is one matrix, and no table of anything else."""
+    if len(module.leaves) != 1 or not module.path or _OTHER_TABLES.search(module.path[-1].lower()):
+        return False
+    return len(only(module).info.shape) == 2 and min(only(module).info.shape) > 1
 
 
 def _tables_fit(source: Module, target: Module) -> bool:
-    """One side says that it is a table; both have rows of one width."""
-    ours, theirs = _table(source), _table(target)
-    if not ours and not theirs:
-        return False
-    if not (ours or _may_be_table(source)) or not (theirs or _may_be_table(target)):
-        return False
-    (before, here), (after, there) = _only(source).info.shape, _only(target).info.shape
-    return here == there and before != after
+    """Whether one side says that it is a vocabulary, the other does not say that it is none, and
+    rows are of one width."""
+    ours, theirs = only(source), only(target)
+    said = is_vocabulary(source), is_vocabulary(target)
+    may_be = (said[0] or not ours.info.module) and (said[1] or not theirs.info.module)
+    (before, here), (after, there) = ours.info.shape, theirs.info.shape
+    return any(said) and may_be and here == there and before != after
 
 
-def _only(module: Module) -> Leaf:
-    return next(iter(module.leaves.values()))
-
-
-def _may_be_table(module: Module) -> bool:
-    """Whether nothing says that a matrix is anything else, as in a file without classes."""
-    plain = len(module.leaves) == 1 and "kernel" in module.leaves
-    return plain and not _only(module).info.module and len(_only(module).info.shape) == 2
-
-
-def _entries(
-    source: Module, target: Module, before: int, after: int
-) -> dict[str, tuple[Leaf, Leaf]]:
-    """Tensors by role in which one axis is the vocabulary on both sides and all else is equal."""
+def _entries(source: Module, target: Module, before: int, after: int) -> list[tuple[Leaf, Leaf]]:
+    """Tensors of one role, if in all of them one axis is the vocabulary and all else is equal."""
     if source.leaves.keys() != target.leaves.keys():
-        return {}
-    pairs = {role: (leaf, target.leaves[role]) for role, leaf in source.leaves.items()}
-    for ours, theirs in pairs.values():
+        return []
+    pairs = [(leaf, target.leaves[role]) for role, leaf in source.leaves.items()]
+    for ours, theirs in pairs:
         here, there = list(ours.info.shape), list(theirs.info.shape)
         if here.count(before) != 1 or there.count(after) != 1:
-            return {}
+            return []
         here.remove(before)
         there.remove(after)
         if here != there:
-            return {}
+            return []
     return pairs
 
 
