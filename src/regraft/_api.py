@@ -301,13 +301,14 @@ def convert(
     side = source_side(source, container or made.source.container or None)
     transfer.ready(made)
     made.check(side.catalogue)
-    if made.fresh:
+    lacking = [*made.fresh, *(name for name, graft in made.grafts.items() if graft.keeps)]
+    if lacking:
         raise IncompletePlan(
             str(path),
-            found=f"{len(made.fresh)} tensors for which the source has no values",
+            found=f"{len(lacking)} tensors for which the source has no values, or not all",
             expected="values for every tensor of a file",
             hint="load into a live model, which has values of its own, and rg.save it",
-            problems=made.fresh,
+            problems=lacking,
         )
     tensors, metadata = _through(made, side, progress)
     framework = made.target.framework
@@ -444,7 +445,8 @@ def diff(
 def pretrained(tuned: Given, base: Given) -> dict[str, Array]:
     """The weights as they were before training, by the tuned model's names and in its layout.
 
-    Tensors that were fresh have no pretrained values and are left out. **Raises** `FormatError`
+    Tensors that were fresh have no pretrained values and are left out; entries that a model added
+    to a pretrained tensor (rows of a vocabulary) are as they are now. **Raises** `FormatError`
     where `tuned` holds no lineage, `StalePlan` where `base` is not the file it speaks of.
     """
     after = source_side(tuned)
@@ -460,8 +462,11 @@ def pretrained(tuned: Given, base: Given) -> dict[str, Array]:
         if not graft.written:
             wrong.append(f"{name}: {', '.join(origin.sources)} is missing")
             continue
-        found[name] = transfer.make(made, graft, before.reader())
-        if transfer.fingerprint(found[name]) != origin.loaded_hash:
+        found[name] = transfer.make(
+            made, graft, before.reader(), lambda name: after.reader()(name, None)
+        )
+        # Entries that were the model's own from the start are not in the base.
+        if not graft.keeps and transfer.fingerprint(found[name]) != origin.loaded_hash:
             wrong.append(f"{name}: other values than were loaded")
     if wrong:
         raise StalePlan(

@@ -299,7 +299,9 @@ def diff_through(plan: Plan, base: Catalogue, read: Read, tuned: Catalogue, afte
 
     def before(name: str) -> Array | None:
         graft = plan.grafts.get(name)
-        return make(plan, graft, read) if graft and graft.written else None
+        # Entries that stayed as the model had them are no difference: the base has none of them.
+        own = lambda name: after(name, None)  # noqa: E731
+        return make(plan, graft, read, own) if graft and graft.written else None
 
     def origin(name: str) -> str | None:
         graft = plan.grafts.get(name)

@@ -16,7 +16,7 @@ import msgspec
 from regraft import operations
 from regraft.atomic import replacing
 from regraft.errors import PlanError, ShapeMismatch, StalePlan
-from regraft.operations import AnyOp, Op
+from regraft.operations import AnyOp, Keep, Op
 from regraft.rules import Rule
 from regraft.tensors import Catalogue
 
@@ -60,10 +60,10 @@ class Graft(msgspec.Struct, frozen=True):
 
     `kind`: `copy` (the same bytes), `convert` (the same values in another layout, dtype or
     grouping, or merged from the parts they were stored in), `adapt` (values changed or dropped:
-    resized, sliced), `fresh` (the model keeps the values it was made with). A `convert` without
-    sources is a constant (the zero bias of a layer that has none in the source). `counter` marks
-    tensors that no output depends on (`num_batches_tracked`): they are never worth a word and not
-    listed as fresh.
+    resized, sliced, some of them the model's own), `fresh` (the model keeps the values it was made
+    with). A `convert` without sources is a constant (the zero bias of a layer that has none in the
+    source). `counter` marks tensors that no output depends on (`num_batches_tracked`): they are
+    never worth a word and not listed as fresh.
     """
 
     target: str
@@ -78,6 +78,11 @@ class Graft(msgspec.Struct, frozen=True):
     def written(self) -> bool:
         """Whether a value is made for it."""
         return self.kind != "fresh"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether some entries stay as the target has them, so that a live target is needed."""
+        return any(isinstance(op, Keep) for op in self.ops)
 
 
 class Alternative(msgspec.Struct, frozen=True):

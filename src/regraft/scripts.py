@@ -11,13 +11,15 @@ _HEADER = '''"""Converts {source} into the tensors of {target}.
 
 Written by regraft; needs numpy only (and ml_dtypes where a dtype is bfloat16 or float8).
 `convert` takes a mapping of source names to arrays and returns the target's arrays by name.
-Not made here, because the plan keeps the model's own values: {fresh}.
+{own}Not made here, because the plan keeps the model's own values: {fresh}.
 """
 
 {imports}{helpers}
-def convert(source):
+def convert(source{argument}):
     target = {{}}
 '''
+
+_OWN = "`own` is a mapping of the model's present arrays, of which entries stay in: {}.\n"
 
 # What the steps with more than a line of arithmetic are called in the script, and their code.
 _HELPERS = {
@@ -31,6 +33,12 @@ def rope(x, axis, heads, to):
     split = (heads, -1, 2) if to == "half" else (heads, 2, -1)
     rows = np.arange(x.shape[axis]).reshape(split).swapaxes(1, 2).ravel()
     return np.take(x, rows, axis)
+""",
+    "keep": """
+def keep(x, axis, own):
+    whole = np.array(own)
+    whole[(slice(None),) * axis + (slice(0, x.shape[axis]),)] = x
+    return whole
 """,
     "resize": """
 def resize(x, axis, matrix):
@@ -100,7 +108,10 @@ def conversion_script(plan: Plan) -> str:
         for graft in plan.grafts.values()
         if graft.written
     ]
+    keeping = [graft.target for graft in plan.grafts.values() if graft.keeps]
     header = _HEADER.format(
+        own=_OWN.format(", ".join(keeping)) if keeping else "",
+        argument=", own" if keeping else "",
         source=plan.source.label,
         target=plan.target.label,
         fresh=", ".join(plan.fresh) or "nothing",
@@ -119,6 +130,11 @@ def _used(body: Iterable[str]) -> list[str]:
 
 def _made(graft: Graft, plan: Plan) -> str:
     values = [f"source[{name!r}]" for name in graft.sources]
+    if graft.keeps:
+        *before, last = graft.ops
+        assert isinstance(last, o.Keep)  # it is the last one wherever it is
+        made = _chain(before, values, plan.shapes_of(graft))
+        return f"keep({made}, {last.axis}, own[{graft.target!r}])"
     return _chain(graft.ops, values, plan.shapes_of(graft))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import xxhash
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from regraft.tensors import Array
 
 Progress = Callable[[str, int], None]
+# A target's present values by name.
+Own: TypeAlias = "Callable[[str], Array]"
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,22 @@ class Receipt:
         return "\n".join([*rows, *(f"  warning  {remark}" for remark in self.warnings)])
 
 
-def stream(plan: Plan, read: Read) -> Iterator[tuple[Graft, Array]]:
+def stream(plan: Plan, read: Read, own: Own | None = None) -> Iterator[tuple[Graft, Array]]:
     """Each graft that is written with its finished array; one at a time, slices pushed down."""
     for graft in plan.grafts.values():
         if graft.written:
-            yield graft, make(plan, graft, read)
+            yield graft, make(plan, graft, read, own)
 
 
-def make(plan: Plan, graft: Graft, read: Read) -> Array:
-    """The target's array of one graft, in the target's shape and dtype."""
+def make(plan: Plan, graft: Graft, read: Read, own: Own | None = None) -> Array:
+    """The target's array of one graft, in the target's shape and dtype.
+
+    `own` gives the target's values where some of them stay; **raises** `TransferError` where it
+    is needed and not there.
+    """
     ops, needed = operations.push_down(graft.ops, plan.shapes_of(graft))
     arrays = [read(name, part) for name, part in zip(graft.sources, needed, strict=True)]
-    return operations.run(ops, arrays)
+    return operations.run(ops, arrays, own(graft.target) if own and graft.keeps else None)
 
 
 def fingerprint(array: Array) -> str:
@@ -134,7 +140,7 @@ def apply(
     hashes: dict[str, str] = {}
     doubts: list[Remark] = []
     try:
-        for graft, array in stream(plan, read):
+        for graft, array in stream(plan, read, sink.read):
             doubts += _doubts(graft, array)
             before[graft.target] = sink.read(graft.target)
             sink.write(graft.target, array)

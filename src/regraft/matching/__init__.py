@@ -2,7 +2,8 @@
 
 `roles` and `modules` say what tensors are for, `layouts` how they convert; `names`, `order`,
 `dataflow` and `values` are the kinds of evidence; `pairing` adds them up and `assignment` finds
-the best one-to-one answer with margins; `settling` turns it into grafts and open questions.
+the best one-to-one answer with margins; `adapting` makes tensors of other sizes fit and lets them
+be paired once more; `settling` turns it into grafts and open questions.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from regraft.matching import (
+    adapting,
     composing,
     compression,
     keras_graph,
+    missing,
     rewrites,
     ruling,
     settling,
@@ -20,6 +23,7 @@ from regraft.matching import (
     values,
 )
 from regraft.matching.flattening import flattened
+from regraft.matching.leftovers import Leftovers
 from regraft.matching.modules import Leaf, Module, conventions_of, is_constant, modules_of, parts_of
 from regraft.matching.pairing import Pairer, fitting_leaves
 from regraft.matching.settling import Pair, Settled, graft, spec_of
@@ -67,26 +71,39 @@ def match(
     seen = rewrites.aligned(
         without(source, spoken_for), without(target, decided), read_source, ask_target
     )
-    ours, theirs = seen.source.catalogue, seen.target.catalogue
-    sources, targets = (modules_of(side, conventions_of(side)) for side in (ours, theirs))
-    pairer = Pairer(ours, sources, theirs, targets)
-    left = settling.take_pairings(pairer.pairings(), state)
+    met = _Met(seen)
+    fitting, open_sizes = adapting.adapted(seen, met.sources, met.targets, met.left)
+    if fitting is not seen:
+        seen, met = fitting, _Met(fitting)
+    settling.take_pairings(met.pairings, state)
     settling.settle_layouts(
         state,
-        flattened(source, all_sources) | flattened(ours, sources),
-        flattened(target, all_targets) | flattened(theirs, targets),
+        flattened(source, all_sources) | flattened(seen.source.catalogue, met.sources),
+        flattened(target, all_targets) | flattened(seen.target.catalogue, met.targets),
     )
-    used = {id(module) for module in state.partners.values()}
-    offered = {n for u in state.undecided.values() for a in u.alternatives for n in a.sources}
-    unused = [m for m in sources if id(m) not in used and not _names(m) & offered]
-    settling.settle_missing(left, targets, unused, state, pairer.coverage)
+    state.undecided |= open_sizes
+    missing.settle_missing(
+        met.left, met.targets, state, met.pairer.coverage, ordered=target.order != "sorted"
+    )
     composing.compose(state, seen)
     ties.settle_tied(target, state)
     ties.settle_heads(source, target, state)
     _settle_counters(source, target, state)
     if read_source and read_target:
         _settle_by_values(source, target, state, read_source, read_target)
-    return _plan(source, target, rules, state, left_alone, all_sources, pairer, read_source)
+    return _plan(source, target, rules, state, left_alone, all_sources, met.pairer, read_source)
+
+
+class _Met:
+    """The modules of two views, and how they pair."""
+
+    def __init__(self, views: rewrites.Views) -> None:
+        ours, theirs = views.source.catalogue, views.target.catalogue
+        self.sources = modules_of(ours, conventions_of(ours))
+        self.targets = modules_of(theirs, conventions_of(theirs))
+        self.pairer = Pairer(ours, self.sources, theirs, self.targets)
+        self.pairings = self.pairer.pairings()
+        self.left = Leftovers(self.sources, self.pairings)
 
 
 def _with_flow(catalogue: Catalogue) -> Catalogue:

@@ -125,7 +125,12 @@ def _graft(
         made[part] = composed(Expression(way.names, ops), source.made)
     shapes = {name: tensor.shape for name, tensor in source.stored.items()}
     whole = tidied(composed(held, made), shapes)
-    adapted = any(ways[part].kind == "adapt" for part in held.names)
+    adapted = any(
+        ways[part].kind == "adapt"
+        or part in target.adapted
+        or not source.adapted.isdisjoint(ways[part].names)
+        for part in held.names
+    )
     infos = [source.stored[name] for name in whole.names]
     return graft(info, infos, whole.ops, evidence, parts=not adapted)
 

@@ -15,6 +15,7 @@ Keras' `[*space, channels, multiplier]`; transposed convolution `[in, out, *spac
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -81,6 +82,17 @@ def conversions(source: Leaf, target: Leaf) -> tuple[Conversion, ...]:
     if prod(source.info.shape) != prod(target.info.shape) or not compatible(source, target):
         return ()
     return _between(_key(source), _key(target))
+
+
+def entries_wanted(source: Leaf, target: Leaf, axis: int) -> int:
+    """How many entries the source would need on `axis` to fit the target; 0: no number will do."""
+    shape = list(source.info.shape)
+    wanted, rest = divmod(target.info.size * shape[axis], max(1, source.info.size))
+    if rest or not wanted:
+        return 0
+    shape[axis] = wanted
+    resized = replace(source, info=source.info._replace(shape=tuple(shape)))
+    return wanted if conversions(resized, target) else 0
 
 
 _Key = tuple[Role, Shape, str, str]

@@ -42,6 +42,8 @@ cls class
 _CANONICAL = {
     word: line.split()[0] for line in _SYNONYMS.strip().splitlines() for word in line.split()
 }
+# From this share on, equal names are the rule.
+_NEARLY_ALL = 0.8
 # A wrapper may add this many parts before the names that both sides share.
 _MAX_PREFIX = 3
 
@@ -85,6 +87,22 @@ class Names:
             for a, b, shift in zip(source.numbers, target.numbers, shifts, strict=True)
         ]
         return 1.0 if all(agree) else 0.3 * sum(agree) / len(agree)
+
+    def strangers(self, source: Module, target: Module) -> bool:
+        """Whether nearly all layers have equal names, and these two not a word in common.
+
+        The file then speaks the model's own language: layers of one shape and of names that have
+        nothing to do with one another are different layers (a head and another head).
+        """
+        if not self._told or self.exact(source, target):
+            return False
+        a, b = _telling(source), _telling(target)
+        return bool(a and b) and a.isdisjoint(b)
+
+    @cached_property
+    def _told(self) -> bool:
+        fewer = min(len(self._sources), len(self._targets))
+        return len({target for _, target in self._exact}) > _NEARLY_ALL * fewer
 
     def _shift(self, source: Module, target: Module) -> tuple[int, ...] | None:
         """What to add to the source's numbers, place by place, to get the target's."""
@@ -160,6 +178,17 @@ def _average(wrapper: tuple[str, ...]) -> bool:
 def canonical_words(words: Iterable[str]) -> Iterator[str]:
     """Each word, or the one that stands for it and its synonyms."""
     return (_CANONICAL.get(word, word) for word in words)
+
+
+# Words that say what kind of layer it is, and not which one.
+_KINDS = frozenset({"conv", "norm", "dense", "block", "proj"})
+_HEADS = frozenset({"output", "final", "last", "top", "class", "classification", "logit", "preds"})
+
+
+def _telling(module: Module) -> frozenset[str]:
+    """Words that tell a layer from others; names for the last one are as good as one another."""
+    words = (word for word in canonical_words(module.words) if word not in _KINDS)
+    return frozenset("head" if word in _HEADS else word for word in words)
 
 
 def _canonical(module: Module) -> Counter[str]:

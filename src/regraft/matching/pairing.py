@@ -234,7 +234,7 @@ class Pairer:
         scores = np.full((len(targets), len(sources)), -np.inf)
         for row, target in enumerate(targets):
             for column, source in enumerate(sources):
-                if self._feasible(source, target):
+                if self._feasible(source, target) and not self._names.strangers(source, target):
                     reasons = self._evidence(source, target, sources, targets)
                     evidence[row, column] = reasons
                     scores[row, column] = sum(e.weight for e in reasons)

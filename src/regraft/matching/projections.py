@@ -69,9 +69,13 @@ def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
-    """Whether two layers say that they are different projections, or different ends of a model."""
+    """Whether two layers say that they are different projections, different ends of a model, or
+    parts of different heads."""
     a, b = projection_of(source), projection_of(target)
     if a and b and _SAME.get(a, a) != _SAME.get(b, b):
+        return True
+    a, b = _head_of(source), _head_of(target)
+    if a and b and a != b:
         return True
     a, b = edge_of(source), edge_of(target)
     return bool(a and b) and a != b and {a, b} != {"last norm", "final norm"}
@@ -96,6 +100,22 @@ def edge_of(path: tuple[str, ...]) -> str:
     say."""
     last = path[-1].lower() if len(path) < 4 and path else ""
     return next((edge for edge, pattern in _EDGES if pattern.search(last)), "")
+
+
+# What stands behind a language model's body. All of them have dense layers as wide as the body.
+_HEADS = (
+    ("pooler", re.compile(r"^pool(er|ed)(_\w+)?$")),
+    ("masked words", re.compile(r"^(predictions|lm_head|mlm\w*|masked_lm\w*|vocab_\w+|"
+                                r"generator_\w+)$")),
+    ("next sentence", re.compile(r"^(seq_relationship|nsp\w*|next_sentence\w*)$")),
+    ("classifier", re.compile(r"^(classifier|pre_classifier|classification_head|qa_outputs)$")),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def _head_of(path: tuple[str, ...]) -> str:
+    parts = [part.lower() for part in path]
+    return next((head for head, pattern in _HEADS if any(map(pattern.match, parts))), "")
 
 
 # In LLaMA's first code w1 is the gate and w3 what it gates.

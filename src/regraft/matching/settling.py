@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import NamedTuple
 
 from regraft.matching.flattening import Flat, variants
 from regraft.matching.layouts import Conversion, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.pairing import Pairing, fitting_leaves
-from regraft.operations import AnyOp, Cast, dtype_of
+from regraft.operations import AnyOp, Cast, Keep, dtype_of
 from regraft.plans import Alternative, Evidence, Graft, Spec, Undecided, kind_of
 from regraft.tensors import TensorInfo, numpy_dtype
 
@@ -61,23 +60,20 @@ def graft(
     ops = list(ops)
     made = dtype_of(ops, [numpy_dtype(source.dtype).name for source in sources])
     if target.dtype != made:
-        ops.append(Cast(target.dtype, sources[0].dtype if len(sources) == 1 else made))
+        end = len(ops) - 1 if ops and isinstance(ops[-1], Keep) else len(ops)
+        ops.insert(end, Cast(target.dtype, sources[0].dtype if len(sources) == 1 else made))
     names = tuple(source.name for source in sources)
     kind = kind_of(ops, parts=parts)
     return Graft(target.name, spec_of(target), kind, names, tuple(ops), tuple(evidence))
 
 
-def take_pairings(pairings: Iterable[Pairing], state: Settled) -> list[Module]:
-    """Sorts pairings into pairs of tensors and undecided ones; returns target modules left over."""
-    left: list[Module] = []
+def take_pairings(pairings: Iterable[Pairing], state: Settled) -> None:
+    """Sorts pairings into pairs of tensors and undecided ones; what nothing fits is left."""
     for number, pairing in enumerate(pairings):
-        if not pairing.candidates:
-            left.append(pairing.target)
-        elif pairing.settled:
+        if pairing.settled:
             _take_settled(pairing, state)
-        else:
+        elif pairing.candidates:
             _take_open(pairing, state, f"layers {number}")
-    return left
 
 
 def _take_settled(pairing: Pairing, state: Settled) -> None:
@@ -201,44 +197,3 @@ def _layout_evidence(conversion: Conversion, pair: Pair, possible: int) -> Evide
         else f"{_label(conversion)}, as the kernels of this file that are not square: {ops}"
     )
     return Evidence("role", 0.0, why)
-
-
-def settle_missing(
-    left: Sequence[Module],
-    targets: Sequence[Module],
-    unused: Sequence[Module],
-    state: Settled,
-    coverage: float,
-) -> None:
-    """Target modules that nothing fits: fresh where that is what a person would say.
-
-    Fresh are the layers at the model's end (a head), and any layer once every source layer has
-    found its place. All else is undecided: it may be served in a way that is not known yet.
-    """
-    missing = {id(module) for module in left}
-    tail = {id(m) for m in takewhile(lambda m: id(m) in missing, reversed(targets))}
-    believable = coverage >= 0.5 and len(missing) < len(targets)
-    for module in left:
-        head, nothing_left = id(module) in tail, not unused
-        if believable and (head or nothing_left):
-            why = (
-                "no source layer has this role and shape; a head at the model's end"
-                if head
-                else "every source layer has its place; this one is the model's own"
-            )
-            for leaf in module.leaves.values():
-                state.grafts[leaf.info.name] = Graft(
-                    leaf.info.name,
-                    spec_of(leaf.info),
-                    "fresh",
-                    evidence=(Evidence("shape", 1.0, why),),
-                )
-            continue
-        reason = "no source layer has this role and shape"
-        if unused:
-            reason += f"; {len(unused)} source layers are unused, e.g. {unused[0].name}"
-        for leaf in module.leaves.values():
-            rule = f"rg.fresh({leaf.info.name!r})"
-            state.undecided[leaf.info.name] = Undecided(
-                spec_of(leaf.info), reason, (Alternative((), (), 0.0, rule),)
-            )

@@ -61,6 +61,6 @@ def equal_alternatives(
     equal: list[int] = []
     for index, alternative in enumerate(alternatives):
         arrays = [read_source(name, None) for name in alternative.sources]
-        if np.array_equal(operations.run(alternative.ops, arrays), held):
+        if np.array_equal(operations.run(alternative.ops, arrays, held), held):
             equal.append(index)
     return equal

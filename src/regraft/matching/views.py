@@ -36,6 +36,7 @@ class Rewrite(NamedTuple):
       tensor that is not in `up` keeps the values it has (a LoRA factor beside the merged weight).
     - `text`: what this is, for people.
     - `owners`: layers of the dataflow that other ones stand for now, none where one is left out.
+    - `adapts`: whether values are dropped, mixed or left to the target (`adapting`).
     """
 
     old: tuple[TensorInfo, ...]
@@ -44,6 +45,7 @@ class Rewrite(NamedTuple):
     up: Mapping[str, Expression]
     text: str
     owners: Mapping[str, tuple[str, ...]] = {}
+    adapts: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class View:
     - `catalogue`: what matching sees. `stored`: the catalogue as it is.
     - `made`: each seen tensor from stored ones. `held`: each stored tensor from seen ones.
     - `reasons`: for seen and for stored tensors that a rewrite touched, what it was.
+    - `adapted`: seen tensors whose values are not all, or not only, those of stored ones.
     """
 
     catalogue: Catalogue
@@ -62,6 +65,7 @@ class View:
     reasons: Mapping[str, tuple[Evidence, ...]] = field(
         default_factory=dict[str, tuple[Evidence, ...]]
     )
+    adapted: frozenset[str] = frozenset()
 
     @classmethod
     def plain(cls, catalogue: Catalogue) -> View:
@@ -101,6 +105,7 @@ class View:
             made=made,
             held=held,
             reasons=reasons,
+            adapted=self.adapted | {info.name for r in rewrites if r.adapts for info in r.new},
         )
 
 

@@ -11,6 +11,8 @@ Most treat every tensor of the tuple alike; those of `joining` and `merging` mak
   no Op) and the slices of each input, so that running it on the sliced inputs equals slicing
   what the whole inputs would have given. `None` where all of the inputs are needed.
 
+`Keep` alone needs the target's own values, which `run` hands it.
+
 `layout` moves values, `joining` puts tensors together and takes them apart, `adapting` fits them to
 another size, `merging` computes a weight that was stored in parts, `chains` runs, infers and
 inverts operations one after another.
@@ -25,6 +27,7 @@ from regraft.operations._base import (
 )
 from regraft.operations.adapting import (
     Interpolate,
+    Keep,
     Pad,
     Scale,
     Sum,
@@ -81,6 +84,7 @@ __all__ = [
     "FoldScale",
     "FoldShift",
     "Interpolate",
+    "Keep",
     "LowRank",
     "Multiply",
     "Norm",

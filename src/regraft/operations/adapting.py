@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from regraft.errors import TransferError
 from regraft.operations._base import Op, Pushed, Shape, Shapes, wrong
 from regraft.operations.joining import Slice
 
@@ -37,8 +38,50 @@ class Pad(Op, frozen=True):
         return Slice(self.axis, self.before, self.before + shapes[index][self.axis])
 
     @property
-    def exact(self) -> bool:
-        return False
+    def adapts(self) -> bool:
+        return True
+
+
+class Keep(Op, frozen=True):
+    """Grows `axis` to `size` entries; the new ones, at its end, stay as the target has them.
+
+    The last operation of a chain, as the one that needs the target's own values (`over`). It is
+    how rows of a vocabulary are added: nothing is made up for what the source does not have.
+    """
+
+    axis: int
+    size: int
+
+    def infer_one(self, shape: Shape) -> Shape:
+        if not self.axis < len(shape) or not shape[self.axis] < self.size:
+            raise wrong(self, shape, f"fewer than {self.size} entries on axis {self.axis}")
+        return (*shape[: self.axis], self.size, *shape[self.axis + 1 :])
+
+    def run_one(self, array: Array) -> Array:
+        return self.over(array, None)
+
+    def over(self, array: Array, own: Array | None) -> Array:
+        """The target's `own` values with `array` in the place of the first entries."""
+        shape = self.infer_one(array.shape)
+        if own is None or own.shape != shape:
+            raise TransferError(
+                str(self),
+                found="no values of the model's own" if own is None or not own.size
+                else f"the model's own values in shape {own.shape}",
+                expected=f"a live model's values in shape {shape}, of which the last "
+                f"{self.size - array.shape[self.axis]} on axis {self.axis} stay",
+                hint="load into a model with values, or pin the tensor with rg.ops.Pad",
+            )  # fmt: skip
+        whole = own.copy()
+        whole[(slice(None),) * self.axis + (slice(0, array.shape[self.axis]),)] = array
+        return whole
+
+    def inverse(self, shapes: Shapes, index: int = 0) -> Op:
+        return Slice(self.axis, 0, shapes[index][self.axis])
+
+    @property
+    def adapts(self) -> bool:
+        return True
 
 
 class Sum(Op, frozen=True):
@@ -55,8 +98,8 @@ class Sum(Op, frozen=True):
         return np.asarray(np.sum(array, axis=self.axis, keepdims=True, dtype=array.dtype))
 
     @property
-    def exact(self) -> bool:
-        return False
+    def adapts(self) -> bool:
+        return True
 
 
 class Interpolate(Op, frozen=True):
@@ -64,12 +107,15 @@ class Interpolate(Op, frozen=True):
 
     `bicubic` is Keys' cubic with a = -0.5 where `antialias` widens it on the way down (as
     torchvision, PIL and timm do for position embeddings) and a = -0.75 where it does not;
-    `bilinear` is the triangle. Computed in float64, returned in the input's dtype.
+    `bilinear` is the triangle. `geometric` is for tables of relative positions, of odd sizes: the
+    entries around the middle, near distances, stay near where they are, and the steps between
+    them grow geometrically outwards until the old table spans the new one; linear in between (BEiT,
+    and timm's `resize_rel_pos_bias_table`). Computed in float64, returned in the input's dtype.
     """
 
     axes: tuple[int, ...]
     sizes: tuple[int, ...]
-    method: Literal["bicubic", "bilinear"] = "bicubic"
+    method: Literal["bicubic", "bilinear", "geometric"] = "bicubic"
     antialias: bool = True
 
     def infer_one(self, shape: Shape) -> Shape:
@@ -87,6 +133,8 @@ class Interpolate(Op, frozen=True):
 
     def weights(self, before: int, after: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
         """A matrix (after, before); rows sum to 1. Outside samples are clamped to the edge."""
+        if self.method == "geometric":
+            return _geometric(before, after)
         scale = before / after
         stretch = max(scale, 1.0) if self.antialias else 1.0
         cubic_a = -0.5 if self.antialias else -0.75
@@ -111,8 +159,23 @@ class Interpolate(Op, frozen=True):
         return 0.0
 
     @property
-    def exact(self) -> bool:
-        return False
+    def adapts(self) -> bool:
+        return True
+
+
+def _geometric(before: int, after: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Linear weights of entries at distances 0, ±1, ±(1 + q), ±(1 + q + q²) … from the middle, with
+    the q between 1.01 and 1.5 at which the outermost is at half of `after`, as near as it gets."""
+    low, high = 1.01, 1.5
+    ratio = high
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        beyond = (1 - ratio ** (before // 2)) / (1 - ratio) > after // 2
+        low, high = (low, ratio) if beyond else (ratio, high)
+    steps = np.cumsum(ratio ** np.arange(before // 2))
+    places = np.concatenate([-steps[::-1], [0.0], steps])
+    wanted = np.arange(after) - after // 2
+    return np.stack([np.interp(wanted, places, row) for row in np.eye(before)], axis=1)
 
 
 class Tile(Op, frozen=True):

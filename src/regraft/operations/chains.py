@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from regraft.errors import ShapeMismatch
 from regraft.operations._base import Op, Pushed, Shape, Shapes, whole, wrong
-from regraft.operations.adapting import Interpolate, Pad, Scale, Sum, Take, Tile
+from regraft.operations.adapting import Interpolate, Keep, Pad, Scale, Sum, Take, Tile
 from regraft.operations.joining import Concat, Slice, Stack, Unstack
 from regraft.operations.layout import Blocks, Cast, Flip, Reshape, Rope, Transpose
 from regraft.operations.merging import (
@@ -97,6 +97,7 @@ AnyOp: TypeAlias = (
     | Unstack
     | Slice
     | Pad
+    | Keep
     | Flip
     | Blocks
     | Rope
@@ -147,11 +148,17 @@ def dtype_of(ops: Sequence[Op], dtypes: Sequence[str]) -> str:
     return state[0]
 
 
-def run(ops: Sequence[Op], arrays: Sequence[Array]) -> Array:
-    """Applies `ops` in turn; the last leaves one array."""
+def run(ops: Sequence[Op], arrays: Sequence[Array], own: Array | None = None) -> Array:
+    """Applies `ops` in turn; the last leaves one array.
+
+    `own`: what the target holds, for `Keep`, which **raises** `TransferError` without it.
+    """
     state = tuple(arrays)
     for op in ops:
-        state = op.run(state)
+        if isinstance(op, Keep):
+            state = tuple(op.over(array, own) for array in state)
+        else:
+            state = op.run(state)
     (result,) = state
     return result
 

@@ -1,0 +1,150 @@
+"""What pairing left over on both sides, and which of it belongs together.
+
+Sizes do not agree here, so it is names and places that must: equal names under the prefixes that
+the settled layers have; the same end of a model by name (`tokens`, `position`, `head`); containers
+that hold settled counterparts. Each kind of evidence narrows down the candidates of the one before;
+a layer has a partner only where one is left, and where nobody else wants that one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+from regraft.matching.modules import Module
+from regraft.matching.pairing import Pairing
+from regraft.matching.projections import at_odds, edge_of
+
+Path = tuple[str, ...]
+# From this share on, what holds for settled layers is taken to hold for the others.
+_NEARLY_ALL = 0.8
+
+
+class Leftovers:
+    """The modules without a counterpart: `targets` that nothing fits, `sources` not used.
+
+    `partners`: the settled pairs, source first.
+    """
+
+    def __init__(self, sources: Sequence[Module], pairings: Iterable[Pairing]) -> None:
+        self.targets: list[Module] = []
+        self.partners: list[tuple[Module, Module]] = []
+        used: set[int] = set()
+        for pairing in pairings:
+            used |= {id(candidate.source) for candidate in pairing.candidates}
+            if not pairing.candidates:
+                self.targets.append(pairing.target)
+            elif pairing.settled:
+                self.partners.append((pairing.candidates[0].source, pairing.target))
+        self.sources = [module for module in sources if id(module) not in used]
+
+    def pairs(
+        self, fits: Callable[[Module, Module], bool], among: Callable[[Module], bool]
+    ) -> list[tuple[Module, Module]]:
+        """Left-over layers that `fits` allows and that belong together, source first; of those
+        that `among` chooses on either side."""
+        sources = [module for module in self.sources if among(module)]
+        chosen: list[tuple[Module, Module]] = []
+        for target in (module for module in self.targets if among(module)):
+            candidates = [
+                s for s in sources if fits(s, target) and not at_odds(s.path, target.path)
+            ]
+            source = self._narrowed(target, candidates)
+            if source is not None:
+                chosen.append((source, target))
+        wanted = Counter(id(source) for source, _ in chosen)
+        return [(source, target) for source, target in chosen if wanted[id(source)] == 1]
+
+    def _narrowed(self, target: Module, candidates: Sequence[Module]) -> Module | None:
+        for agree in (self._same_name, _same_edge, self._same_container):
+            if len(candidates) > 1:
+                candidates = [c for c in candidates if agree(c, target)] or candidates
+        return candidates[0] if len(candidates) == 1 else None
+
+    # Names
+
+    def called_like(self, target: Module) -> list[Module]:
+        """Left-over sources whose paths are equal, or differ by prefixes as those of settled layers
+        do."""
+        same = self._by_last_part.get(target.path[-1:], ())
+        return [source for source in same if self._same_name(source, target)]
+
+    def _same_name(self, source: Module, target: Module) -> bool:
+        here, there, shared = _prefixes(source.path, target.path)
+        return bool(shared) and (here == there == () or self._wrappers[here, there] > 0)
+
+    @cached_property
+    def _by_last_part(self) -> dict[Path, list[Module]]:
+        return _grouped((source.path[-1:], source) for source in self.sources)
+
+    @cached_property
+    def same_naming(self) -> bool:
+        """Whether one pair of prefixes explains the names of nearly all settled layers."""
+        most = max(self._wrappers.values(), default=0)
+        return most >= 3 and most >= _NEARLY_ALL * len(self.partners)
+
+    @cached_property
+    def _wrappers(self) -> Counter[tuple[Path, Path]]:
+        """Pairs of prefixes before the part that names of settled layers share."""
+        found = (_prefixes(source.path, target.path) for source, target in self.partners)
+        return Counter((here, there) for here, there, shared in found if shared)
+
+    # Places
+
+    def has_neighbours(self, target: Module) -> bool:
+        """Whether a source is left over where the layers around the target have their partners."""
+        around = self._counterpart_of_container(target)
+        return around in self._containers
+
+    def _same_container(self, source: Module, target: Module) -> bool:
+        around = self._counterpart_of_container(target)
+        return bool(around) and source.path[: len(around)] == around
+
+    def _counterpart_of_container(self, target: Module) -> Path:
+        """What holds the partners of the settled layers that are nearest to the target."""
+        for cut in range(len(target.path) - 1, 0, -1):
+            partners = self._partners_in.get(target.path[:cut])
+            if partners:
+                return _common_start([module.path for module in partners])
+        return ()
+
+    @cached_property
+    def _partners_in(self) -> dict[Path, list[Module]]:
+        return _grouped(
+            (target.path[:cut], source)
+            for source, target in self.partners
+            for cut in range(1, len(target.path))
+        )
+
+    @cached_property
+    def _containers(self) -> set[Path]:
+        return {s.path[:cut] for s in self.sources for cut in range(1, len(s.path))}
+
+
+def _same_edge(source: Module, target: Module) -> bool:
+    return edge_of(source.path) == edge_of(target.path) != ""
+
+
+def _grouped(items: Iterable[tuple[Path, Module]]) -> dict[Path, list[Module]]:
+    found: dict[Path, list[Module]] = defaultdict(list)
+    for path, module in items:
+        found[path].append(module)
+    return found
+
+
+def _prefixes(source: Path, target: Path) -> tuple[Path, Path, Path]:
+    """Both paths without the end that they share, and that end."""
+    shared = 0
+    while shared < min(len(source), len(target)) and source[-1 - shared] == target[-1 - shared]:
+        shared += 1
+    rest = len(source) - shared, len(target) - shared
+    return source[: rest[0]], target[: rest[1]], source[rest[0] :]
+
+
+def _common_start(paths: Sequence[Path]) -> Path:
+    first, last = min(paths), max(paths)
+    same = 0
+    while same < min(len(first), len(last)) and first[same] == last[same]:
+        same += 1
+    return first[:same]
