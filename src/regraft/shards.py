@@ -13,14 +13,14 @@ from regraft.locations import is_local
 from regraft.tensors import Stored
 
 # `model.safetensors.index.json`; of a variant also `model.safetensors.index.fp16.json`.
-INDEX = re.compile(r"(?P<file>.+)\.index(?:\.(?P<variant>\w+))?\.json")
+INDEX = r"(?P<file>.+)\.index(?:\.(?P<variant>\w+))?\.json"
 _MAX_INDEX = 1 << 28
 _AT_ONCE = 8
 
 
 def is_index(path: Path) -> bool:
     """Whether a file's name says that it tells in which shard each tensor is."""
-    return INDEX.fullmatch(path.name) is not None
+    return re.fullmatch(INDEX, path.name) is not None
 
 
 def weight_map(index: Path) -> dict[str, str]:
