@@ -6,12 +6,12 @@ This and `_sides` are the only rooms that see both formats and targets.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft import checkpoints, lineage, matching, targets, transfer
+from regraft import checkpoints, keras_layout, lineage, matching, targets, transfer
 from regraft._sides import Given, Side, source_side, target_side
 from regraft.checkpoints import Checkpoint
 from regraft.errors import (
@@ -36,6 +36,8 @@ from regraft.verification import verify as compare_outputs
 if TYPE_CHECKING:
     from regraft.tensors import Array, Sink
 
+# Metadata that stays true of the same tensors in another file.
+_KEPT = (lineage.KEY, keras_layout.KEY)
 Rules = Iterable[Rule] | str | os.PathLike[str]
 
 
@@ -80,6 +82,7 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
         read_source=ours.read,
         # A live model's present values are no evidence: it was just made.
         read_target=theirs.read if theirs.model is None else None,
+        ask_target=_asking(theirs) if theirs.model is not None and theirs.read else None,
     )
     if theirs.notes:
         remarks = [Remark("target", theirs.catalogue.label, note) for note in theirs.notes]
@@ -89,12 +92,18 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
     sink = theirs.sink()
 
     def run(candidate: Plan) -> Report:
-        names = [g.target for g in candidate.grafts.values() if g.sources]
+        names = [g.target for g in candidate.grafts.values() if g.written]
         with transfer.kept(sink, names):
             transfer.apply(candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink)
             return _compared(sink, probe)
 
     return settle(made, run)
+
+
+def _asking(side: Side) -> Callable[[Sequence[tuple[str, str]]], tuple[str, int] | None] | None:
+    """The experiment that tells a live model's rotary layout, where its target has one."""
+    experiment = getattr(targets.find(side.model), "rotary", None)
+    return None if experiment is None else lambda names: experiment(side.model, names)
 
 
 def _replace(made: Plan, **changes: Any) -> Plan:
@@ -146,7 +155,7 @@ def _apply(
     progress: Progress | None,
 ) -> Receipt:
     sink = theirs.sink()
-    writes = [g.target for g in made.grafts.values() if g.sources] if probe else []
+    writes = [g.target for g in made.grafts.values() if g.written] if probe else []
     before = {name: sink.read(name) for name in writes}
     receipt = transfer.apply(
         made,
@@ -282,8 +291,7 @@ def convert(
     if plan is None:
         side = source_side(source, container)
         read = side.reader()
-        kept = dict(side.catalogue.metadata)
-        kept = {key: value for key, value in kept.items() if key == lineage.KEY}
+        kept = {k: v for k, v in side.catalogue.metadata.items() if k in _KEPT}
         items = ((info, _reading(read, info, progress)) for info in side.catalogue.values())
         framework = side.catalogue.framework
         return checkpoints.write(
@@ -329,13 +337,13 @@ def _through(
 
     def get(name: str, _: object = None) -> Array:
         graft = made.grafts[name]
-        if graft.sources:
+        if graft.written:
             return transfer.make(made, graft, read)
         import numpy as np
 
         return np.zeros(graft.spec.shape, graft.spec.dtype)  # a counter, which starts at 0
 
-    hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.sources}
+    hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.written}
     digest = checkpoints.content_hash(side.path) if side.path else ""
     parent = side.catalogue.metadata.get(lineage.KEY, "")
     receipt = Receipt(made, None, hashes, made.warnings, source_hash=digest, parent=parent)
@@ -373,7 +381,7 @@ def save(
     side = target_side(model)
     read = side.reader()
     infos = list(side.catalogue.values())
-    metadata: dict[str, str] = {}
+    metadata = {k: v for k, v in side.catalogue.metadata.items() if k == keras_layout.KEY}
     if receipt is not None:
         alien = [name for name in receipt.hashes if name not in side.catalogue]
         if alien:
@@ -385,7 +393,7 @@ def save(
             )
         arrays = ((info.name, read(info.name, None)) for info in infos)
         told = lineage.describe(receipt, arrays, trained=trained, training=training)
-        metadata = lineage.encode(told)
+        metadata |= lineage.encode(told)
     items = ((info, _reading(read, info, None)) for info in infos)
     framework = side.catalogue.framework
     return checkpoints.write(
@@ -446,10 +454,10 @@ def pretrained(tuned: Given, base: Given) -> dict[str, Array]:
     found: dict[str, Array] = {}
     wrong: list[str] = []
     for name, origin in told.tensors.items():
-        if not origin.sources:
+        if origin.kind == "fresh":
             continue
         graft = made.grafts[name]
-        if not graft.sources:
+        if not graft.written:
             wrong.append(f"{name}: {', '.join(origin.sources)} is missing")
             continue
         found[name] = transfer.make(made, graft, before.reader())

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft import containers, folders, locations, registry, shards
+from regraft import containers, folders, locations, shards
 from regraft.errors import CorruptFile, FormatError
 from regraft.folders import Found
 from regraft.tensors import Catalogue, Stored, StoredTensor, TensorInfo
@@ -31,6 +31,7 @@ class Checkpoint(Catalogue):
     - `path`, `format`: where from.
     - `container`: the part of the file that was chosen, `""` for its root.
     - `containers`: the parts that could be chosen, with their numbers of tensors.
+    - `choice`: how the chosen part was found, and what of it was left out.
     """
 
     def __init__(self, found: Found, stored: list[Stored], container: str | None) -> None:
@@ -41,7 +42,7 @@ class Checkpoint(Catalogue):
         listed = [(part, tensor) for part in stored for tensor in part.tensors]
         tree = containers.Tree(tensor.path for _, tensor in listed)
         self.containers = tree.containers()
-        chosen = (
+        self.choice = chosen = (
             containers.chosen(tree)
             if container is None
             else containers.asked(path.name, tree, container)
@@ -64,11 +65,7 @@ class Checkpoint(Catalogue):
                 )
             names[path_in_file] = name
             self._places[name] = place
-            infos.append(
-                TensorInfo(
-                    name, tensor.shape, tensor.dtype, tensor.module, tensor.role, tensor.kind
-                )
-            )
+            infos.append(TensorInfo(name, tensor.shape, tensor.dtype, *tensor[4:]))
         ties = (group for part in stored for group in part.ties)
         super().__init__(
             infos,
@@ -82,6 +79,7 @@ class Checkpoint(Catalogue):
                 **{k: v for part in stored for k, v in part.metadata.items()},
             },
             notes=[*found.notes, *chosen.notes, *(note for part in stored for note in part.notes)],
+            flow=stored[0].flow if len(stored) == 1 else (),
         )
 
     def read(self, name: str, slices: Slices | None = None) -> Array:
@@ -136,10 +134,7 @@ def open(path: str | os.PathLike[str], *, container: str | None = None) -> Check
     or `FormatError` where the path or the container does not exist.
     """
     found = folders.found(locations.where(path))
-    where = found.path
-    stored = (
-        shards.opened(where) if shards.is_index(where) else [registry.format_of(where).open(where)]
-    )
+    stored = shards.opened(found.path)
     try:
         return Checkpoint(found, stored, container)
     except BaseException:
@@ -149,21 +144,22 @@ def open(path: str | os.PathLike[str], *, container: str | None = None) -> Check
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file, streamed; of an index or a folder, over the hashes of its files."""
+    """sha256 of a file, streamed; of shards or a folder, over the hashes of the files."""
     import hashlib
 
     where = folders.found(locations.where(path)).path
-    if shards.is_index(where):
-        names = sorted(set(shards.weight_map(where).values()))
-        parts = [(name, shards.inside(where, name)) for name in names]
-    elif where.is_dir():
+    if where.is_dir():
         files = sorted(p for p in where.rglob("*") if p.is_file() and not p.is_symlink())
         parts = [(p.relative_to(where).as_posix(), p) for p in files]
+    elif not where.is_file():
+        raise FormatError(str(path), found="no such file", hint="check the path")
     else:
+        parts = shards.files_of(where)
+    if not parts:
         return _file_hash(where)
     digest = hashlib.sha256()
     for name, part in parts:
-        digest.update(f"{name}\0{content_hash(part)}\n".encode())
+        digest.update(f"{name}\0{_file_hash(part)}\n".encode())
     return digest.hexdigest()
 
 

@@ -41,17 +41,26 @@ class RegraftError(Exception):
         super().__init__(where)
 
     def __str__(self) -> str:
-        rows = [self.where]
+        rows = [_printable(self.where)]
         facts = (("found", self.found), ("expected", self.expected), ("try", self.hint))
-        rows += [f"  {label:<9} {text}" for label, text in facts if text]
+        rows += [f"  {label:<9} {_printable(text)}" for label, text in facts if text]
         shown = self.problems[:_PROBLEMS_SHOWN]
-        rows += [f"  - {problem}" for problem in shown]
+        rows += [f"  - {_printable(problem)}" for problem in shown]
         if len(self.problems) > len(shown):
             rows.append(f"  … and {len(self.problems) - len(shown)} more")
         return "\n".join(rows)
 
 
-_PROBLEMS_SHOWN = 20
+_PROBLEMS_SHOWN, _CHARACTERS_SHOWN = 20, 1000
+
+
+def _printable(text: str) -> str:
+    """Text for a terminal: names come from files, which may put escape sequences into them."""
+    if len(text) > _CHARACTERS_SHOWN:
+        text = f"{text[: _CHARACTERS_SHOWN // 2]} … {text[-_CHARACTERS_SHOWN // 4 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class FormatError(RegraftError):

@@ -42,7 +42,6 @@ NAMES = (
     "model", "pytorch_model", "diffusion_pytorch_model", "open_clip_model",
     "open_clip_pytorch_model", "tf_model", "flax_model", "diffusion_flax_model", "adapter_model",
 )  # fmt: skip
-_SHARD = r"-(\d{5})-of-\d{5}$"
 _OTHER = ("training_args",)
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _MAX_CONFIG = 4 << 20
@@ -101,7 +100,7 @@ def _weights(names: Iterable[str]) -> list[_Weights]:
             if not ending:
                 continue
             name = whole[: -len(ending)]
-            shard = re.search(_SHARD, name)
+            shard = re.search(shards.NUMBERED, name)
             if never(name) or name in _OTHER or (shard and not _leads(shard, ending)):
                 break
             before, dot, last = name.rpartition(".")

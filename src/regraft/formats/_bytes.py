@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
 
 
+# A storage's bytes may be seen this many times by strides that overlap, and small views are let be.
+_MAX_SPREAD = 1024
+_SMALL = 64 << 20
+_MAX_NUMBER = (1 << 63) - 1
+
+
 class Strided(NamedTuple):
     """Where a tensor lies: byte `offset` of its first element, `strides` in elements.
 
@@ -32,12 +38,18 @@ class Strided(NamedTuple):
     def check(self, where: str) -> None:
         """Checks that every element lies inside the storage. **Raises** `CorruptFile`."""
         width = DTYPE_BITS[self.dtype] // 8
-        numbers = (*self.shape, *(self.strides or ()), self.offset, self.size)
-        if any(n < 0 for n in numbers) or len(self.shape) > 64:
-            raise CorruptFile(where, found=f"shape {self.shape}, strides {self.strides}")
+        numbers = (*self.shape, *(self.strides or ()), self.offset - self.start, self.size)
+        if any(not 0 <= n <= _MAX_NUMBER for n in numbers) or len(self.shape) > 64:
+            raise CorruptFile(
+                where,
+                found="a shape, strides or an offset that are negative or beyond any file",
+                expected=f"elements inside a storage of {min(self.size, _MAX_NUMBER)} bytes",
+            )
         if self.strides is not None and len(self.strides) != len(self.shape):
             raise CorruptFile(where, found=f"shape {self.shape} with strides {self.strides}")
         if 0 in self.shape:
+            if math.prod(max(1, n) for n in self.shape) * width > _MAX_NUMBER:
+                raise CorruptFile(where, found=f"shape {self.shape}, beyond any array")
             return
         strides = self.strides or contiguous(self.shape)
         last = sum((n - 1) * s for n, s in zip(self.shape, strides, strict=True))
@@ -48,7 +60,7 @@ class Strided(NamedTuple):
                 expected=f"elements inside a storage of {self.size} bytes",
             )
         # A stride of 0 makes a small file say that it holds terabytes.
-        if math.prod(self.shape) * width > max(self.size, 1) * 1024:
+        if math.prod(self.shape) * width > max(self.size * _MAX_SPREAD, _SMALL):
             raise CorruptFile(
                 where, found=f"shape {self.shape} spread from {self.size} bytes by strides"
             )
@@ -72,7 +84,8 @@ class Mapped:
         self._map: mmap.mmap | None = None
 
     def array(self, place: Strided, slices: Slices | None = None) -> Array:
-        """A read-only view of the mapped bytes, or a copy where the byte order must change."""
+        """A read-only view of the mapped bytes; a copy where the byte order must change or values
+        do not lie where a processor likes them."""
         import numpy as np
 
         dtype = numpy_dtype(place.dtype)
@@ -100,7 +113,9 @@ class Mapped:
             strides=tuple(s * dtype.itemsize for s in strides),
         )
         part = view if slices is None else view[slices]
-        return part.byteswap() if place.big_endian and dtype.itemsize > 1 else part
+        if place.big_endian and dtype.itemsize > 1:
+            return part.byteswap()
+        return part if part.flags.aligned else part.copy()
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:

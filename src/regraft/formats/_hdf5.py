@@ -1,39 +1,47 @@
-"""HDF5 through h5py, read with suspicion: only what is stored inside the file, in sane amounts.
+"""HDF5 read with suspicion: only what is stored inside the file, in sane amounts.
 
 HDF5 can point outside itself (external links, external storage, virtual datasets), load code
 (filter plug-ins) and declare arrays that no disk could hold. All of it is refused while listing,
-before a value is read. Objects are opened by h5py's low-level calls, which are several times
-quicker than `File.visititems` and never follow a link that was not looked at.
+before a value is read. What the structures are is told in `_hdf5_objects`.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import weakref
+import mmap
+import struct
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from regraft.errors import CorruptFile, FormatError, MissingDependency, RegraftError, UnsafeFile
-from regraft.formats._hdf5_heaps import Watched, check_heaps
-from regraft.tensors import DTYPE_BITS, Stored, StoredTensor
+from regraft.errors import CorruptFile, FormatError, UnsafeFile
+from regraft.formats import _hdf5_chunks as chunked
+from regraft.formats import _hdf5_messages as messages
+from regraft.formats import _hdf5_objects as objects
+from regraft.formats._bytes import Mapped, Strided
+from regraft.formats._hdf5_messages import Attribute, Filter, Layout, Type
+from regraft.formats._hdf5_objects import SIGNATURE, UNDEFINED, Message, Structure
+from regraft.locations import is_local
+from regraft.tensors import DTYPE_BITS, Stored, StoredTensor, numpy_dtype
 
 if TYPE_CHECKING:
     from regraft.formats import Sample
     from regraft.tensors import Array, Slices
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Attribute of the files that we write: in whose layout they are.
+LAYOUT = "regraft.layout"
 
 _MAX_OBJECTS = 1_000_000
 _MAX_DEPTH = 64
 _MAX_NAMES = 1_000_000
+_SHOWN = 80
 # deflate's own limit; a dataset that claims more than this from its packed bytes is a bomb.
 _MAX_RATIO = 1100
 _SLACK = 1 << 16
-# What h5py's own build of HDF5 brings; any other filter would be looked up as a plug-in.
-_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
-_ENTROPY = {1, 6, 32000}
+# What else raises where bytes are not what they should be.
+_MALFORMED = (struct.error, IndexError, ValueError, OverflowError)
 
 
 class Dataset(NamedTuple):
@@ -44,10 +52,14 @@ class Dataset(NamedTuple):
     dtype: str
     address: int
     offset: int | None
+    big_endian: bool
+    layout: Layout
+    filters: tuple[Filter, ...]
+    fill: bytes
 
 
 class Group(NamedTuple):
-    """One group. `children` are in h5py's order, which is alphabetical."""
+    """One group. `children` are sorted by name, as HDF5 keeps them."""
 
     path: str
     address: int
@@ -56,302 +68,352 @@ class Group(NamedTuple):
 
 @contextmanager
 def guarded(label: str) -> Generator[None]:
-    """Whatever h5py raises on a damaged file becomes a `CorruptFile`."""
+    """Whatever a malformed structure makes of its parsing becomes a `CorruptFile`."""
     try:
         yield
-    except RegraftError:
-        raise
-    except MemoryError as error:
-        raise CorruptFile(label, found="a demand for more memory than there is") from error
-    except Exception as error:
+    except _MALFORMED as error:
         raise CorruptFile(
             label,
-            found=f"{error}".splitlines()[0][:300] if str(error) else type(error).__name__,
+            found=f"a structure of another form: {error}"[:300],
             expected="a whole HDF5 file",
             hint="the file is cut off or damaged; get it again",
         ) from error
 
 
-def library() -> Any:
-    """h5py. **Raises** `MissingDependency`."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependency(
-            "h5py", extra="keras", purpose="HDF5 files (.h5, .keras)"
-        ) from error
-    return h5py
-
-
-def opened(source: Path | BinaryIO, size: int, label: str) -> Any:
-    """h5py's open file. A file of this machine is opened by the library itself; a stream or a
-    remote file is read through Python, and its heaps are checked as they come."""
-    h5py = library()
-    if isinstance(source, Path):
-        return h5py.File(source, "r", locking=False)
-    stream: Any = getattr(source, "open", None)  # a remote file; a stream has none
-    return h5py.File(Watched(stream("rb") if stream else source, size, label), "r")
-
-
 def dialect(sample: Sample) -> str:
     """Which of Keras' HDF5 layouts a file has: `legacy`, `weights`, or `""` for neither.
 
-    A file that cannot be looked into (h5py missing, file cut off) is judged by its name, so that
+    A file that cannot be looked into (cut off, damaged, hostile) is judged by its name, so that
     one format claims it and can say what is wrong.
     """
     if not sample.head.startswith(SIGNATURE):
         return ""
     by_name = "weights" if sample.path.name.endswith(".weights.h5") else "legacy"
+    label = sample.path.name
     try:
-        with opened(sample.path, sample.path.stat().st_size, sample.path.name) as file:
-            root: Any = file
-            if any(n in root.attrs for n in ("layer_names", "layer_names0", "model_config")):
-                return "legacy"
-            if "model_weights" in root or "optimizer_weights" in root:
-                return "legacy"
-            groups = [str(n) for n in root if root.get(n, getclass=True, getlink=True)]
-            marks = {"vars", "layers", "_layer_checkpoint_dependencies"}
-            if marks & set(groups) or any(_has_vars(root, name) for name in groups[:1000]):
+        with sample.path.open("rb") as file, guarded(label):
+            structure = Structure(file, sample.path.stat().st_size, label)
+            root = structure.messages(structure.root)
+            named = {messages.attribute_of(m.data, label).name for m in root
+                     if m.kind == objects.ATTRIBUTE}  # fmt: skip
+            if LAYOUT in named:
                 return "weights"
+            if named & {"layer_names", "layer_names0", "model_config"}:
+                return "legacy"
+            children = structure.links(root, label) or {}
+            if children.keys() & {b"model_weights", b"optimizer_weights"}:
+                return "legacy"
+            if children.keys() & {b"vars", b"layers", b"_layer_checkpoint_dependencies"}:
+                return "weights"
+            for address in list(children.values())[:1000]:
+                if b"vars" in (structure.links(structure.messages(address), label) or ()):
+                    return "weights"
             return "weights" if by_name == "weights" else ""
-    except Exception:  # missing h5py, or damage in any of h5py's many guises
+    except (FormatError, OSError):
         return by_name
-
-
-def _has_vars(root: Any, name: str) -> bool:
-    """Whether a group of that name lies in this very file and has a `vars`."""
-    link = root.get(name, getlink=True)
-    inside = type(link).__name__ == "HardLink" and type(root[name]).__name__ == "Group"
-    return inside and "vars" in root[name]
 
 
 class Hdf5:
     """An open HDF5 file whose every object was checked: `groups` and `datasets` by path.
 
+    `source` is the file that it is, or whose bytes from `start` on it is; or those bytes.
     Paths have no leading slash; the root group's path is `""`.
 
-    **Raises** `CorruptFile`, `UnsafeFile`, `FormatError`, `MissingDependency`.
+    **Raises** `CorruptFile`, `UnsafeFile`, `FormatError`.
     """
 
-    def __init__(self, source: Path | BinaryIO, label: str, size: int) -> None:
-        self._h5py = library()
+    def __init__(self, source: Path | bytes, label: str, size: int, start: int = 0) -> None:
         self.label = label
         self.size = size
         self.groups: dict[str, Group] = {}
         self.datasets: dict[str, Dataset] = {}
+        self._start = start
         self._claimed = 0
-        with guarded(label):
-            self._file = opened(source, size, label)
-        # The library closes what is left open at exit, when Python is gone that it reads through.
-        self._closing = weakref.finalize(self, self._file.close)
+        self._attributes: dict[str, list[bytes]] = {}
+        self._crowded: set[str] = set()
+        self._opaque: list[str] = []
+        if isinstance(source, bytes):
+            self._values, self._file = Held(source, label), io.BytesIO(source)
+        else:
+            self._values = Mapped(source)
+            self._file = _mapped(source) if is_local(source) else source.open("rb")
         try:
             with guarded(label):
+                self._structure = Structure(self._file, size, label, start)
                 self._walk()
-            if isinstance(source, Path):
-                self._check_heaps(source)
-            with guarded(label):
                 self._check_opaque()
         except BaseException:
             self.close()
             raise
 
+    def close(self) -> None:
+        self._file.close()
+        self._values.close()
+
+    # Listing
+
+    def _walk(self) -> None:
+        seen: set[int] = set()
+        pending = [("", self._structure.root)]
+        while pending:
+            path, address = pending.pop()
+            where = f"{self.label}, {path or '/'!r}"
+            with guarded(where):
+                header = self._structure.messages(address)
+                children = self._structure.links(header, where)
+                self._note_attributes(path, header)
+                if children is None:
+                    if path and any(m.kind == objects.SPACE for m in header):
+                        self.datasets[path] = self._dataset(path, where, address, header)
+                    continue  # a type that is kept by a name
+            if address in seen:
+                raise UnsafeFile(where, found="a group that is its own ancestor or twin")
+            seen.add(address)
+            if path.count("/") >= _MAX_DEPTH:
+                raise CorruptFile(where, found="groups nested too deep")
+            names = [name.decode("utf-8", "surrogateescape") for name in children]
+            self.groups[path] = Group(path, address, tuple(names))
+            below = [(f"{path}/{name}" if path else name) for name in names]
+            pending.extend(reversed([*zip(below, children.values(), strict=True)]))
+            if len(self.datasets) + len(self.groups) + len(pending) > _MAX_OBJECTS:
+                raise CorruptFile(self.label, found=f"more than {_MAX_OBJECTS} objects")
+        if "" not in self.groups:
+            raise CorruptFile(self.label, found="a root that is no group")
+
+    def _note_attributes(self, path: str, header: list[Message]) -> None:
+        """Keeps them as they are stored. Those in a heap of the newest layout are only noted."""
+        found = [m.data for m in header if m.kind == objects.ATTRIBUTE]
+        if found:
+            self._attributes[path] = found
+        for message in header:
+            if message.kind == objects.ATTRIBUTES:
+                at = 2 + 2 * (message.data[1] & 1)
+                if message.data[at : at + 8] != UNDEFINED.to_bytes(8, "little"):
+                    self._crowded.add(path)
+
+    def _dataset(self, path: str, where: str, address: int, header: list[Message]) -> Dataset:
+        found = {message.kind: message for message in header}
+        if objects.EXTERNAL in found:
+            raise UnsafeFile(where, found="values that lie in another file")
+        if not {objects.TYPE, objects.LAYOUT} <= found.keys():
+            raise CorruptFile(where, found="values without a type or a layout")
+        layout = messages.layout_of(found[objects.LAYOUT].data, where)
+        if layout.kind == messages.VIRTUAL:
+            raise UnsafeFile(where, found="a virtual dataset, assembled from other files")
+        shape = messages.shape_of(found[objects.SPACE].data, where)
+        if shape is None:
+            raise CorruptFile(where, found="a dataset without values")
+        kind = self._type(found[objects.TYPE], where)
+        if kind.code == messages.OPAQUE:
+            self._opaque.append(path)
+        filters: tuple[Filter, ...] = ()
+        if objects.FILTERS in found and layout.kind == messages.CHUNKED:
+            filters = messages.filters_of(found[objects.FILTERS].data)
+        self._check_size(where, shape, kind, layout, filters)
+        fill = found.get(objects.FILL) or found.get(objects.OLD_FILL)
+        contiguous = layout.kind == messages.CONTIGUOUS and layout.address != UNDEFINED
+        return Dataset(
+            path,
+            shape,
+            kind.dtype,
+            address,
+            layout.address if contiguous else None,
+            kind.big_endian,
+            layout,
+            filters,
+            messages.fill_of(fill) if fill else b"",
+        )
+
+    def _type(self, message: Message, where: str) -> Type:
+        if message.flags & objects.SHARED:  # a type that is kept by a name
+            kept = self._structure.messages(messages.elsewhere(message, where))
+            message = next((m for m in kept if m.kind == objects.TYPE), message)
+            if message.flags & objects.SHARED:
+                raise CorruptFile(where, found="a type that lies nowhere")
+        kind = messages.type_of(message.data, where)
+        if kind.code in (messages.REFERENCE, messages.VARIABLE):
+            raise UnsafeFile(where, found=kind.words, expected="numbers")
+        if kind.dtype not in DTYPE_BITS:
+            raise FormatError(where, found=kind.words, expected="numbers of a tensor's types")
+        return kind
+
+    def _check_size(
+        self, where: str, shape: tuple[int, ...], kind: Type, layout: Layout,
+        filters: tuple[Filter, ...],
+    ) -> None:  # fmt: skip
+        """Holds the declared shape against the bytes that are there."""
+        nbytes = math.prod(shape) * kind.size
+        alien = [f.code for f in filters if f.code not in chunked.NAMES]
+        if alien:
+            raise UnsafeFile(
+                where,
+                found=f"filter {alien[0]}, which would be loaded as a plug-in",
+                expected=f"one of {', '.join(chunked.NAMES.values())}",
+            )
+        declared, stored = nbytes, nbytes
+        if layout.kind == messages.CHUNKED:
+            # One chunk is unpacked whole, however little of it is asked for.
+            declared = max(nbytes, math.prod(layout.chunk) * kind.size if nbytes else 0)
+            stored = self._chunked_bytes(where, shape, layout)
+        elif layout.kind == messages.COMPACT:
+            stored = layout.size
+        elif nbytes and (layout.address == UNDEFINED or layout.address + nbytes > self.size):
+            stored = 0 if layout.address == UNDEFINED else max(0, self.size - layout.address)
+        self._claimed += stored
+        if self._claimed > self.size:
+            raise CorruptFile(
+                where, found=f"{self._claimed} bytes of values", expected=f"at most {self.size}"
+            )
+        ratio = _MAX_RATIO if chunked.PACKING & {f.code for f in filters} else 1
+        if declared > stored * ratio or declared > (stored + _SLACK) * _MAX_RATIO:
+            raise CorruptFile(
+                where,
+                found=f"shape {shape}: {declared} bytes from {stored} stored ones",
+                expected="a shape that its stored bytes can fill",
+            )
+
+    def _chunked_bytes(self, where: str, shape: tuple[int, ...], layout: Layout) -> int:
+        """Stored bytes of all chunks, each of which must lie in the file and in the array."""
+        if len(layout.chunk) != len(shape) or 0 in layout.chunk:
+            if not layout.address:
+                raise FormatError(
+                    where,
+                    found="chunks indexed as HDF5 does when asked for its newest layout",
+                    expected="the layout that HDF5 and h5py write unless asked otherwise",
+                    hint="copy the file with h5py's default libver",
+                )
+            raise CorruptFile(where, found=f"chunks {layout.chunk} of an array {shape}")
+        total = 0
+        if layout.address == UNDEFINED:
+            return total
+        for chunk in self._structure.chunks(layout.address, len(shape)):
+            inside = all(
+                o < n and o % c == 0
+                for o, n, c in zip(chunk.offsets, shape, layout.chunk, strict=True)
+            )
+            if not inside or chunk.address + chunk.size > self.size:
+                raise CorruptFile(
+                    where, found=f"{chunk.size} bytes of a chunk at offset {chunk.address}"
+                )
+            total += chunk.size
+        return total
+
     def _check_opaque(self) -> None:
-        for path, data in self.datasets.items():
-            if data.dtype == "bfloat16" and self._attribute(path, "dtype", 64) != "bfloat16":
+        """Keras keeps bfloat16 as pairs of opaque bytes and says so in an attribute."""
+        for path in self._opaque:
+            if self.text(path, "dtype", 64) != "bfloat16":
                 raise FormatError(
                     f"{self.label}, {path!r}",
                     found="opaque values of two bytes",
                     expected="bfloat16, named in the attribute dtype",
                 )
 
-    def _check_heaps(self, path: Path) -> None:
-        """Before any attribute is read; values, where they lie in one piece, are passed over."""
-        values = [
-            (data.offset, (math.prod(data.shape) * DTYPE_BITS[data.dtype] + 7) // 8)
-            for data in self.datasets.values()
-            if data.offset is not None
-        ]
-        with path.open("rb") as file:
-            check_heaps(file, self.size, values, self.label)
-
-    def close(self) -> None:
-        self._closing()
-
-    # Listing
-
-    def _walk(self) -> None:
-        h5o = self._h5py.h5o
-        seen: set[int] = set()
-        pending: list[tuple[str, Any]] = [("", h5o.open(self._file.id, b"/"))]
-        while pending:
-            path, group = pending.pop()
-            address = int(h5o.get_info(group).addr)
-            if address in seen:
-                raise UnsafeFile(
-                    f"{self.label}, group {path!r}",
-                    found="a group that is its own ancestor or twin",
-                )
-            seen.add(address)
-            if path.count("/") >= _MAX_DEPTH:
-                raise CorruptFile(f"{self.label}, group {path!r}", found="groups nested too deep")
-            children: list[str] = []
-            subgroups: list[tuple[str, Any]] = []
-            for raw in list(group):
-                name = raw.decode("utf-8", "surrogateescape")
-                child = f"{path}/{name}" if path else name
-                opened = self._open_link(group, raw, child)
-                children.append(name)
-                if isinstance(opened, self._h5py.h5g.GroupID):
-                    subgroups.append((child, opened))
-                elif isinstance(opened, self._h5py.h5d.DatasetID):
-                    self.datasets[child] = self._dataset(child, opened)
-                if len(self.datasets) + len(self.groups) + len(pending) > _MAX_OBJECTS:
-                    raise CorruptFile(self.label, found=f"more than {_MAX_OBJECTS} objects")
-            self.groups[path] = Group(path, address, tuple(children))
-            pending.extend(reversed(subgroups))
-
-    def _open_link(self, group: Any, raw: bytes, path: str) -> Any:
-        kind = group.links.get_info(raw).type
-        if kind != self._h5py.h5l.TYPE_HARD:
-            what = {
-                self._h5py.h5l.TYPE_SOFT: "a soft link",
-                self._h5py.h5l.TYPE_EXTERNAL: "a link into another file",
-            }.get(kind, "a link of unknown kind")
-            raise UnsafeFile(
-                f"{self.label}, {path!r}", found=what, expected="data inside the file itself"
-            )
-        return self._h5py.h5o.open(group, raw)
-
-    def _dataset(self, path: str, handle: Any) -> Dataset:
-        where = f"{self.label}, {path!r}"
-        plan = handle.get_create_plist()
-        h5d = self._h5py.h5d
-        layout = plan.get_layout()
-        if layout == h5d.VIRTUAL:
-            raise UnsafeFile(where, found="a virtual dataset, assembled from other files")
-        if plan.get_external_count():
-            raise UnsafeFile(where, found="values that lie in another file")
-        space = handle.get_space()
-        if space.get_simple_extent_type() == self._h5py.h5s.NULL:
-            raise CorruptFile(where, found="a dataset without values")
-        shape = tuple(int(n) for n in handle.shape)
-        dtype = self._dtype(where, handle)
-        nbytes = (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
-        self._check_size(where, handle, plan, layout, shape, nbytes)
-        offset = handle.get_offset() if layout == h5d.CONTIGUOUS else None
-        address = int(self._h5py.h5o.get_info(handle).addr)
-        return Dataset(path, shape, dtype, address, offset)
-
-    def _dtype(self, where: str, handle: Any) -> str:
-        found = handle.get_type().dtype
-        if found.kind == "O" or found.hasobject:
-            raise UnsafeFile(where, found="objects or references", expected="numbers")
-        # Keras keeps bfloat16 as two opaque bytes and says so in an attribute, looked at later.
-        if found.kind == "V" and found.itemsize == 2 and found.fields is None:
-            name = "bfloat16"
-        else:
-            name = found.newbyteorder("=").name
-        if name not in DTYPE_BITS:
-            raise FormatError(
-                where, found=f"values of type {found}", expected="numbers of a tensor's types"
-            )
-        return name
-
-    def _check_size(
-        self, where: str, handle: Any, plan: Any, layout: int, shape: tuple[int, ...], nbytes: int
-    ) -> None:
-        """Holds the declared shape against the bytes that are there."""
-        stored = int(handle.get_storage_size())
-        self._claimed += stored
-        if self._claimed > self.size:
-            raise CorruptFile(
-                where, found=f"{self._claimed} bytes of values", expected=f"at most {self.size}"
-            )
-        codes = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
-        alien = [code for code in codes if code not in _FILTERS]
-        if alien:
-            raise UnsafeFile(
-                where,
-                found=f"filter {alien[0]}, which would be loaded as a plug-in",
-                expected=f"one of {', '.join(_FILTERS.values())}",
-            )
-        ratio = _MAX_RATIO if _ENTROPY & set(codes) else 1
-        declared = nbytes
-        if layout == self._h5py.h5d.CHUNKED:
-            # One chunk is unpacked whole, however little of it is asked for.
-            chunk = math.prod(plan.get_chunk()) * handle.get_type().get_size()
-            declared = max(nbytes, chunk if nbytes else 0)
-        if math.prod(shape) and declared > stored * ratio:
-            raise CorruptFile(
-                where,
-                found=f"shape {shape}: {declared} bytes from {stored} stored ones",
-                expected="a shape that its stored bytes can fill",
-            )
-        if len(shape) > 32 or declared > (stored + _SLACK) * _MAX_RATIO:
-            raise CorruptFile(where, found=f"shape {shape}")
-
     # Attributes
 
     def text(self, path: str, name: str, limit: int) -> str | None:
         """A string attribute of a group; `None` where there is none."""
-        with guarded(self.label):
-            value = self._attribute(path, name, limit)
-            return None if value is None else _text(value)
+        found = self._texts(path, name, limit)
+        if found is not None and len(found) != 1:
+            raise CorruptFile(self._where(path, name), found=f"{len(found)} texts", expected="one")
+        return None if found is None else found[0]
 
     def texts(self, path: str, name: str) -> list[str] | None:
         """A list of strings; also Keras' way of splitting long ones into `name0`, `name1`, …"""
-        with guarded(self.label):
-            value = self._attribute(path, name, self.size)
-            if value is not None:
-                return [_text(item) for item in value]
-            found: list[str] = []
-            for part in range(_MAX_NAMES):
-                value = self._attribute(path, f"{name}{part}", self.size)
-                if value is None:
-                    return found if part else None
-                found += [_text(item) for item in value]
+        found = self._texts(path, name, self.size)
+        if found is not None:
             return found
+        parts: list[str] = []
+        for part in range(_MAX_NAMES):
+            found = self._texts(path, f"{name}{part}", self.size)
+            if found is None:
+                return parts if part else None
+            parts += found
+        return parts
 
-    def _attribute(self, path: str, name: str, limit: int) -> Any:
-        attributes = self._file[f"/{path}"].attrs
-        if name not in attributes:
-            return None
-        handle = attributes.get_id(name)
-        count = math.prod(handle.shape or ())
-        # An empty list has no storage at all, and h5py fails when asked for its size.
-        size = handle.get_storage_size() if count else 0
-        where = f"{self.label}, attribute {name!r} of {path or '/'!r}"
-        if count > _MAX_NAMES or size > min(limit, self.size):
-            raise CorruptFile(
+    def _where(self, path: str, name: str) -> str:
+        return f"{self.label}, attribute {name!r} of {path or '/'!r}"
+
+    def _texts(self, path: str, name: str, limit: int) -> list[str] | None:
+        where = self._where(path, name)
+        with guarded(where):
+            for data in self._attributes.get(path, ()):
+                attribute = messages.attribute_of(data, where)
+                if attribute.name == name:
+                    return self._decoded(attribute, min(limit, self.size), where)
+        if path in self._crowded:
+            raise FormatError(
                 where,
-                found=f"{size} bytes in {count} parts",
-                expected=f"at most {min(limit, self.size)} bytes",
+                found="attributes in a heap, as HDF5 writes when asked for its newest layout",
+                expected="the layout that HDF5 and h5py write unless asked otherwise",
+                hint="copy the file with h5py's default libver",
             )
-        value = attributes[name]
-        if isinstance(value, (str, bytes)) and len(value) > limit:
-            raise CorruptFile(where, found=f"{len(value)} bytes", expected=f"at most {limit}")
-        return value
+        return None
+
+    def _decoded(self, attribute: Attribute, limit: int, where: str) -> list[str]:
+        kind, shape, data = attribute.type, attribute.shape, attribute.data
+        if shape is not None and 0 in shape:
+            return []  # NumPy makes an empty list one of floats
+        if not kind.text or shape is None:
+            raise CorruptFile(where, found=kind.words, expected="text")
+        count = math.prod(shape)
+        if count * kind.size > len(data) or count > _MAX_NAMES:
+            raise CorruptFile(where, found=f"{count} texts in {len(data)} bytes")
+        pieces = [data[i * kind.size : (i + 1) * kind.size] for i in range(count)]
+        if kind.code == messages.VARIABLE:
+            references = [struct.unpack("<IQI", piece) for piece in pieces]
+            total = sum(length for length, _, _ in references)
+        else:
+            references, total = [], count * kind.size
+        if total > limit:
+            raise CorruptFile(where, found=f"{total} bytes of text", expected=f"at most {limit}")
+        if kind.code == messages.VARIABLE:
+            pieces = [self._structure.text(a, i, n) if n else b"" for n, a, i in references]
+        return [piece.rstrip(b"\0").decode("utf-8", "replace") for piece in pieces]
 
     # Values
 
     def read(self, path: str, slices: Slices | None = None) -> Array:
-        """The values or a part of them, in native byte order and in memory of their own."""
+        """The values or a part of them, in native byte order."""
         import numpy as np
 
         listed = self.datasets[path]
-        with guarded(f"{self.label}, {path!r}"):
-            data = np.asarray(self._file[f"/{path}"][() if slices is None else slices])
-            if listed.dtype == "bfloat16":
-                import ml_dtypes
+        where = f"{self.label}, {path!r}"
+        dtype = numpy_dtype(listed.dtype)
+        layout = listed.layout
+        if listed.offset is not None:
+            nbytes = math.prod(listed.shape) * dtype.itemsize
+            begin = self._start + listed.offset
+            place = Strided(
+                begin, nbytes, begin, listed.shape, None, listed.dtype, listed.big_endian
+            )
+            return self._values.array(place, slices)
+        stored = dtype.newbyteorder(">") if listed.big_endian else dtype
+        if layout.kind == messages.CHUNKED and layout.address != UNDEFINED:
+            array = chunked.assembled(
+                self._structure.chunks(layout.address, len(listed.shape)), listed.shape,
+                layout.chunk, stored, listed.filters, listed.fill, slices, self._structure.raw,
+                where,
+            )  # fmt: skip
+        else:  # in the header itself, or nothing
+            array = np.frombuffer(layout.compact, stored, math.prod(listed.shape))
+            array = array.reshape(listed.shape)
+            array = array if slices is None else array[slices]
+        return array.astype(dtype, copy=False)
 
-                return data.view(ml_dtypes.bfloat16)
-            return data.astype(data.dtype.newbyteorder("="), copy=False)
+
+def _mapped(path: Path) -> Any:
+    """A stream over the mapped file, which needs no closing where a caller forgets it."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return str(value)
+class Held(Mapped):
+    """Bytes that are in memory already, as arrays."""
+
+    def __init__(self, data: bytes, label: str) -> None:
+        self.path = Path(label)
+        self.size = len(data)
+        self._map: Any = data
 
 
 class Hdf5Stored(Stored):

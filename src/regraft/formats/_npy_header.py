@@ -53,11 +53,11 @@ def header(data: bytes, label: str) -> Header:
             shape, fortran, dtype = read(stream)
     except _MALFORMED as error:
         raise CorruptFile(label, found=f"a .npy header: {error}"[:300]) from error
-    if any(n < 0 for n in shape) or len(shape) > 64:
-        raise CorruptFile(label, found=f"shape {shape}")
+    if len(shape) > 64 or not all(0 <= n < 1 << 63 for n in shape):
+        raise CorruptFile(label, found=f"a shape of {len(shape)} sizes", expected="possible ones")
     big = dtype.byteorder == ">"
     name = dtype_name(dtype)
-    return Header(tuple(shape), name, fortran, big, dtype.hasobject, stream.tell())
+    return Header(tuple(shape), name, fortran, big, dtype.kind == "O", stream.tell())
 
 
 def place_of(head: Header, offset: int, size: int, where: str) -> Strided:

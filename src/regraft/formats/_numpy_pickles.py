@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regraft.errors import CorruptFile
 from regraft.formats._pickle import Global, Machine, Opaque, walk
@@ -14,6 +15,67 @@ if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
 
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex", "b": "bool"}
+
+
+class HeldArray(NamedTuple):
+    """An array whose bytes are in the pickle: as bytes, or as the latin-1 text of protocol 2."""
+
+    data: bytes | str
+    shape: tuple[int, ...]
+    dtype: str
+    big_endian: bool
+    fortran: bool
+
+    def read(self, file: Any, slices: Slices | None, where: str) -> Array:
+        """The values, or the part under `slices`, read-only. **Raises** `CorruptFile`."""
+        import numpy as np
+
+        try:
+            data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
+        except UnicodeEncodeError as error:
+            raise CorruptFile(where, found=f"text for bytes: {error}"[:300]) from None
+        array = np.frombuffer(data, numpy_dtype(self.dtype))
+        array = array.byteswap() if self.big_endian else array
+        array = array.reshape(self.shape, order="F" if self.fortran else "C")
+        array.flags.writeable = False
+        return array if slices is None else array[slices]
+
+
+def held(value: Opaque, where: str) -> HeldArray | list[Any] | str | None:
+    """What a record of a call is that made an array: its bytes; an object array's elements; why
+    neither. `None` where it is no array. **Raises** `CorruptFile` where it does not add up."""
+    if value.path.endswith("._reconstruct") and isinstance(value.state, tuple):
+        if "numpy" not in value.path:
+            return None
+        # The state of an ndarray: (version, shape, dtype, is Fortran, bytes or list).
+        shape, dtype, fortran, data = _first_four(value.state[1:])
+        if isinstance(data, list):
+            return data
+        return _held(where, data, _dtype(dtype), shape, bool(fortran))
+    if value.path.endswith("numeric._frombuffer"):
+        data, dtype, shape, order = _first_four(value.args)
+        return _held(where, data, _dtype(dtype), shape, order == "F")
+    if value.path.endswith("multiarray.scalar") and len(value.args) == 2:
+        return _held(where, value.args[1], _dtype(value.args[0]), (), False)
+    return None
+
+
+def _held(
+    where: str, data: Any, dtype: tuple[str, bool] | None, shape: Any, fortran: bool
+) -> HeldArray | str:
+    if dtype is None:
+        return "an array of no numeric dtype"
+    whole = isinstance(shape, tuple) and all(type(n) is int and 0 <= n < 1 << 62 for n in shape)
+    if not whole or not isinstance(data, (bytes, str)) or len(shape) > 64:
+        raise CorruptFile(where, found="an array without shape or bytes")
+    needed = math.prod(shape) * DTYPE_BITS[dtype[0]] // 8
+    if len(data) != needed or math.prod(max(1, n) for n in shape) >= 1 << 60:
+        raise CorruptFile(
+            where,
+            found=f"{len(data)} bytes",
+            expected=f"{needed}, for shape {shape} of {dtype[0]}",
+        )
+    return HeldArray(data, shape, dtype[0], dtype[1], fortran)
 
 
 class PickledArrays(Stored):
@@ -28,30 +90,29 @@ class PickledArrays(Stored):
         self._left_out: list[str] = []
         machine = Machine(data, label)
         root = machine.load()
-        walk(root, label, lambda path, value: self._visit((*prefix, *path), value))
+        walk(root, label, lambda path, value: self._visit((*prefix, *path), value), len(data))
         self.tensors = tuple(self._found)
         if self._left_out:
             names = ", ".join(self._left_out[:3])
             self.notes = (f"{len(self._left_out)} arrays of no numeric dtype left out: {names}",)
 
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
-        array = tensor.where
-        return array if slices is None else array[slices]
+        return tensor.where.read(None, slices, f"{self._label}, array {'/'.join(tensor.path)!r}")
 
     def _visit(self, path: tuple[str, ...], value: Any) -> Any:
         if not isinstance(value, Opaque):
             return None
-        if value.path.endswith("._reconstruct") and isinstance(value.state, tuple):
-            if "numpy" not in value.path:
-                return None
-            return self._reconstructed(path, value.state)
-        if value.path.endswith("numeric._frombuffer"):
-            data, dtype, shape, order = _first_four(value.args)
-            self._add(path, data, _dtype(dtype), shape, order == "F")
+        name = "/".join(path)
+        array = held(value, f"{self._label}, array {name!r}")
+        if isinstance(array, HeldArray):
+            self._found.append(StoredTensor(path, array.shape, array.dtype, array))
             return None
-        if value.path.endswith("multiarray.scalar") and len(value.args) == 2:
-            self._add(path, value.args[1], _dtype(value.args[0]), (), False)
+        if isinstance(array, str):
+            self._left_out.append(name)
             return None
+        if array is not None:
+            state = value.state
+            return array[0] if state[1] == () and len(array) == 1 else array
         if value.path.endswith("_reconstruct_array") or "jax" in value.path:
             return list(value.args)
         if value.entries or value.items:
@@ -62,54 +123,11 @@ class PickledArrays(Stored):
             return value.args[0]
         return None
 
-    def _reconstructed(self, path: tuple[str, ...], state: tuple[Any, ...]) -> Any:
-        """The state of an ndarray: (version, shape, dtype, is Fortran, bytes or list)."""
-        shape, dtype, fortran, data = _first_four(state[1:])
-        if isinstance(data, list):  # an object array: its elements are what it holds
-            return data[0] if shape == () and len(data) == 1 else data
-        self._add(path, data, _dtype(dtype), shape, bool(fortran))
-        return None
-
-    def _add(
-        self,
-        path: tuple[str, ...],
-        data: Any,
-        dtype: tuple[str, bool] | None,
-        shape: Any,
-        fortran: bool,
-    ) -> None:
-        import numpy as np
-
-        name = "/".join(path)
-        where = f"{self._label}, array {name!r}"
-        if isinstance(data, str):
-            data = data.encode("latin1")
-        if dtype is None:
-            self._left_out.append(name)
-            return
-        width = DTYPE_BITS[dtype[0]] // 8
-        whole = isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape)
-        if not (whole and isinstance(data, bytes)) or len(data) != _product(shape) * width:
-            raise CorruptFile(where, found=f"shape {shape} of {dtype[0]}, other bytes than that")
-        array = np.frombuffer(data, numpy_dtype(dtype[0]))
-        if dtype[1]:
-            array = array.byteswap()
-        array = array.reshape(shape, order="F" if fortran else "C")
-        array.flags.writeable = False
-        self._found.append(StoredTensor(path, tuple(shape), dtype[0], array))
-
 
 def _first_four(values: Any) -> tuple[Any, Any, Any, Any]:
     """Four values, `None` where the pickle has fewer."""
     padded = [*values, None, None, None, None]
     return padded[0], padded[1], padded[2], padded[3]
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
 
 
 def _dtype(record: Any) -> tuple[str, bool] | None:

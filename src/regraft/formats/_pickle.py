@@ -2,74 +2,65 @@
 
 It knows the opcodes of protocols 0 to 5. Globals are names, never imported; calling one gives an
 `Opaque` record of the call. A handful of containers are built as what they are. Names that only
-serve to run code are refused, so that nobody takes a booby trap for a checkpoint.
+serve to run code are refused (`_pickle_names`), so that nobody takes a booby trap for a checkpoint.
 
 Bounded by construction: lengths are checked against the bytes that are left before anything is
-sliced, the memo is a dict, every object costs at least one byte of input, and keys are plain
-(hashing a nest of tuples can take exponential time).
+sliced; objects, memo and stack may only grow in proportion to the input; containers that are made
+from others are paid for by their size; keys are plain, short and small (a nest of tuples takes
+exponential time to hash, and integers can be chosen to collide).
 """
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from mmap import mmap
 from typing import Any, NoReturn
 
 from regraft.errors import CorruptFile, UnsafeFile
+from regraft.formats._pickle_names import MOVED, may_be_called, may_be_named
 
-# Calls of these (module, or module and name) are refused. Not the wall: the wall is that nothing
-# is ever imported or called. This list makes an attack an error instead of a curiosity.
-# Whole modules first, then single names.
-_REFUSED = frozenset(
-    """
-    os posix nt subprocess sys importlib runpy pty socket shutil webbrowser ctypes operator
-    code codeop marshal pickle _pickle cloudpickle dill pdb bdb timeit multiprocessing
-    asyncio atexit urllib http ftplib smtplib pip setuptools distutils commands imp
-    zipimport pkgutil pydoc doctest trace profile cProfile sysconfig linecache idlelib
-    lib2to3 ssl logging.config joblib torch.hub torch.package torch._inductor
-    torch.utils.cpp_extension numpy.testing numpy.f2py types.CodeType types.FunctionType
-    builtins.eval builtins.exec builtins.execfile builtins.compile builtins.open
-    builtins.__import__ builtins.getattr builtins.setattr builtins.delattr builtins.input
-    builtins.breakpoint builtins.globals builtins.locals builtins.vars builtins.apply
-    builtins.map builtins.filter builtins.reduce io.open io.FileIO io.open_code torch.load
-    torch.jit.load torch.compile torch.ops.load_library torch.classes.load_library
-    torch.serialization.load torch.storage._load_from_bytes numpy.load numpy.save
-    numpy.savetxt numpy.fromfile numpy.core.multiarray.fromfile numpy.memmap
-    pandas.read_pickle keras.models.load_model tensorflow.keras.models.load_model
-    """.split()  # noqa: SIM905  (a list of 100 literals would be harder to read)
-)
-_DEPTH = 200
-_STEPS = 2_000_000
+# A pickle may make this many objects, and one more for every few bytes.
+_FREE_OBJECTS, _BYTES_PER_OBJECT = 600_000, 3
+_CHECKED_EVERY = 1 << 16
+_MAX_NAME = 1000
+_MAX_KEY, _MAX_KEY_PARTS, _KEY_BITS = 4096, 64, 60
 
 
 class Global:
-    """A name the pickle refers to, not imported."""
+    """A name the pickle refers to, not imported. `path` is today's name of the module, and the
+    name; `may_be_called` whether it is a constructor's."""
 
-    __slots__ = ("module", "name")
+    __slots__ = ("build", "may_be_called", "module", "name", "path")
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
-
-    @property
-    def path(self) -> str:
-        return f"{self.module}.{self.name}"
+        self.path = f"{MOVED.get(module, module)}.{name}"
+        self.may_be_called = may_be_called(module, name)
+        self.build: Callable[..., Any] | None = _BUILT.get(self.path)
 
 
 class Opaque:
-    """A call the pickle asks for, not made: what would be called, with what, and its state."""
+    """A call the pickle asks for, not made: what would be called, with what, and its state.
 
-    __slots__ = ("args", "cls", "entries", "items", "state")
+    `items` and `entries` are what was appended to it or set in it, `None` where nothing was.
+    """
+
+    __slots__ = ("args", "cls", "entries", "items", "path", "state")
 
     def __init__(self, cls: Any, args: Any) -> None:
         self.cls = cls
         self.args = args
+        self.path = cls.path if type(cls) is Global else ""
         self.state: Any = None
-        self.items: list[Any] = []
-        self.entries: dict[Any, Any] = {}
+        self.items: list[Any] | None = None
+        self.entries: dict[Any, Any] | None = None
 
-    @property
-    def path(self) -> str:
-        return self.cls.path if isinstance(self.cls, Global) else ""
+
+class _Unsafe(Exception):
+    """What no checkpoint needs; carries it in words."""
 
 
 class Reference:
@@ -79,6 +70,38 @@ class Reference:
 
     def __init__(self, pid: Any) -> None:
         self.pid = pid
+
+
+# One tensor of a state dict, as `torch.save` writes all but the first few: a function from the memo
+# called with a storage by its key, an offset, shape, strides, a flag and an empty OrderedDict. Most
+# of a large pickle's opcodes stand in such runs, which are read in one step. Opcodes are told apart
+# by their first byte, so that where this matches, it is what they say.
+_NUMBER = rb"(?:K.|M..|J....)"
+_SIZES = rb"(\)|%b{1,3}[\x85-\x87]r....|\(%b{4,32}tr....)" % (_NUMBER, _NUMBER)
+_TENSOR = re.compile(
+    rb"h.\(\(h.h.X....(\d{1,20})r....h.(%b)tr....Q(%b)%b%b[\x88\x89]h.\)Rr....tr....Rr...."
+    % (_NUMBER, _NUMBER, _SIZES, _SIZES),
+    re.DOTALL,
+)
+
+
+def _number(data: bytes) -> int:
+    """Of BININT1, BININT2 or BININT."""
+    return int.from_bytes(data[1:], "little", signed=len(data) == 5)
+
+
+def _sizes(data: bytes) -> tuple[int, ...]:
+    """Of a run of numbers that ends with the opcode of a tuple."""
+    numbers: list[int] = []
+    position = 1 if data[0] == 0x28 else 0
+    while position < len(data) - 1:
+        end = position + {0x4B: 2, 0x4D: 3, 0x4A: 5}[data[position]]
+        numbers.append(_number(data[position:end]))
+        position = end
+    return tuple(numbers)
+
+
+_WORD = struct.Struct("<I").unpack_from
 
 
 class _Mark:
@@ -92,14 +115,21 @@ _PLAIN = (str, int, float, bytes, type(None))
 class Machine:
     """Loads pickles from bytes, one after another; `position` is where the next one begins.
 
-    `label` says in errors which file it is; `references` collects the persistent ids met.
+    `label` says in errors which file it is. `persistent` makes an object of a persistent id.
     """
 
-    def __init__(self, data: bytes | mmap, label: str) -> None:
+    def __init__(
+        self,
+        data: bytes | mmap,
+        label: str,
+        persistent: Callable[[Any], Any] = Reference,
+    ) -> None:
         self._data = data
+        self._size = len(data)
         self._label = label
+        self._persistent = persistent
+        self._left = _FREE_OBJECTS + self._size // _BYTES_PER_OBJECT
         self.position = 0
-        self.references: list[Reference] = []
 
     def load(self) -> Any:
         """The next pickle's object, made of plain values, Global, Opaque and Reference.
@@ -108,6 +138,13 @@ class Machine:
         """
         try:
             return self._run()
+        except _Unsafe as error:
+            raise UnsafeFile(
+                f"{self._label}, offset {self.position}",
+                found=f"a pickle that would {error}"[:300],
+                expected="tensors and plain containers",
+                hint="do not open this file with torch.load or pickle: it is made to run code",
+            ) from None
         except (
             IndexError, KeyError, ValueError, TypeError, struct.error, AttributeError,
             UnicodeError, OverflowError, RecursionError,
@@ -124,9 +161,9 @@ class Machine:
 
     def _take(self, pos: int, length: int) -> int:
         """The end of `length` bytes from `pos`, once it is known that they are there."""
-        if length < 0 or pos + length > len(self._data):
+        if length < 0 or pos + length > self._size:
             self.position = pos
-            self._corrupt(f"{length} bytes announced, {len(self._data) - pos} left")
+            self._corrupt(f"{length} bytes announced, {self._size - pos} left")
         return pos + length
 
     def _line(self, pos: int) -> tuple[bytes, int]:
@@ -135,122 +172,223 @@ class Machine:
             raise ValueError("a line without an end")
         return self._data[pos:end], end + 1
 
+    def _called(self, function: Any, args: Any, new: bool = False) -> Any:
+        """What a call would give: a container for the few that are one, else a record.
+
+        `new`: the pickle asks for a new object of a class, whose constructor does not run.
+        """
+        if type(args) is not tuple:
+            raise TypeError("arguments that are no tuple")
+        if type(function) is not Global:
+            raise _Unsafe("call what another call returns")
+        if not (function.may_be_called or new):
+            raise _Unsafe(f"call {function.path}")
+        if function.build is None:
+            return Opaque(function, args)
+        if args:  # a container made from another is paid for by its size
+            self._left -= sum(len(arg) for arg in args if hasattr(arg, "__len__")) // 8
+            if self._left < 0:
+                self._corrupt("containers copied over and over")
+        return function.build(*args)
+
     def _run(self) -> Any:
-        data, take = self._data, self._take
+        data, size, label = self._data, self._size, self._label
         stack: list[Any] = []
         memo: dict[int, Any] = {}
         names: dict[tuple[str, str], Global] = {}
+        sizes: dict[bytes, tuple[int, ...]] = {}
         push, pop = stack.append, stack.pop
         pos = self.position
-        long = struct.Struct("<i").unpack_from
+        made = 0
+        word = _WORD
+        integer = struct.Struct("<i").unpack_from
         while True:
-            op = data[pos]
-            pos += 1
-            # Ordered by how often state dicts use them.
-            if op == 0x71:  # q BINPUT
-                memo[data[pos]] = stack[-1]
+            if made + len(memo) + len(stack) // 8 > self._left:
+                self.position = pos
+                raise CorruptFile(
+                    f"{label}, offset {pos}",
+                    found=f"{made} objects, {len(memo)} of them named, {len(stack)} pending",
+                    expected=f"no more than a pickle of {size} bytes needs",
+                )
+            stop = pos + _CHECKED_EVERY
+            while pos < stop:
+                op = data[pos]
                 pos += 1
-            elif op == 0x72:  # r LONG_BINPUT
-                memo[int.from_bytes(data[pos : pos + 4], "little")] = stack[-1]
-                pos += 4
-            elif op == 0x94:  # MEMOIZE
-                memo[len(memo)] = stack[-1]
-            elif op == 0x68:  # h BINGET
-                push(memo[data[pos]])
-                pos += 1
-            elif op == 0x6A:  # j LONG_BINGET
-                push(memo[int.from_bytes(data[pos : pos + 4], "little")])
-                pos += 4
-            elif op == 0x4B:  # K BININT1
-                push(data[pos])
-                pos += 1
-            elif op == 0x4D:  # M BININT2
-                push(data[pos] | data[pos + 1] << 8)
-                pos += 2
-            elif op == 0x58:  # X BINUNICODE
-                start = pos + 4
-                pos = take(start, int.from_bytes(data[pos:start], "little"))
-                push(str(data[start:pos], "utf-8", "surrogatepass"))
-            elif op == 0x8C:  # SHORT_BINUNICODE
-                start = pos + 1
-                pos = take(start, data[pos])
-                push(str(data[start:pos], "utf-8", "surrogatepass"))
-            elif op == 0x28:  # ( MARK
-                push(_MARK)
-            elif op == 0x74:  # t TUPLE
-                push(tuple(_popped(stack)))
-            elif op == 0x85:  # TUPLE1
-                stack[-1] = (stack[-1],)
-            elif op == 0x86:  # TUPLE2
-                last = pop()
-                stack[-1] = (stack[-1], last)
-            elif op == 0x87:  # TUPLE3
-                last, middle = pop(), pop()
-                stack[-1] = (stack[-1], middle, last)
-            elif op == 0x52:  # R REDUCE
-                args = pop()
-                self.position = pos
-                stack[-1] = _called(stack[-1], args)
-            elif op == 0x51:  # Q BINPERSID
-                stack[-1] = Reference(stack[-1])
-                self.references.append(stack[-1])
-            elif op == 0x89:  # NEWFALSE
-                push(False)
-            elif op == 0x88:  # NEWTRUE
-                push(True)
-            elif op == 0x29:  # ) EMPTY_TUPLE
-                push(())
-            elif op == 0x4A:  # J BININT
-                push(long(data, pos)[0])
-                pos += 4
-            elif op == 0x75:  # u SETITEMS
-                items = _popped(stack)
-                _set_items(stack[-1], items)
-            elif op == 0x73:  # s SETITEM
-                value = pop()
-                key = pop()
-                _set_items(stack[-1], [key, value])
-            elif op == 0x63:  # c GLOBAL
-                module, after = self._line(pos)
-                name, after = self._line(after)
-                self.position = pos
-                push(self._global(module.decode(), name.decode(), names))
-                pos = after
-            elif op == 0x93:  # STACK_GLOBAL
-                name, module = pop(), pop()
-                self.position = pos
-                push(self._global(module, name, names))
-            elif op == 0x62:  # b BUILD
-                state = pop()
-                _build(stack[-1], state)
-            elif op == 0x7D:  # } EMPTY_DICT
-                push({})
-            elif op == 0x5D:  # ] EMPTY_LIST
-                push([])
-            elif op == 0x65:  # e APPENDS
-                items = _popped(stack)
-                _extend(stack[-1], items)
-            elif op == 0x61:  # a APPEND
-                item = pop()
-                _extend(stack[-1], [item])
-            elif op == 0x4E:  # N NONE
-                push(None)
-            elif op == 0x2E:  # . STOP
-                self.position = pos
-                result = pop()
-                if stack or result is _MARK:
-                    self._corrupt(f"{len(stack)} objects left on the stack")
-                return result
-            elif op == 0x80:  # PROTO
-                if data[pos] > 5:
-                    self._corrupt(f"protocol {data[pos]}")
-                pos += 1
-            elif op == 0x95:  # FRAME
-                take(pos + 8, int.from_bytes(data[pos : pos + 8], "little"))
-                pos += 8
-            else:
-                self.position = pos
-                pos = self._rare(op, pos, stack, memo, names)
+                # Ordered by how often state dicts use them.
+                if op == 0x72:  # r LONG_BINPUT
+                    memo[word(data, pos)[0]] = stack[-1]
+                    pos += 4
+                elif op == 0x68:  # h BINGET
+                    if data[pos + 1 : pos + 3] == b"((":
+                        after = self._tensor(pos - 1, stack, memo, sizes)
+                        if after:
+                            pos = after
+                            made += 8
+                            continue
+                    push(memo[data[pos]])
+                    pos += 1
+                elif op == 0x4B:  # K BININT1
+                    push(data[pos])
+                    pos += 1
+                elif op == 0x28:  # ( MARK
+                    push(_MARK)
+                elif op == 0x71:  # q BINPUT
+                    memo[data[pos]] = stack[-1]
+                    pos += 1
+                elif op == 0x58:  # X BINUNICODE
+                    start = pos + 4
+                    pos = start + word(data, pos)[0]
+                    if pos > size:
+                        self._take(start, pos - start)
+                    push(str(data[start:pos], "utf-8", "surrogatepass"))
+                elif op == 0x74:  # t TUPLE
+                    # The topmost mark; most tuples are short.
+                    first = len(stack) - 1
+                    while stack[first] is not _MARK:
+                        first -= 1
+                        if first < 0:
+                            raise ValueError("no mark")
+                    stack[first:] = [tuple(stack[first + 1 :])]
+                    made += 1
+                elif op == 0x52:  # R REDUCE
+                    args = pop()
+                    self.position = pos
+                    stack[-1] = self._called(stack[-1], args)
+                    made += 1
+                elif op == 0x4D:  # M BININT2
+                    push(data[pos] | data[pos + 1] << 8)
+                    pos += 2
+                elif op == 0x86:  # TUPLE2
+                    last = pop()
+                    stack[-1] = (stack[-1], last)
+                    made += 1
+                elif op == 0x85:  # TUPLE1
+                    stack[-1] = (stack[-1],)
+                    made += 1
+                elif op == 0x51:  # Q BINPERSID
+                    stack[-1] = self._persistent(stack[-1])
+                    made += 1
+                elif op == 0x89:  # NEWFALSE
+                    push(False)
+                elif op == 0x29:  # ) EMPTY_TUPLE
+                    push(())
+                elif op == 0x94:  # MEMOIZE
+                    memo[len(memo)] = stack[-1]
+                elif op == 0x8C:  # SHORT_BINUNICODE
+                    start = pos + 1
+                    pos = start + data[pos]
+                    if pos > size:
+                        self._take(start, pos - start)
+                    push(str(data[start:pos], "utf-8", "surrogatepass"))
+                elif op == 0x6A:  # j LONG_BINGET
+                    push(memo[word(data, pos)[0]])
+                    pos += 4
+                elif op == 0x87:  # TUPLE3
+                    last, middle = pop(), pop()
+                    stack[-1] = (stack[-1], middle, last)
+                    made += 1
+                elif op == 0x88:  # NEWTRUE
+                    push(True)
+                elif op == 0x4A:  # J BININT
+                    push(integer(data, pos)[0])
+                    pos += 4
+                elif op == 0x75:  # u SETITEMS
+                    items = _popped(stack)
+                    _set_items(stack[-1], items)
+                elif op == 0x73:  # s SETITEM
+                    value = pop()
+                    key = pop()
+                    _set_items(stack[-1], [key, value])
+                elif op == 0x63:  # c GLOBAL
+                    module, after = self._line(pos)
+                    name, after = self._line(after)
+                    self.position = pos
+                    push(_named(module.decode(), name.decode(), names))
+                    pos = after
+                elif op == 0x93:  # STACK_GLOBAL
+                    name, module = pop(), pop()
+                    self.position = pos
+                    push(_named(module, name, names))
+                elif op == 0x62:  # b BUILD
+                    state = pop()
+                    _build(stack[-1], state)
+                elif op == 0x7D:  # } EMPTY_DICT
+                    push({})
+                    made += 1
+                elif op == 0x5D:  # ] EMPTY_LIST
+                    push([])
+                    made += 1
+                elif op == 0x65:  # e APPENDS
+                    items = _popped(stack)
+                    _extend(stack[-1], items)
+                elif op == 0x61:  # a APPEND
+                    item = pop()
+                    _extend(stack[-1], [item])
+                elif op == 0x4E:  # N NONE
+                    push(None)
+                elif op == 0x2E:  # . STOP
+                    self.position = pos
+                    result = pop()
+                    if stack or result is _MARK:
+                        self._corrupt(f"{len(stack)} objects left on the stack")
+                    self._left -= made + len(memo)
+                    return result
+                elif op == 0x80:  # PROTO
+                    if data[pos] > 5:
+                        self._corrupt(f"protocol {data[pos]}")
+                    pos += 1
+                elif op == 0x95:  # FRAME
+                    self._take(pos + 8, int.from_bytes(data[pos : pos + 8], "little"))
+                    pos += 8
+                else:
+                    self.position = pos
+                    made += _COSTS.get(op, 0)
+                    pos = self._rare(op, pos, stack, memo, names)
+
+    def _tensor(
+        self,
+        pos: int,
+        stack: list[Any],
+        memo: dict[int, Any],
+        sizes: dict[bytes, tuple[int, ...]],
+    ) -> int:
+        """Reads a run of opcodes that makes one tensor; returns the position after it, 0 if there
+        is none here."""
+        data, word = self._data, _WORD
+        match = _TENSOR.match(data, pos)
+        if match is None:
+            return 0
+        _, (begin, after), (count, id_), (offset, shape), (_, strides), (_, flag) = match.regs
+        call, label, cls = memo[data[pos + 1]], memo[data[pos + 5]], memo[data[pos + 7]]
+        plain = type(call) is Global and call.may_be_called and call.build is None
+        if not plain or word(data, pos + 9)[0] != after - begin:
+            return 0
+        memo[word(data, after + 1)[0]] = key = str(data[begin:after], "ascii")
+        pid = label, cls, key, memo[data[after + 6]], _number(data[count:id_])
+        memo[word(data, id_ + 2)[0]] = pid
+        first = _number(data[offset:shape])
+        both: list[tuple[int, ...]] = []
+        for start, end in ((shape, strides), (strides, flag)):
+            if end - start == 1:  # the empty tuple is in no memo
+                both.append(())
+                continue
+            run = data[start : end - 5]
+            found = sizes.get(run)
+            if found is None:
+                found = sizes[run] = _sizes(run)
+            memo[word(data, end - 4)[0]] = found
+            both.append(found)
+        make = memo[data[flag + 2]]
+        if type(make) is not Global or make.build is not _ordered:
+            return 0
+        nothing: dict[Any, Any] = {}
+        memo[word(data, flag + 6)[0]] = nothing
+        args = (self._persistent(pid), first, both[0], both[1], data[flag] == 0x88, nothing)
+        memo[word(data, flag + 12)[0]] = args
+        made = Opaque(call, args)
+        memo[word(data, flag + 18)[0]] = made
+        stack.append(made)
+        return match.end()
 
     def _rare(
         self,
@@ -279,6 +417,8 @@ class Machine:
             return end
         if op == 0x70:  # p PUT
             line, end = self._line(pos)
+            if len(line) > 10:
+                self._corrupt(f"an index of {len(line)} digits")
             memo[int(line)] = stack[-1]
             return end
         if op == 0x67:  # g GET
@@ -287,25 +427,25 @@ class Machine:
             return end
         if op == 0x50:  # P PERSID
             line, end = self._line(pos)
-            stack.append(Reference(line.decode()))
+            stack.append(self._persistent(line.decode()))
             return end
         if op == 0x81:  # NEWOBJ
             args = stack.pop()
-            stack[-1] = _called(stack[-1], args)
+            stack[-1] = self._called(stack[-1], args, new=True)
         elif op == 0x92:  # NEWOBJ_EX
             _ = stack.pop()
             args = stack.pop()
-            stack[-1] = _called(stack[-1], args)
+            stack[-1] = self._called(stack[-1], args, new=True)
         elif op == 0x69:  # i INST
             module, after = self._line(pos)
             name, after = self._line(after)
             args = tuple(_popped(stack))
-            found = self._global(module.decode(), name.decode(), names)
-            stack.append(_called(found, args))
+            found = _named(module.decode(), name.decode(), names)
+            stack.append(self._called(found, args))
             return after
         elif op == 0x6F:  # o OBJ
             cls, *rest = _popped(stack)
-            stack.append(_called(cls, tuple(rest)))
+            stack.append(self._called(cls, tuple(rest)))
         elif op == 0x30:  # 0 POP
             stack.pop()
         elif op == 0x31:  # 1 POP_MARK
@@ -332,28 +472,20 @@ class Machine:
             self._corrupt(f"opcode 0x{op:02x}")
         return pos
 
-    def _global(self, module: Any, name: Any, names: dict[tuple[str, str], Global]) -> Global:
-        if not (isinstance(module, str) and isinstance(name, str)):
-            self._corrupt("a global whose name is no text")
-        known = names.get((module, name))
-        if known is not None:
-            return known
-        path = f"{_MOVED.get(module, module)}.{name}"
-        parts = path.split(".")
-        opening = {".".join(parts[:n]) for n in range(1, len(parts))}
-        if opening & _REFUSED:
-            raise UnsafeFile(
-                f"{self._label}, offset {self.position}",
-                found=f"a pickle that would call {module}.{name}",
-                expected="tensors and plain containers",
-                hint="do not open this file with torch.load or pickle: it is made to run code",
-            )
-        names[module, name] = found = Global(module, name)
-        return found
 
-
-# Python 2's names of modules.
-_MOVED = {"__builtin__": "builtins", "copy_reg": "copyreg", "cPickle": "pickle"}
+def _named(module: Any, name: Any, names: dict[tuple[str, str], Global]) -> Global:
+    """The Global of that name, one object for each. **Raises** `_Unsafe`."""
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise TypeError("a global whose name is no text")
+    known = names.get((module, name))
+    if known is not None:
+        return known
+    if len(module) > _MAX_NAME or len(name) > _MAX_NAME:
+        raise ValueError(f"a global whose name has {len(module) + len(name)} characters")
+    if not may_be_named(module, name):
+        raise _Unsafe(f"import {module}.{name}")
+    names[module, name] = found = Global(module, name)
+    return found
 
 
 def _popped(stack: list[Any]) -> list[Any]:
@@ -369,34 +501,51 @@ def _popped(stack: list[Any]) -> list[Any]:
 
 
 def _plain_key(key: Any) -> Any:
-    if isinstance(key, _PLAIN):
-        return key
-    if isinstance(key, tuple) and all(isinstance(part, _PLAIN) for part in key):  # pyright: ignore[reportUnknownVariableType]
-        return key  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(key, (Global, Opaque, Reference)):
-        return key  # hashed by identity
-    raise TypeError(f"a key of type {type(key).__name__}")
+    """The key, where it is cheap to hash and none of many chosen to collide."""
+    if isinstance(key, tuple):
+        if len(key) > _MAX_KEY_PARTS:  # pyright: ignore[reportUnknownArgumentType]
+            raise ValueError(f"a key of {len(key)} parts")  # pyright: ignore[reportUnknownArgumentType]
+        if any(isinstance(part, tuple) for part in key):  # pyright: ignore[reportUnknownVariableType]
+            raise TypeError("a key of nested tuples")
+        for part in key:  # pyright: ignore[reportUnknownVariableType]
+            _plain_key(part)
+    elif isinstance(key, int):
+        if key.bit_length() > _KEY_BITS:
+            raise ValueError(f"a key of {key.bit_length()} bits")
+    elif isinstance(key, (str, bytes)):
+        if len(key) > _MAX_KEY:
+            raise ValueError(f"a key of {len(key)} characters")
+    elif not isinstance(key, (float, type(None), Global, Opaque, Reference)):
+        raise TypeError(f"a key of type {type(key).__name__}")
+    return key  # pyright: ignore[reportUnknownVariableType]
 
 
 def _set_items(holder: Any, items: list[Any]) -> None:
     if len(items) % 2:
         raise ValueError("a key without a value")
-    into = holder.entries if isinstance(holder, Opaque) else holder
-    if not isinstance(into, dict):
+    if isinstance(holder, Opaque):
+        if holder.entries is None:
+            holder.entries = {}
+        holder = holder.entries
+    if not isinstance(holder, dict):
         raise TypeError(f"items set on {type(holder).__name__}")
     for index in range(0, len(items), 2):
         key = items[index]
-        into[key if type(key) is str else _plain_key(key)] = items[index + 1]
+        plain = type(key) is str and len(key) <= _MAX_KEY
+        holder[key if plain else _plain_key(key)] = items[index + 1]
 
 
 def _extend(holder: Any, items: list[Any]) -> None:
     if isinstance(holder, set):
         holder.update(_plain_key(item) for item in items)  # pyright: ignore[reportUnknownMemberType]
         return
-    into = holder.items if isinstance(holder, Opaque) else holder
-    if not isinstance(into, list):
+    if isinstance(holder, Opaque):
+        if holder.items is None:
+            holder.items = []
+        holder = holder.items
+    if not isinstance(holder, list):
         raise TypeError(f"items appended to {type(holder).__name__}")
-    into.extend(items)  # pyright: ignore[reportUnknownMemberType]
+    holder.extend(items)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _build(holder: Any, state: Any) -> None:
@@ -406,13 +555,13 @@ def _build(holder: Any, state: Any) -> None:
         raise TypeError(f"state for {type(holder).__name__}")
 
 
-def _called(function: Any, args: Any) -> Any:
-    """What calling `function` would give: a container for the few that are one, else a record."""
-    if not isinstance(args, tuple):
-        raise TypeError("arguments that are no tuple")
-    path = function.path if isinstance(function, Global) else ""
-    make = _BUILT.get(path)
-    return Opaque(function, args) if make is None else make(*args)  # pyright: ignore[reportUnknownArgumentType]
+def _member(owner: Any = None, name: Any = None, *_: Any) -> Global:
+    """A class inside a class, or a member of an enumeration, which Python pickles as `getattr`."""
+    if isinstance(owner, Global) and isinstance(name, str) and len(name) <= _MAX_NAME:
+        inner = owner.name.rpartition(".")[2]
+        if name.isidentifier() and name[0].isupper() and inner[:1].isupper():
+            return _named(owner.module, f"{owner.name}.{name}", {})
+    raise _Unsafe("call builtins.getattr")
 
 
 def _ordered(pairs: Any = (), *_: Any) -> dict[Any, Any]:
@@ -447,15 +596,14 @@ def _bytearray(value: Any = b"", encoding: str = "") -> bytes:
     return value
 
 
-_BUILT: dict[str, Any] = {
+_BUILT: dict[str, Callable[..., Any]] = {
+    "builtins.getattr": _member,
     "collections.OrderedDict": _ordered,
     "collections.defaultdict": lambda *_: {},
     "torch.Size": _size,
     "_codecs.encode": _encode,
     "builtins.set": lambda values=(): set(_keys(values)),
-    "__builtin__.set": lambda values=(): set(_keys(values)),
     "builtins.frozenset": lambda values=(): frozenset(_keys(values)),
-    "__builtin__.frozenset": lambda values=(): frozenset(_keys(values)),
     "builtins.bytearray": _bytearray,
     "builtins.bytes": _bytearray,
     "builtins.list": lambda values=(): list(_size(values)),
@@ -485,6 +633,8 @@ def _integer(line: bytes) -> int | bool:
     return int(line)
 
 
+# Objects that rare opcodes make, weighed by their size. See `_FREE_OBJECTS`.
+_COSTS = {0x8F: 3, 0x91: 3, 0x81: 2, 0x92: 2, 0x69: 2, 0x6F: 2, 0x6C: 1, 0x64: 1}
 _COUNTED: dict[int, tuple[int, Any]] = {
     0x43: (1, bytes),  # SHORT_BINBYTES
     0x42: (4, bytes),  # BINBYTES
@@ -505,28 +655,62 @@ _LINES: dict[int, Any] = {
 }
 
 
-def walk(root: Any, label: str, visit: Any) -> None:
+# Parts of a nest may be shared, and are met as often as they occur. So many steps are free, and as
+# many more as the caller allows; a long path counts for more than one.
+_FREE_STEPS = 200_000
+_DEPTH = 200
+_STEP_LENGTH = 64
+
+
+def walk(
+    root: Any, label: str, visit: Callable[[tuple[str, ...], Any], Any], allowed: int = 0
+) -> None:
     """Calls `visit(path, value)` for every leaf of nested dicts, lists and tuples, in order.
 
-    `visit` returns a container to go on into, or `None`. Bounded: shared parts are visited as
-    often as they occur, but no more than a fixed number of steps and levels in all.
+    `visit` returns a container to go on into, or `None`. Bounded in levels and in steps: `allowed`
+    ones (the pickle's bytes: every part took at least one) and some more, for parts that are
+    shared. **Raises** `CorruptFile` beyond.
     """
-    steps = 0
-    todo: list[tuple[tuple[str, ...], Any]] = [((), root)]
+    left = _FREE_STEPS + allowed
+    todo: list[tuple[tuple[str, ...], Any, int]] = [((), root, 0)]
     while todo:
-        path, value = todo.pop()
-        steps += 1
-        if len(path) > _DEPTH or steps > _STEPS:
+        path, value, length = todo.pop()
+        left -= 1 + length // _STEP_LENGTH
+        if left < 0 or len(path) > _DEPTH:
             raise CorruptFile(
                 label,
-                found=f"nesting {len(path)} deep, {steps} steps",
-                expected=f"at most {_DEPTH} levels",
+                found=f"nesting {len(path)} deep, or parts that are met over and over",
+                expected=f"at most {_DEPTH} levels, and no more parts than the file has bytes",
             )
-        inner = value if isinstance(value, (dict, list, tuple)) else visit(path, value)
+        kind = type(value)
+        inner = value if kind is dict or kind is list or kind is tuple else visit(path, value)
         if isinstance(inner, dict):
-            pairs = [((*path, str(key)), part) for key, part in inner.items()]  # pyright: ignore[reportUnknownVariableType]
+            pairs: Any = inner.items()  # pyright: ignore[reportUnknownVariableType]
         elif isinstance(inner, (list, tuple)):
-            pairs = [((*path, str(index)), part) for index, part in enumerate(inner)]  # pyright: ignore[reportUnknownVariableType]
+            pairs = enumerate(inner)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         else:
             continue
-        todo.extend(reversed(pairs))
+        named = [(key if type(key) is str else _text_of(key), part) for key, part in pairs]
+        todo += [((*path, name), part, length + len(name) + 1) for name, part in named[::-1]]
+
+
+def _text_of(key: Any) -> str:
+    """What a path shows of a key that is no text."""
+    if isinstance(key, (Global, Opaque)):
+        return key.path
+    return "storage" if isinstance(key, Reference) else str(key)
+
+
+@contextmanager
+def collection_paused() -> Generator[None]:
+    """No garbage collection while many objects are made that all stay and form no cycles."""
+    import gc
+
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -16,7 +16,7 @@ from regraft.formats._hdf5 import Dataset, Hdf5, Hdf5Stored, dialect
 from regraft.formats._keras_layers import COUNTERS, ROLES, model_of, owners
 from regraft.tensors import Order, Stored, StoredTensor
 
-EXTRA = "keras"
+EXTRA = ""
 SUFFIXES: tuple[str, ...] = ()
 
 MAX_CONFIG = 4 << 20
@@ -30,7 +30,7 @@ def sniff(sample: Sample) -> bool:
 
 
 def open(path: Path) -> Stored:
-    """Lists the weights. **Raises** `CorruptFile`, `UnsafeFile`, `MissingDependency`."""
+    """Lists the weights. **Raises** `CorruptFile`, `UnsafeFile`."""
     file = Hdf5(path, path.name, path.stat().st_size)
     try:
         return _listed(file)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from regraft.formats import Sample
 from regraft.formats._numpy_pickles import PickledArrays
-from regraft.formats._torch_tensors import LEGACY_HEADS
+from regraft.formats._torch_storages import LEGACY_HEADS
 from regraft.tensors import Stored
 
 EXTRA = ""

@@ -88,10 +88,20 @@ def _entries(path: Path, header: bytes) -> dict[str, Any]:
         raise _corrupt(path, f"a header that is no JSON: {error}"[:200]) from error
     if not isinstance(entries, dict):
         raise _corrupt(path, "a header that is no JSON object")
-    # Of two equal keys the last one is kept, here as in other libraries.
-    if header.count(b'"data_offsets"') > len(entries):
-        raise _corrupt(path, "two tensors of one name")
+    count = len(entries) - ("__metadata__" in entries)
+    keys = (b'"data_offsets"', b'"dtype"', b'"shape"')
+    if b"\\" in header or any(header.count(key) != count for key in keys):
+        _check_unique(path, text)  # of two equal keys parsers keep one or the other
     return entries
+
+
+def _check_unique(path: Path, text: str) -> None:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise _corrupt(path, "two values of one name")
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=unique)
 
 
 def _listed(path: Path, entries: dict[str, Any], begin: int, size: int) -> list[StoredTensor]:

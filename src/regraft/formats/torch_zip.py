@@ -1,12 +1,15 @@
 """PyTorch's zip files (since 1.6), TorchScript archives among them.
 
 A zip with `<top>/data.pkl`, the pickled object, and one stored member `<top>/data/<key>` for each
-storage, aligned to 64 bytes, so that tensors are mapped where they lie.
+storage, aligned to 64 bytes, so that tensors are mapped where they lie. TorchScript's have
+`constants.pkl` and `code/` beside it.
 """
 
 from __future__ import annotations
 
+import pickle
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,64 +18,62 @@ from regraft.atomic import replacing
 from regraft.errors import CorruptFile
 from regraft.formats import Sample, TensorSource, _zip
 from regraft.formats._bytes import contiguous
-from regraft.formats._pickle import Machine
-from regraft.formats._torch_tensors import STORAGE_OF, TorchStored
+from regraft.formats._pickle import collection_paused
+from regraft.formats._torch_archive import Archive
+from regraft.formats._torch_storages import STORAGE_OF
+from regraft.formats._torch_tensors import Collected, TorchStored
 from regraft.tensors import Stored, TensorInfo
 
 if TYPE_CHECKING:
-    import zipfile
     from typing import BinaryIO
 
 EXTRA = ""
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
-_MAX_PICKLE = 1 << 30
+_OBJECT = "data.pkl"
 _ALIGNMENT = 64
 # Our own record beside PyTorch's members; torch.load passes over it.
-_METADATA = "regraft.json"
+_METADATA, _MAX_METADATA = "regraft.json", 64 << 20
 
 
 def sniff(sample: Sample) -> bool:
-    return any(name.endswith("/data.pkl") or name == "data.pkl" for name in sample.zip_names)
+    # Files of PyTorch's own begin with the member that tells; else the directory has to be read.
+    first = _zip.first_name(sample.head)
+    names = (first,) if _is_object(first) else sample.zip_names
+    return any(map(_is_object, names))
+
+
+def _is_object(name: str) -> bool:
+    return name == _OBJECT or name.endswith(f"/{_OBJECT}")
 
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile` and `UnsafeFile`."""
-    found = _zip.members(path)
-    pickled = min((n for n in found if n.rpartition("/")[2] == "data.pkl"), key=len)
-    top = pickled[: -len("data.pkl")]
-    file = _zip.Archived(path)
+    collected = Collected(path.name)
+    with collection_paused():
+        archive = Archive(path, _OBJECT)
+        if archive.holds("constants.pkl"):
+            from regraft.formats import _torch_script
 
-    def locate(key: str, count: int, width: int) -> tuple[int, int]:
-        member = found.get(f"{top}data/{key}")
-        where = f"{path.name}, storage {key!r}"
-        if member is None or not member.stored:
-            raise CorruptFile(
-                where,
-                found="no such member" if member is None else "a compressed member",
-                expected=f"{count * width} stored bytes",
-                hint="the file is incomplete, or was packed again by another tool",
-            )
-        if member.size < count * width:
-            raise CorruptFile(
-                where, found=f"{member.size} bytes", expected=f"{count} elements of {width} bytes"
-            )
-        return file.start(member), member.size
+            _torch_script.collect(archive, collected)
+        else:
+            root, size = archive.unpickled(_OBJECT)
+            collected.add(root, archive.storages(), size)
+            del root
+    if archive.holds(_METADATA):
+        collected.texts |= _metadata(archive)
+    return TorchStored("torch_zip", archive.file, collected)
 
-    root = Machine(_zip.read(path, found[pickled], _MAX_PICKLE), path.name).load()
-    order = found.get(f"{top}byteorder")
-    big_endian = order is not None and _zip.read(path, order, 16).strip() == b"big"
-    stored = TorchStored("torch_zip", root, file, locate, big_endian)
-    record = found.get(f"{top}{_METADATA}")
-    if record is not None:
-        import json
 
-        try:
-            extra = json.loads(_zip.read(path, record, _MAX_PICKLE))
-            stored.metadata = {**stored.metadata, **{str(k): str(v) for k, v in extra.items()}}
-        except (ValueError, AttributeError) as error:
-            raise CorruptFile(f"{path.name}, member {record.name!r}", found=str(error)) from error
-    return stored
+def _metadata(archive: Archive) -> dict[str, str]:
+    import json
+
+    try:
+        extra = json.loads(archive.read(_METADATA, _MAX_METADATA))
+        return {str(key): str(value) for key, value in extra.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        where = f"{archive.path.name}, member {_METADATA}"
+        raise CorruptFile(where, found=str(error)[:300]) from error
 
 
 def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> None:
@@ -80,8 +81,6 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
 
     Metadata goes into a member of its own, which torch passes over and `open` gives back.
     """
-    import zipfile  # not on the way to a listing
-
     listed = list(tensors)
     with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         top = "archive"
@@ -100,8 +99,6 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
 
 def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes) -> None:
     """A stored member whose bytes begin at a multiple of the alignment, by padding its extra."""
-    import zipfile
-
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     begin = archive.start_dir if hasattr(archive, "start_dir") else file.tell()
     big = 20 if len(data) >= zipfile.ZIP64_LIMIT else 0  # zipfile adds its own extra then
@@ -138,6 +135,4 @@ def _value(value: Any) -> bytes:
     if isinstance(value, str):
         encoded = value.encode("utf-8", "surrogatepass")
         return b"X" + struct.pack("<I", len(encoded)) + encoded
-    import pickle
-
     return pickle.dumps(value, 2)[2:-1]

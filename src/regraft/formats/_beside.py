@@ -1,0 +1,25 @@
+"""Files that another file names: they must lie beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regraft.errors import UnsafeFile
+
+
+def inside(index: Path, name: str) -> Path:
+    """The path of a file that `index` names, which may not be there.
+
+    Neither the name nor a symbolic link may lead out of the folder of `index`. A model hub's cache
+    links index and shards alike into one other folder; that folder, where the index itself really
+    lies, is let pass. **Raises** `UnsafeFile`.
+    """
+    outside = ".." in Path(name).parts or "\\" in name or "\0" in name or Path(name).is_absolute()
+    if not outside:
+        path = index.parent / name
+        folders = {index.parent.resolve(), index.resolve().parent}
+        if any(path.resolve().is_relative_to(folder) for folder in folders):
+            return path
+    raise UnsafeFile(
+        str(index), found=f"shard {name!r}", expected="a file in the folder of the index"
+    )

@@ -1,0 +1,85 @@
+"""PyTorch's zip archives: pickles and storages as members of one top folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from regraft.errors import CorruptFile
+from regraft.formats import _zip
+from regraft.formats._pickle import Machine
+from regraft.formats._torch_storages import Locate, Storages
+
+_MAX_PICKLE, _MAX_INFLATED = 1 << 30, 4 << 20
+_MAX_MARK = 16
+# Bytes of a storage that no whole element fills.
+_MAX_REST = 15
+
+
+class Archive:
+    """The members of an archive, which is a file or `size` bytes of it from `start` on.
+
+    `top` is the folder, with its slash, in which `opening` lies nearest to the root; `file` gives
+    the arrays of its storages.
+    **Raises** `CorruptFile`, `UnsafeFile`.
+    """
+
+    def __init__(self, path: Path, opening: str, start: int = 0, size: int | None = None) -> None:
+        self.path = path
+        self.members = _zip.members(path, start, size)
+        self.file = _zip.Archived(path)
+        found = [n for n in self.members if n == opening or n.endswith(f"/{opening}")]
+        if not found:
+            raise CorruptFile(path.name, found=f"no member {opening}", expected="PyTorch's archive")
+        self.top = min(found, key=len)[: -len(opening)]
+        self.big_endian = self._byte_order() == b"big"
+
+    def read(self, name: str, limit: int = _MAX_PICKLE) -> bytes:
+        """A member's bytes. **Raises** `CorruptFile`."""
+        member = self.members.get(f"{self.top}{name}")
+        if member is None:
+            raise CorruptFile(self.path.name, found=f"no member {self.top}{name}")
+        return _zip.read(self.path, member, limit if member.stored else min(limit, _MAX_INFLATED))
+
+    def holds(self, name: str) -> bool:
+        return f"{self.top}{name}" in self.members
+
+    def unpickled(self, name: str) -> tuple[Any, int]:
+        """A pickle's object and its size in bytes."""
+        data = self.read(name)
+        return Machine(data, f"{self.path.name}, {name}").load(), len(data)
+
+    def storages(self, template: str = "data/{}") -> Storages:
+        """The storages that lie where the template says."""
+        return Storages(self.path.name, self._locate(template), self.big_endian)
+
+    def _locate(self, template: str) -> Locate:
+        before, after = template.split("{}")
+        before = self.top + before
+
+        def locate(key: str, needed: int) -> tuple[int, int]:
+            member = self.members.get(f"{before}{key}{after}")
+            if member is None or not member.stored or not 0 <= member.size - needed <= _MAX_REST:
+                raise self._unlike(key, member, needed)
+            return self.file.start(member), needed
+
+        return locate
+
+    def _unlike(self, key: str, member: _zip.Member | None, needed: int) -> CorruptFile:
+        found = "no such member"
+        if member is not None:
+            found = f"{member.size} bytes" if member.stored else "a compressed member"
+        return CorruptFile(
+            f"{self.path.name}, storage {key[:100]!r}",
+            found=found,
+            expected=f"{needed} stored bytes",
+            hint="the file is incomplete, or was packed again by another tool",
+        )
+
+    def _byte_order(self) -> bytes:
+        if not self.holds("byteorder"):
+            return b"little"
+        order = self.read("byteorder", _MAX_MARK)
+        if order not in (b"little", b"big"):
+            raise CorruptFile(self.path.name, found=f"byte order {order!r}")
+        return order

@@ -1,0 +1,135 @@
+"""A file of `torch.save` as its pickled object over its storages, whether a zip or older."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from regraft.errors import CorruptFile, UnknownFormat
+from regraft.formats import _zip
+from regraft.formats._pickle import Global, Machine, Reference
+from regraft.formats._torch_archive import Archive
+from regraft.formats._torch_storages import LEGACY_HEADS, LEGACY_MAGIC, Storages, named, width
+from regraft.locations import ahead, is_local
+
+_LEGACY_PROTOCOL = 1001
+# Bytes of a storage's number of elements, and of a remote file that are fetched first.
+_COUNT, _FIRST = 8, 1 << 18
+
+
+class Pickled(NamedTuple):
+    """The object, the storages that it refers to, and the size of its pickle in bytes."""
+
+    root: Any
+    storages: Storages
+    size: int
+
+
+def pickled(path: Path) -> Pickled:
+    """**Raises** `UnknownFormat` for a file of another kind, `CorruptFile` and `UnsafeFile`."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if _zip.is_zip(head):
+        archive = Archive(path, "data.pkl")
+        root, size = archive.unpickled("data.pkl")
+        return Pickled(root, archive.storages(), size)
+    if head.startswith(LEGACY_HEADS):
+        return legacy(path)
+    raise UnknownFormat(str(path), found=f"a file that begins with {head[:8]!r}")
+
+
+def legacy(path: Path) -> Pickled:
+    """Of a file from before PyTorch 1.6: five pickles in a row, then the storages.
+
+    Storages are little-endian whatever machine wrote them; what the third pickle says of byte
+    order is of no use, and PyTorch does not look at it either.
+    """
+    if is_local(path):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _legacy(path, data)
+    # Nothing says how long the pickles are: more of a remote file is fetched until they are whole.
+    size, length = path.stat().st_size, _FIRST
+    while True:
+        with path.open("rb") as file:
+            beginning = file.read(length)
+        try:
+            return _legacy(path, beginning)
+        except CorruptFile:
+            if length >= size:
+                raise
+        length *= 4
+
+
+def _legacy(path: Path, data: mmap.mmap | bytes) -> Pickled:
+    references: list[Any] = []
+
+    def persistent(pid: Any) -> Any:
+        match pid:
+            case ("module", Global() as cls, *_):  # a class, and its source, which is not needed
+                return cls
+            case _:
+                references.append(pid)
+                return Reference(pid)
+
+    machine = Machine(data, path.name, persistent)
+    magic, protocol, system = machine.load(), machine.load(), machine.load()
+    if magic != LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
+        raise CorruptFile(
+            path.name, found="another protocol", expected=f"protocol {_LEGACY_PROTOCOL}"
+        )
+    begin = machine.position
+    root = machine.load()
+    size = machine.position - begin
+    places = _places(machine, references, path)
+
+    def locate(key: str, needed: int) -> tuple[int, int]:
+        return places[key]
+
+    return Pickled(root, Storages(path.name, locate), size)
+
+
+def _places(machine: Machine, references: list[Any], path: Path) -> dict[str, tuple[int, int]]:
+    """Start and size in bytes of each storage, in the order of the list of keys."""
+    label, end = path.name, path.stat().st_size
+    sizes: dict[str, tuple[int, int]] = {}
+    for pid in references:
+        key, dtype, count, _ = named(pid, label)
+        if sizes.setdefault(key, (count, width(dtype))) != (count, width(dtype)):
+            raise CorruptFile(f"{label}, storage {key[:100]!r}", found="two sizes of one storage")
+    keys = machine.load()
+    listed = keys if isinstance(keys, list) else []
+    texts = [str(key) for key in listed if isinstance(key, str) or _is_short(key)]
+    if len(texts) != len(listed) or len(texts) != len(sizes) or set(texts) != sizes.keys():
+        raise CorruptFile(label, found="a list of storages unlike those that tensors use")
+    places: dict[str, tuple[int, int]] = {}
+    position = machine.position
+    for key in texts:
+        count, element = sizes[key]
+        start, size = position + _COUNT, count * element
+        if start + size > end:
+            raise _damaged(label, key, position, f"{end - start} bytes left", f"{size} bytes")
+        places[key] = start, size
+        position = start + size
+    # Before each storage's bytes stands its number of elements, once more.
+    ahead(path, [(start - _COUNT, start) for start, _ in places.values()])
+    with path.open("rb") as file:
+        for key, (start, _) in places.items():
+            file.seek(start - _COUNT)
+            said, count = int.from_bytes(file.read(_COUNT), "little"), sizes[key][0]
+            if said != count:
+                raise _damaged(label, key, start, f"{said} elements", f"{count} elements")
+    return places
+
+
+def _damaged(label: str, key: str, position: int, found: str, expected: str) -> CorruptFile:
+    return CorruptFile(
+        f"{label}, storage {key[:100]!r} at offset {position}",
+        found=found,
+        expected=expected,
+        hint="the file is cut off or damaged; get it again",
+    )
+
+
+def _is_short(key: Any) -> bool:
+    return isinstance(key, int) and key.bit_length() <= 64
