@@ -42,7 +42,6 @@ NAMES = (
     "model", "pytorch_model", "diffusion_pytorch_model", "open_clip_model",
     "open_clip_pytorch_model", "tf_model", "flax_model", "diffusion_flax_model", "adapter_model",
 )  # fmt: skip
-_SHARD = re.compile(r"-(\d{5})-of-\d{5}$")
 _OTHER = ("training_args",)
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _MAX_CONFIG = 4 << 20
@@ -94,14 +93,14 @@ def _weights(names: Iterable[str]) -> list[_Weights]:
     """The weights among a folder's files, most wanted kind first."""
     listed: list[_Weights] = []
     for file in sorted(names):
-        index = shards.INDEX.fullmatch(file)
+        index = re.fullmatch(shards.INDEX, file)
         whole, variant = (index["file"], index["variant"] or "") if index else (file, "")
         for kind, endings in enumerate(KINDS):
             ending = next((e for e in endings if whole.lower().endswith(e)), "")
             if not ending:
                 continue
             name = whole[: -len(ending)]
-            shard = _SHARD.search(name)
+            shard = re.search(shards.NUMBERED, name)
             if never(name) or name in _OTHER or (shard and not _leads(shard, ending)):
                 break
             before, dot, last = name.rpartition(".")

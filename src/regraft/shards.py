@@ -15,16 +15,16 @@ from regraft.locations import is_local
 from regraft.tensors import Stored
 
 # `model.safetensors.index.json`; of a variant also `model.safetensors.index.fp16.json`.
-INDEX = re.compile(r"(?P<file>.+)\.index(?:\.(?P<variant>\w+))?\.json")
+INDEX = r"(?P<file>.+)\.index(?:\.(?P<variant>\w+))?\.json"
 # How writers name one shard of several.
-NUMBERED = re.compile(r"-(\d{5})-of-\d{5}(\.\w+)?$")
+NUMBERED = r"-(\d{5})-of-\d{5}(\.\w+)?$"
 _MAX_INDEX = 1 << 28
 _AT_ONCE = 8
 
 
 def is_index(path: Path) -> bool:
     """Whether a file's name says that it tells in which shard each tensor is."""
-    return INDEX.fullmatch(path.name) is not None
+    return re.fullmatch(INDEX, path.name) is not None
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -64,7 +64,7 @@ def files_of(path: Path) -> list[tuple[str, Path]]:
     """Names and paths of the files that a checkpoint is spread over; empty where it is in one."""
     if is_index(path):
         names = sorted(set(weight_map(path).values()))
-    elif NUMBERED.search(path.name):  # what else a file says of itself need not be looked up
+    elif re.search(NUMBERED, path.name):  # what else a file says of itself need not be looked up
         stored = registry.format_of(path).open(path)
         stored.close()
         names = list(stored.spread.files) if stored.spread else []

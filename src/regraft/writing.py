@@ -30,7 +30,7 @@ SHARDED = ("safetensors", "torch_zip")
 _MARKS = {("safetensors", "torch"): {"format": "pt"}}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}  # fmt: skip
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+_SIZE = r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*"
 
 
 def write(
@@ -81,7 +81,7 @@ def _format_of(writer: Write) -> str:
 
 def size_of(text: int | str) -> int:
     """Bytes: 5 GB are 5·10⁹, as the hub's libraries have it. **Raises** `FormatError`."""
-    found = _SIZE.fullmatch(str(text))
+    found = re.fullmatch(_SIZE, str(text))
     if found is None or found[2].upper() not in _UNITS:
         raise FormatError(
             f"max_shard {text!r}", found="no size", expected="bytes, or a size such as 5GB"
