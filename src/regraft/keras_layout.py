@@ -38,7 +38,13 @@ Layout = dict[str, Group]
 
 
 def encode(layout: Layout) -> str:
-    return msgspec.json.encode(layout).decode()
+    """**Raises** `CorruptFile` where a name is no text."""
+    try:
+        return msgspec.json.encode(layout).decode()
+    except UnicodeEncodeError as error:
+        raise CorruptFile(
+            "Keras' layout", found=f"a name that is no text: {error}", expected="UTF-8"
+        ) from error
 
 
 def decode(text: str, label: str) -> Layout:

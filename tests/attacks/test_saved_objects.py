@@ -91,7 +91,9 @@ def _saved(payload: str, saver: str) -> Attack:
     return Attack(make, UnsafeFile, r"offset \d+")
 
 
-ATTACKS = {f"{payload}, {saver}": _saved(payload, saver) for payload in PAYLOADS for saver in SAVERS}
+ATTACKS = {
+    f"{payload}, {saver}": _saved(payload, saver) for payload in PAYLOADS for saver in SAVERS
+}
 
 
 def test_saved_objects(attack: str, outcomes: dict[str, dict[str, Any]]) -> None:

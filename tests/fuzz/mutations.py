@@ -166,7 +166,13 @@ def _places(root: Any) -> list[tuple[Any, Any]]:
     todo = [root]
     while todo and len(found) < 2000:
         node = todo.pop()
-        pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        pairs = (
+            node.items()
+            if isinstance(node, dict)
+            else enumerate(node)
+            if isinstance(node, list)
+            else ()
+        )
         for key, value in pairs:
             found.append((node, key))
             todo.append(value)
@@ -321,5 +327,3 @@ def mutated(format: str, data: bytes, random: Random) -> bytes:
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         data = mutate(data, random)
     return data
-
-
