@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from regraft.errors import CorruptFile
+from regraft.locations import is_local
 from regraft.tensors import DTYPE_BITS, numpy_dtype
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Mapped:
-    """A file, mapped when the first array is asked for."""
+    """A file's bytes as arrays: mapped when the first one is asked for; a remote file's are
+    fetched, no more than the range from the first element to the last."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,19 +98,48 @@ class Mapped:
                 expected=f"a tensor at offset {place.offset}",
                 hint="the file was cut off after it was opened",
             )
-        if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         strides = place.strides or contiguous(place.shape)
+        if is_local(self.path):
+            buffer, shape, offset = self._mapped(), place.shape, place.offset
+        else:
+            buffer, shape = self._fetched(place, strides, slices or (), dtype.itemsize)
+            offset, slices = 0, None
         view = np.ndarray(
-            place.shape,
+            shape,
             dtype,
-            buffer=self._map,
-            offset=place.offset,
+            buffer=buffer,
+            offset=offset,
             strides=tuple(s * dtype.itemsize for s in strides),
         )
         part = view if slices is None else view[slices]
         return part.byteswap() if place.big_endian and dtype.itemsize > 1 else part
+
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def _fetched(
+        self, place: Strided, strides: tuple[int, ...], slices: Slices, width: int
+    ) -> tuple[bytes, tuple[int, ...]]:
+        """The bytes from the first element under `slices` to the last, and the shape there."""
+        every = (*slices, *[slice(None)] * (len(place.shape) - len(slices)))
+        bounds = [part.indices(n) for part, n in zip(every, place.shape, strict=True)]
+        shape = tuple(max(0, stop - start) for start, stop, _ in bounds)
+        if 0 in shape:
+            return b"", shape
+        first = sum(start * step for (start, _, _), step in zip(bounds, strides, strict=True))
+        last = first + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        begin = place.offset + first * width
+        data = cast(Any, self.path).fetch(begin, begin + (last - first + 1) * width)
+        if len(data) < (last - first + 1) * width:
+            raise CorruptFile(
+                self.path.name,
+                found=f"{self.size} bytes",
+                expected=f"a tensor that begins at offset {place.offset}",
+            )
+        return data, shape
 
     def close(self) -> None:
         """Lets go of the map; arrays that are still in use keep it alive."""

@@ -81,7 +81,7 @@ def _places(
             raise CorruptFile(f"{label}, storage {key[:100]!r}", found="two sizes of one storage")
     keys = machine.load()
     listed = keys if isinstance(keys, list) else []
-    texts = [str(key) for key in listed if isinstance(key, str) or _is_short(key)]
+    texts = [key for key in listed if isinstance(key, str)]
     if len(texts) != len(listed) or len(texts) != len(sizes) or set(texts) != sizes.keys():
         raise CorruptFile(label, found="a list of storages unlike those that tensors use")
     places: dict[str, tuple[int, int]] = {}
@@ -100,7 +100,3 @@ def _places(
         places[key] = start, size
         position = start + size
     return places
-
-
-def _is_short(key: Any) -> bool:
-    return isinstance(key, int) and key.bit_length() <= 64
