@@ -21,10 +21,10 @@ from __future__ import annotations
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from regraft.tensors import Stored, TensorInfo
 
@@ -56,18 +56,48 @@ class Sample:
             self.head = file.read(SNIFFED_BYTES)
 
     @cached_property
-    def zip_names(self) -> tuple[str, ...]:
-        """Names of a zip archive's members; empty for any other file."""
+    def zip_names(self) -> Sequence[str]:
+        """Names of a zip archive's members; empty for any other file. No more of them are read
+        than are looked at: PyTorch's mark is its first member, however many follow."""
         if not self.head.startswith(_ZIP):
             return ()
         from regraft.formats import _zip
 
-        return tuple(_zip.member_names(self.path))
+        return _Read(_zip.member_names(self.path))
 
     @property
     def unfinished_zip(self) -> bool:
         """Whether the file begins as a zip archive and has no directory that can be read."""
         return self.head.startswith(_ZIP) and not self.zip_names
+
+
+class _Read(Sequence[str]):
+    """A sequence over an iterator, which is advanced only as far as somebody looks."""
+
+    def __init__(self, source: Iterator[str]) -> None:
+        self._source = source
+        self._seen: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for position in itertools.count():
+            if position == len(self._seen):
+                item = next(self._source, None)
+                if item is None:
+                    return
+                self._seen.append(item)
+            yield self._seen[position]
+
+    def __contains__(self, item: object) -> bool:
+        return any(item == name for name in self)
+
+    def __bool__(self) -> bool:
+        return next(iter(self), None) is not None
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
 
 
 class Format(Protocol):

@@ -7,7 +7,6 @@ from typing import Any
 
 from regraft.errors import CorruptFile
 from regraft.formats import _zip
-from regraft.formats._bytes import Mapped
 from regraft.formats._pickle import Machine, Reference
 from regraft.formats._torch_storages import Locate, Storages
 
@@ -20,13 +19,20 @@ _MAX_REST = 15
 class Archive:
     """The members of an archive, which is a file or `size` bytes of it from `start` on.
 
-    `top` is the folder, with its slash, in which `opening` lies nearest to the root.
-    **Raises** `CorruptFile`, `UnsafeFile`.
+    `top` is the folder, with its slash, in which `opening` lies nearest to the root; arrays are
+    read from `file`. **Raises** `CorruptFile`, `UnsafeFile`.
     """
 
-    def __init__(self, path: Path, opening: str, start: int = 0, size: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        opening: str,
+        start: int = 0,
+        size: int | None = None,
+        file: _zip.Archived | None = None,
+    ) -> None:
         self.path = path
-        self.file = Mapped(path)
+        self.file = file or _zip.Archived(path)
         self.members = _zip.members(path, start, size)
         found = [n for n in self.members if n == opening or n.endswith(f"/{opening}")]
         if not found:
@@ -34,6 +40,14 @@ class Archive:
         self.top = min(found, key=len)[: -len(opening)]
         self._check_names()
         self.big_endian = self._byte_order() == b"big"
+
+    def inside(self, name: str) -> Archive:
+        """A file of `torch.save` that is a stored member, its arrays to be read from this file."""
+        member = self.members[f"{self.top}{name}"]
+        if not member.stored:
+            raise CorruptFile(f"{self.path.name}, member {name!r}", found="a compressed member")
+        [member] = _zip.located(self.path, [member])
+        return Archive(self.path, "data.pkl", member.offset, member.size, self.file)
 
     def _check_names(self) -> None:
         """All lie in one folder, and none is another's but for capitals, which PyTorch's own reader
@@ -73,7 +87,7 @@ class Archive:
             member = self.members.get(f"{before}{key}{after}")
             if member is None or not member.stored or not 0 <= member.size - needed <= _MAX_REST:
                 raise self._unlike(key, member, needed)
-            return member.offset, needed
+            return self.file.start(member), needed
 
         return locate
 

@@ -8,19 +8,24 @@ from typing import Any, NamedTuple
 
 from regraft.errors import CorruptFile, UnknownFormat
 from regraft.formats import _zip
+from regraft.formats._bytes import Mapped
 from regraft.formats._pickle import Global, Machine, Reference
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import LEGACY_HEADS, LEGACY_MAGIC, Storages, named, width
+from regraft.locations import ahead, is_local
 
-_LEGACY_PROTOCOL = 1001
+_LEGACY_PROTOCOL, _COUNT = 1001, 8
+_FIRST = 1 << 18
 
 
 class Pickled(NamedTuple):
-    """The object, the storages that it refers to, and the size of its pickle in bytes."""
+    """The object, the storages that it refers to, the size of its pickle in bytes, and the file from
+    which arrays are read."""
 
     root: Any
     storages: Storages
     size: int
+    file: Mapped
 
 
 def pickled(path: Path) -> Pickled:
@@ -30,7 +35,7 @@ def pickled(path: Path) -> Pickled:
     if _zip.is_zip(head):
         archive = Archive(path, "data.pkl")
         root, size = archive.unpickled("data.pkl")
-        return Pickled(root, archive.storages(), size)
+        return Pickled(root, archive.storages(), size, archive.file)
     if head.startswith(LEGACY_HEADS):
         return legacy(path)
     raise UnknownFormat(str(path), found=f"a file that begins with {head[:8]!r}")
@@ -42,6 +47,23 @@ def legacy(path: Path) -> Pickled:
     Storages are little-endian whatever machine wrote them; what the third pickle says of byte
     order is of no use, and PyTorch does not look at it either.
     """
+    if is_local(path):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _legacy(path, data)
+    # Nothing says how long the pickles are: more is fetched until they are whole.
+    size, length = path.stat().st_size, _FIRST
+    while True:
+        with path.open("rb") as file:
+            beginning = file.read(length)
+        try:
+            return _legacy(path, beginning)
+        except CorruptFile:
+            if length >= size:
+                raise
+        length *= 4
+
+
+def _legacy(path: Path, data: mmap.mmap | bytes) -> Pickled:
     references: list[Any] = []
 
     def persistent(pid: Any) -> Any:
@@ -52,28 +74,26 @@ def legacy(path: Path) -> Pickled:
                 references.append(pid)
                 return Reference(pid)
 
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        machine = Machine(data, path.name, persistent)
-        magic, protocol, system = machine.load(), machine.load(), machine.load()
-        if magic != LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-            raise CorruptFile(
-                path.name, found="another protocol", expected=f"protocol {_LEGACY_PROTOCOL}"
-            )
-        begin = machine.position
-        root = machine.load()
-        size = machine.position - begin
-        places = _places(machine, references, data, path.name)
+    machine = Machine(data, path.name, persistent)
+    magic, protocol, system = machine.load(), machine.load(), machine.load()
+    if magic != LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
+        raise CorruptFile(
+            path.name, found="another protocol", expected=f"protocol {_LEGACY_PROTOCOL}"
+        )
+    begin = machine.position
+    root = machine.load()
+    size = machine.position - begin
+    places = _places(machine, references, path)
 
     def locate(key: str, needed: int) -> tuple[int, int]:
         return places[key]
 
-    return Pickled(root, Storages(path.name, locate), size)
+    return Pickled(root, Storages(path.name, locate), size, Mapped(path))
 
 
-def _places(
-    machine: Machine, references: list[Any], data: mmap.mmap, label: str
-) -> dict[str, tuple[int, int]]:
+def _places(machine: Machine, references: list[Any], path: Path) -> dict[str, tuple[int, int]]:
     """Start and size in bytes of each storage, in the order of the list of keys."""
+    label, end = path.name, path.stat().st_size
     sizes: dict[str, tuple[int, int]] = {}
     for pid in references:
         key, dtype, count, _ = named(pid, label)
@@ -88,15 +108,26 @@ def _places(
     position = machine.position
     for key in texts:
         count, element = sizes[key]
-        said = int.from_bytes(data[position : position + 8], "little")
-        start, size = position + 8, count * element
-        if said != count or start + size > len(data):
-            raise CorruptFile(
-                f"{label}, storage {key[:100]!r} at offset {position}",
-                found=f"{said} elements, {len(data) - start} bytes left",
-                expected=f"{count} elements of {element} bytes",
-                hint="the file is cut off or damaged; get it again",
-            )
+        start, size = position + _COUNT, count * element
+        if start + size > end:
+            raise _damaged(label, key, f"{end - start} bytes left", f"{count} of {element} bytes")
         places[key] = start, size
         position = start + size
+    # Before each storage's bytes stands its number of elements, once more.
+    ahead(path, [(start - _COUNT, start) for start, _ in places.values()])
+    with path.open("rb") as file:
+        for key, (start, _) in places.items():
+            file.seek(start - _COUNT)
+            held = int.from_bytes(file.read(_COUNT), "little")
+            if held != sizes[key][0]:
+                raise _damaged(label, key, f"{held} elements", f"{sizes[key][0]}")
     return places
+
+
+def _damaged(label: str, key: str, found: str, expected: str) -> CorruptFile:
+    return CorruptFile(
+        f"{label}, storage {key[:100]!r}",
+        found=found,
+        expected=expected,
+        hint="the file is cut off or damaged; get it again",
+    )

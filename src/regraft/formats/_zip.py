@@ -1,39 +1,55 @@
-"""A zip archive's directory, read with suspicion. Members are found by offset, not unpacked.
+"""The members of a zip archive, looked at with suspicion. They are found by offset, not unpacked.
 
-Parsed here rather than by the standard library, which believes much of what it reads and takes
-three times as long. What is written twice in an archive (names, sizes, methods, in the directory
-and before each member) must agree, since parsers that differ in what they trust could otherwise be
-shown different archives in one file.
+What the directory says is held against names, overlaps, the local headers, which alone tell where
+bytes begin, and sizes before anything is inflated. In a remote archive a local header is read when
+the member is: asking for each of them would be a request for each tensor.
 """
 
 from __future__ import annotations
 
-import mmap
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from regraft.errors import CorruptFile, UnsafeFile
+from regraft.formats._bytes import Mapped, Strided
+from regraft.formats._zip_directory import UTF8, Entry, directory, wide
+from regraft.locations import ahead, is_local
 
-_END = struct.Struct("<4s4H2LH")
-_END_64 = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR_64 = struct.Struct("<4sLQL")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
+if TYPE_CHECKING:
+    from regraft.tensors import Array, Slices
+
+# Signature, flags, method, checksum, packed and unpacked size, lengths of name and extra.
+_HEADER = struct.Struct("<4s2x2H4x3I2H")
+_LOCAL, _FIXED = _HEADER.unpack_from, _HEADER.size
 _STORED, _DEFLATED = 0, 8
-_ENCRYPTED, _SIZES_FOLLOW, _UTF8 = 0x1 | 0x40 | 0x2000, 0x8, 0x800
-_FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
-_MAX_MEMBERS = 1_000_000
-_MAX_COMMENT = 65535
+_ENCRYPTED, _SIZES_FOLLOW = 0x1 | 0x40 | 0x2000, 0x8
+_NO_32 = 0xFFFFFFFF
+_MAX_MEMBERS = 1 << 18
 # An inflated member may be this many times its packed size (deflate's own limit is 1032), and
 # small members are let be.
 _MAX_RATIO = 1100
 _SMALL = 1 << 20
+_TABLE = 1 << 10
+# What is asked for of a remote archive with each local header: the extra field, and what follows.
+_BEHIND = 512
+
+
+class Pending(NamedTuple):
+    """What is known of a member before its local header is read; it ends before `limit`."""
+
+    entry: Entry
+    limit: int
 
 
 class Member(NamedTuple):
-    """One file of the archive. `offset` is where its (packed) bytes begin; `stored`: unpacked."""
+    """One file of the archive. `offset` is where its (packed) bytes begin; `stored`: unpacked.
+
+    In a remote archive `offset` is -1 and `pending` is set until the member is `located`.
+    """
 
     name: str
     offset: int
@@ -41,11 +57,7 @@ class Member(NamedTuple):
     size: int
     stored: bool
     crc: int
-
-
-# What the directory says of a member: name as bytes and as text, offset of its local header, packed
-# size, size, method, flags, CRC. A plain tuple, since there may be very many.
-_Entry = tuple[bytes, str, int, int, int, int, int, int]
+    pending: Pending | None = None
 
 
 def is_zip(head: bytes) -> bool:
@@ -54,20 +66,21 @@ def is_zip(head: bytes) -> bool:
 
 def first_name(head: bytes) -> str:
     """Name of the archive's first member, from the file's first bytes; `""` if it is no zip."""
-    if not is_zip(head) or len(head) < _LOCAL.size:
+    if not is_zip(head) or len(head) < _FIXED:
         return ""
-    length = _LOCAL.unpack_from(head)[9]
-    return head[_LOCAL.size : _LOCAL.size + length].decode("utf-8", "replace")
+    length = _LOCAL(head)[6]
+    return head[_FIXED : _FIXED + length].decode("utf-8", "replace")
 
 
-def member_names(path: Path) -> list[str]:
-    """Names in the directory: enough to tell formats apart."""
+def member_names(path: Path) -> Iterator[str]:
+    """Names in the directory, unchecked, one after another: enough to tell formats apart."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            entries, _ = _directory(data, 0, len(data), path.name)
-            return [text for _, text, *_ in entries]
-    except (CorruptFile, UnsafeFile, OSError, ValueError):
-        return []
+        with path.open("rb") as file:
+            _, entries = directory(file, 0, path.stat().st_size, path.name)
+            for entry in entries:
+                yield entry.name
+    except (CorruptFile, OSError, ValueError, struct.error):
+        return
 
 
 def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Member]:
@@ -77,175 +90,162 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
     outside it, members overlap or share a name.
     """
     label = path.name
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            end = len(data) if size is None else start + size
-            if not 0 <= start <= end <= len(data):
-                _damaged(label, f"{len(data)} bytes, where {end} are expected")
-            entries, directory = _directory(data, start, end, label)
-            found = [_member(entry, data, directory, label) for entry in entries]
-    except (struct.error, ValueError, OSError) as error:
-        _damaged(label, str(error))
-    _check(found, entries, label)
-    return {member.name: member for member in found if not member.name.endswith("/")}
+    stop = path.stat().st_size if size is None else start + size
+    found: dict[str, Member] = {}
+    listed: list[tuple[int, int, str]] = []
+    at_once = is_local(path)
+    with path.open("rb", buffering=0) as file:
+        end, entries = directory(file, start, stop, label)
+        for entry in entries:
+            name, raw, _, method, crc, packed, unpacked, header = entry
+            if name.endswith("/"):
+                continue
+            if name in found or len(found) >= _MAX_MEMBERS:
+                raise UnsafeFile(
+                    f"{label}, member {name!r}",
+                    found="two members of one name, or too many of them",
+                    expected=f"up to {_MAX_MEMBERS} members whose names are unique",
+                )
+            _check(entry, label)
+            offset = _begin(entry, file, label) if at_once else -1
+            found[name] = Member(name, offset, packed, unpacked, method == _STORED, crc)
+            least = header + _FIXED + len(raw)
+            listed.append((header, (offset if at_once else least) + packed, name))
+            if not at_once:
+                found[name] = found[name]._replace(pending=Pending(entry, end))
+    _check_overlaps(listed, end, label)
+    return found if at_once else _limited(found, listed)
 
 
-def _damaged(where: str, found: str) -> NoReturn:
-    raise CorruptFile(
-        where,
-        found=found,
-        expected="a whole zip archive",
-        hint="the file is cut off or damaged; get it again",
-    ) from None
-
-
-def _directory(data: mmap.mmap, start: int, end: int, label: str) -> tuple[list[_Entry], int]:
-    """The entries, and the offset at which the directory begins."""
-    at = data.rfind(b"PK\x05\x06", max(start, end - _END.size - _MAX_COMMENT), end)
-    if at < 0 or at + _END.size > end:
-        _damaged(label, "no directory at its end")
-    _, disk, first_disk, here, count, length, offset, comment = _END.unpack_from(data, at)
-    if at + _END.size + comment != end:
-        _damaged(label, f"{end - at - _END.size} bytes behind the directory, {comment} announced")
-    stop = at
-    locator = at - _LOCATOR_64.size
-    if locator >= start and data[locator : locator + 4] == b"PK\x06\x07":
-        stop, large = _large_end(data, start, locator, label)
-        small = (disk, first_disk, here, count, length, offset)
-        limits = (_FULL_16,) * 4 + (_FULL_32,) * 2
-        for said, true, limit in zip(small, large, limits, strict=True):
-            if said not in (true, limit):
-                _damaged(label, f"two ends of the directory that differ: {said} and {true}")
-        disk, first_disk, here, count, length, offset = large
-    if disk or first_disk or here != count:
-        _damaged(label, "an archive in several parts")
-    if count > _MAX_MEMBERS:
-        raise CorruptFile(label, found=f"{count} members in a zip archive")
-    if start + offset + length != stop:
-        _damaged(label, f"a directory of {length} bytes at {offset} that ends elsewhere")
-    return _entries(data, start, start + offset, stop, count, label), start + offset
-
-
-def _large_end(
-    data: mmap.mmap, start: int, locator: int, label: str
-) -> tuple[int, tuple[int, int, int, int, int, int]]:
-    """Offset and fields of the 64-bit end of the directory."""
-    _, _, offset, disks = _LOCATOR_64.unpack_from(data, locator)
-    at = start + offset
-    if disks > 1 or at + _END_64.size != locator or data[at : at + 4] != b"PK\x06\x06":
-        _damaged(label, "a 64-bit end of the directory that is not where it should be")
-    _, _, _, _, disk, first_disk, here, count, length, begin = _END_64.unpack_from(data, at)
-    return at, (disk, first_disk, here, count, length, begin)
-
-
-def _entries(
-    data: mmap.mmap, start: int, position: int, stop: int, count: int, label: str
-) -> list[_Entry]:
-    if count * _ENTRY.size > stop - position:
-        _damaged(label, f"{count} members in a directory of {stop - position} bytes")
-    found: list[_Entry] = []
-    unpack, fixed = _ENTRY.unpack_from, _ENTRY.size
-    for _ in range(count):
-        (
-            signature, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length,
-            comment_length, _, _, _, header,
-        ) = unpack(data, position)  # fmt: skip
-        begin = position + fixed
-        position = begin + name_length + extra_length + comment_length
-        if signature != b"PK\x01\x02" or position > stop:
-            _damaged(label, f"an entry of the directory at {begin - fixed} that is none")
-        name = data[begin : begin + name_length]
-        if packed == _FULL_32 or size == _FULL_32 or header == _FULL_32:
-            extra = data[begin + name_length : begin + name_length + extra_length]
-            size, packed, header = _large(extra, (size, packed, header), f"{label}, {name[:80]!r}")
-        plain = flags & _UTF8 or name.isascii()
-        text = name.decode("utf-8", "replace") if plain else name.decode("cp437")
-        found.append((name, text, start + header, packed, size, method, flags, crc))
-    if position != stop:
-        _damaged(label, f"{stop - position} bytes in the directory behind its last entry")
+def _limited(found: dict[str, Member], listed: list[tuple[int, int, str]]) -> dict[str, Member]:
+    """The same members of a remote archive, each limited by where the next one begins."""
+    for (_, _, name), (limit, _, _) in pairwise(listed):
+        pending = found[name].pending
+        assert pending is not None
+        found[name] = found[name]._replace(pending=Pending(pending.entry, limit))
     return found
 
 
-def _large(extra: bytes, fields: tuple[int, ...], where: str) -> list[int]:
-    """Fields that do not fit into 32 bits stand in an extra record, in order."""
-    position = 0
-    while position + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, position)
-        if kind == 1:
-            wide = iter(
-                struct.iter_unpack("<Q", extra[position + 4 : position + 4 + length // 8 * 8])
-            )
-            try:
-                return [next(wide)[0] if field == _FULL_32 else field for field in fields]
-            except StopIteration:
-                break
-        position += 4 + length
-    return _damaged(where, "sizes of 64 bits that are missing")
+def _check(entry: Entry, label: str) -> None:
+    """What can be told from the directory alone."""
+    name, _, flags, method, _, packed, size, _ = entry
+    if flags & _ENCRYPTED:
+        raise CorruptFile(f"{label}, member {name!r}", found="an encrypted member")
+    if name.startswith(("/", "\\")) or "\0" in name or ".." in _parts(name):
+        raise UnsafeFile(f"{label}, member {name!r}", found="a name that leads outside the archive")
+    if method == _STORED:
+        if packed != size:
+            raise CorruptFile(f"{label}, member {name!r}", found="a stored member with two sizes")
+    elif method != _DEFLATED:
+        raise CorruptFile(f"{label}, member {name!r}", found=f"compression method {method}")
+    elif size > _MAX_RATIO * packed + _SMALL:
+        raise UnsafeFile(
+            f"{label}, member {name!r}", found=f"{size} bytes said to be packed in {packed}"
+        )
 
 
-def _member(entry: _Entry, data: mmap.mmap, directory: int, label: str) -> Member:
-    """Reads the local header, which alone says where the bytes begin, and compares."""
-    name, text, header, packed, size, method, flags, crc = entry
-    if method not in (_STORED, _DEFLATED) or flags & _ENCRYPTED:
-        what = "an encrypted member" if flags & _ENCRYPTED else f"compression method {method}"
-        raise CorruptFile(f"{label}, member {text!r}", found=what)
-    if header + _LOCAL.size > directory:
-        _damaged(f"{label}, member {text!r}", f"a local header at {header}")
-    (
-        signature, _, local_flags, local_method, _, _, local_crc, local_packed, local_size,
-        name_length, extra_length,
-    ) = _LOCAL.unpack_from(data, header)  # fmt: skip
-    begin = header + _LOCAL.size
-    offset = begin + name_length + extra_length
-    if signature != b"PK\x03\x04" or data[begin : begin + name_length] != name:
-        found = f"a local header at {header} that is none, or another member's"
-        _damaged(f"{label}, member {text!r}", found)
-    if local_method != method or (local_flags ^ flags) & (_SIZES_FOLLOW | _UTF8):
-        _damaged(f"{label}, member {text!r}", "a local header unlike the directory's entry")
+def _parts(name: str) -> list[str]:
+    return name.replace("\\", "/").split("/") if ".." in name else []
+
+
+def _begin(entry: Entry, file: BinaryIO, label: str) -> int:
+    """Where a member's bytes begin; its local header must agree with the directory's entry."""
+    name, raw, flags, method, crc, packed, size, header = entry
+    file.seek(header)
+    head = file.read(_FIXED + len(raw))
+    if len(head) < _FIXED + len(raw):
+        raise CorruptFile(f"{label}, member {name!r}", found=f"no local header at {header}")
+    signature, flags_here, method_here, crc_here, packed_here, size_here, n, extra = _LOCAL(head)
+    if (
+        signature != b"PK\x03\x04"
+        or method_here != method
+        or (flags_here != flags and (flags_here ^ flags) & (_SIZES_FOLLOW | UTF8))
+        or n != len(raw)
+        or head[_FIXED:] != raw
+    ):
+        raise _unlike(label, name)
+    begin = header + _FIXED + n + extra
     if not flags & _SIZES_FOLLOW:
-        if _FULL_32 in (local_size, local_packed):
-            extra = data[begin + name_length : offset]
-            local_size, local_packed = _large(extra, (local_size, local_packed), label)
-        if (local_crc, local_packed, local_size) != (crc, packed, size):
-            _damaged(f"{label}, member {text!r}", "sizes unlike those in the directory")
-    if method == _STORED and packed != size:
-        _damaged(f"{label}, member {text!r}", "a stored member with two sizes")
-    if method == _DEFLATED and size > _MAX_RATIO * packed + _SMALL:
-        found = f"{size} bytes said to be packed in {packed}"
-        raise UnsafeFile(f"{label}, member {text!r}", found=found)
-    if offset + packed > directory:
-        _damaged(f"{label}, member {text!r}", f"{packed} bytes from {offset} on")
-    return Member(text, offset, packed, size, method == _STORED, crc)
+        if size_here == _NO_32 or packed_here == _NO_32:
+            file.seek(begin - extra)
+            size_here, packed_here = wide(file.read(extra), [size_here, packed_here], label)
+        if crc_here != crc or packed_here != packed or size_here != size:
+            raise _unlike(label, name)
+    return begin
 
 
-def _check(found: list[Member], entries: list[_Entry], label: str) -> None:
-    """Names stay inside the archive and are unique; no byte belongs to two members."""
-    for name in _suspicious([member.name for member in found]):
-        parts = name.replace("\\", "/").split("/")
-        if ".." in parts or not parts[0] or "\0" in name:
-            raise UnsafeFile(
-                f"{label}, member {name!r}", found="a name that leads outside the archive"
-            )
-    if len({member.name for member in found}) != len(found):
-        raise UnsafeFile(label, found="two members of one name", expected="names that are unique")
-    extents = [
-        (entry[2], member.offset + member.packed, member.name)
-        for entry, member in zip(entries, found, strict=True)
-    ]
-    extents.sort()
+def _unlike(label: str, name: str) -> CorruptFile:
+    return CorruptFile(
+        f"{label}, member {name!r}", found="a local header unlike the directory's entry"
+    )
+
+
+def _check_overlaps(listed: list[tuple[int, int, str]], limit: int, label: str) -> None:
+    """Sorts members, as `(begin, end, name)`, and sees that no byte belongs to two of them."""
+    listed.sort()
     end = 0
-    for header, stop, name in extents:
-        if header < end:
+    for begin, stop, name in listed:
+        if begin < end:
             raise UnsafeFile(
                 f"{label}, member {name!r}", found="bytes that another member has, too"
             )
         end = stop
+    if end > limit:
+        raise CorruptFile(
+            label, found=f"members up to offset {end}", expected=f"no more than {limit} bytes"
+        )
 
 
-def _suspicious(names: list[str]) -> list[str]:
-    """Names that might lead elsewhere; almost always none, which one search tells."""
-    together = "\n" + "\n".join(names)
-    return names if any(sign in together for sign in ("..", "\\", "\0", "\n/")) else []
+def located(path: Path, wanted: Iterable[Member]) -> list[Member]:
+    """The same members, with their offsets; asks a remote archive for all local headers at once.
+
+    **Raises** as `members`.
+    """
+    listed = list(wanted)
+    behind = _FIXED + _BEHIND
+    heads = [m.pending.entry for m in listed if m.pending]
+    ahead(path, [(e.header, e.header + len(e.raw) + behind) for e in heads])
+    found: list[Member] = []
+    with path.open("rb") as file:
+        for member in listed:
+            if member.pending is None:
+                found.append(member)
+                continue
+            entry, limit = member.pending
+            offset = _begin(entry, file, path.name)
+            if offset + entry.packed > limit:
+                raise UnsafeFile(
+                    f"{path.name}, member {member.name!r}",
+                    found="bytes that another member has, too",
+                )
+            found.append(member._replace(offset=offset, pending=None))
+    return found
+
+
+class Archived(Mapped):
+    """Arrays that lie in stored members. In a remote archive a place is told by where the member's
+    local header lies, until it is read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._pending: dict[int, Member] = {}
+
+    def start(self, member: Member) -> int:
+        """The `start` of places in a member."""
+        if member.pending is None:
+            return member.offset
+        self._pending[member.pending.entry.header] = member
+        return member.pending.entry.header
+
+    def array(self, place: Strided, slices: Slices | None = None) -> Array:
+        member = self._pending.get(place.start)
+        if member is not None:
+            if member.pending is not None:
+                [member] = located(self.path, [member])
+                self._pending[place.start] = member
+            offset = place.offset - place.start + member.offset
+            place = place._replace(start=member.offset, offset=offset)
+        return super().array(place, slices)
 
 
 def read(path: Path, member: Member, limit: int) -> bytes:
@@ -256,9 +256,7 @@ def read(path: Path, member: Member, limit: int) -> bytes:
     where = f"{path.name}, member {member.name!r}"
     if member.size > limit:
         raise CorruptFile(where, found=f"{member.size} bytes", expected=f"at most {limit}")
-    with path.open("rb") as file:
-        file.seek(member.offset)
-        data = file.read(member.packed)
+    data = _packed(path, member, member.packed)
     if not member.stored:
         # One byte more than announced, so that a stream that is longer is noticed.
         data = _inflated(data, member.size + 1, where)
@@ -270,11 +268,19 @@ def read(path: Path, member: Member, limit: int) -> bytes:
 
 
 def beginning(path: Path, member: Member, limit: int) -> bytes:
-    """The first bytes of a deflated member, no more than `limit`."""
+    """The first `limit` bytes of a member, unpacked, or as many as it has."""
+    if member.stored:
+        return _packed(path, member, min(member.packed, limit))
+    # Deflate may take two bytes for one, behind a table of codes.
+    packed = _packed(path, member, min(member.packed, 2 * limit + _TABLE))
+    return _inflated(packed, limit, f"{path.name}, member {member.name!r}")
+
+
+def _packed(path: Path, member: Member, count: int) -> bytes:
+    [member] = located(path, [member])
     with path.open("rb") as file:
         file.seek(member.offset)
-        packed = file.read(min(member.packed, limit))
-    return _inflated(packed, limit, f"{path.name}, member {member.name!r}")
+        return file.read(count)
 
 
 def _inflated(packed: bytes, limit: int, where: str) -> bytes:
