@@ -2,9 +2,10 @@
 PYTHON ?= python3
 TEST := .venv
 DEMO := .venv-demo
+BENCH := .venv-bench
 INSTALL = $(1)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-pairs clean
 
 demo: $(DEMO)/ready  ## Keras weights in a PyTorch model, proven, fine-tuned and compared
 	$(DEMO)/bin/regraft demo --folder build/demo
@@ -21,8 +22,12 @@ check: $(TEST)/ready  ## lint, types, walls between rooms
 bench: $(TEST)/ready  ## timings, as ratios to a peer in the same run
 	$(TEST)/bin/python benchmarks/inspect_speed.py
 
+bench-pairs: $(BENCH)/ready  ## pairs of implementations, scored beside what people use today
+	mkdir -p build
+	$(BENCH)/bin/python -m benchmarks.pairs --rivals --output build/pairs.md
+
 clean:
-	rm -rf $(TEST) $(DEMO) build
+	rm -rf $(TEST) $(DEMO) $(BENCH) build
 
 # The demo's own environment holds what its extra asks for and no more, so that it shows whether
 # that is enough.
@@ -39,5 +44,14 @@ $(TEST)/ready: pyproject.toml constraints.txt
 	$(call INSTALL,$(TEST)) torch
 	$(call INSTALL,$(TEST)) --no-deps torchvision
 	$(call INSTALL,$(TEST)) -e '.[all,test]'
+	$(@D)/bin/python -m compileall -q src  # so that the first start is as quick as any
+	touch $@
+
+# As for tests, with the libraries whose models the pairs are made of, and the rival.
+$(BENCH)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(call INSTALL,$(BENCH)) torch
+	$(call INSTALL,$(BENCH)) --no-deps torchvision open_clip_torch keras-hub
+	$(call INSTALL,$(BENCH)) -e '.[bench]'
 	$(@D)/bin/python -m compileall -q src  # so that the first start is as quick as any
 	touch $@

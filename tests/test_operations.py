@@ -38,6 +38,27 @@ def an_op(draw: st.DrawFn) -> tuple[ops.Op, tuple[tuple[int, ...], ...]]:
                 (ops.Blocks(axis, tuple(draw(st.permutations(range(4))))), (doubled,)),
                 (ops.Rope(axis, 2, draw(st.sampled_from(["half", "interleaved"]))), (doubled,)),
                 (ops.Sum(axis), (shape,)),
+                (ops.Tile(axis, 3), (shape,)),
+                (ops.Scale(0.75), (shape,)),
+                (ops.Take(axis, tuple(draw(st.permutations(range(shape[axis]))))), (shape,)),
+                (ops.Take(axis, (start, 0, start)), (shape,)),
+                (ops.Norm(axis), (shape,)),
+                (ops.Multiply(), (shape, shape)),
+                (ops.Add(), (shape, shape, shape)),
+                (ops.Subtract(), (shape, shape)),
+                (ops.WeightNorm(axis), ((shape[axis],), shape)),
+                (ops.WeightNorm(-1), ((), shape)),
+                (ops.LowRank(2.0), ((5, *shape), (2, *shape), (5, 2))),
+                (ops.LowRank(2.0, True), ((5, 3), (2, 5), (3, 2))),
+                (ops.Dequantize(axis), (shape, (shape[axis],))),
+                (
+                    ops.Dequantize(axis),
+                    (doubled, tuple(1 if i != axis else 2 for i in range(rank)), ()),
+                ),
+                (ops.FoldScale(axis, 1e-3), (shape, (shape[axis],), (shape[axis],))),
+                (ops.FoldShift(1e-3), ((3,),) * 5),
+                (ops.Fill(shape, 0.5), ()),
+                (ops.Each((1, 2), ((ops.Flip(axis),), (ops.Add(),))), (shape, shape, shape)),
                 (ops.Interpolate((axis,), (draw(sizes),), "bilinear"), (shape,)),
                 (ops.Cast("float64", "float32"), (shape,)),
             ]
@@ -47,7 +68,7 @@ def an_op(draw: st.DrawFn) -> tuple[ops.Op, tuple[tuple[int, ...], ...]]:
 
 def arrays_of(shapes: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(0)
-    return tuple(rng.standard_normal(s).astype(np.float32) for s in shapes)
+    return tuple(rng.uniform(0.5, 1.5, s).astype(np.float32) for s in shapes)
 
 
 @given(an_op())
@@ -57,17 +78,20 @@ def test_infer_agrees_with_run_and_inverse_undoes_it(case):
     results = op.run(arrays)
     assert tuple(r.shape for r in results) == op.infer(shapes)
     for index, array in enumerate(arrays):
-        back = op.inverse(shapes, index)
+        back = op.undo(shapes, index)
         if back is not None:
-            (restored,) = back.run((results[0 if len(results) == 1 else index],))
-            np.testing.assert_array_equal(restored, array)
+            place = op.branch_of(index)[0] if isinstance(op, ops.Each) else index
+            result = results[0 if len(results) == 1 else place]
+            np.testing.assert_array_equal(ops.run(back, [result]), array)
 
 
 @given(an_op(), st.data())
 def test_pushed_slices_give_the_slice_of_the_result(case, data):
     op, shapes = case
     arrays = arrays_of(shapes)
-    chain = (op, ops.Transpose(tuple(reversed(range(len(op.infer(shapes)[0]))))))
+    joined = (ops.Concat(0),) if len(op.infer(shapes)) > 1 else ()
+    rank = len(ops.infer((op, *joined), shapes))
+    chain = (op, *joined, ops.Transpose(tuple(reversed(range(rank)))))
     whole = ops.run(chain, arrays)
     wanted = []
     for size in whole.shape:
@@ -150,3 +174,51 @@ def test_interpolation_is_torchs(size, method, antialias):
 )
 def test_casts_know_whether_values_survive(source, to, lossless):
     assert ops.Cast(to, source).lossless is lossless
+
+
+def test_computed_weights_are_torchs():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(5, 3))
+    state = {n: v.detach().numpy() for n, v in layer.state_dict().items()}
+    g, v = (state[f"parametrizations.weight.original{i}"] for i in (0, 1))
+    np.testing.assert_allclose(
+        ops.WeightNorm(0).merge(g, v), layer.weight.detach().numpy(), rtol=1e-6
+    )
+    conv, norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+    for tensor in norm.state_dict().values():
+        if tensor.ndim:
+            tensor.copy_(torch.from_numpy(rng.uniform(0.5, 1.5, 4).astype(np.float32)))
+    fused = torch.nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
+    w, b = (t.detach().numpy() for t in (conv.weight, conv.bias))
+    gamma, beta, mean, var = (
+        getattr(norm, n).detach().numpy() for n in ("weight", "bias", "running_mean", "running_var")
+    )
+    np.testing.assert_allclose(
+        ops.FoldScale(0, norm.eps).merge(w, gamma, var), fused.weight.detach().numpy(), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        ops.FoldShift(norm.eps).merge(gamma, beta, mean, var, b),
+        fused.bias.detach().numpy(), rtol=1e-5, atol=1e-6,
+    )  # fmt: skip
+
+
+@given(an_op())
+def test_the_script_computes_what_the_op_does(case):
+    from regraft.plans import Graft, Plan, Side, Spec
+    from regraft.transfer import make
+
+    op, shapes = case
+    chain = (op, *((ops.Concat(0),) if len(op.infer(shapes)) > 1 else ()), ops.Scale(2.0))
+    arrays = arrays_of(shapes)
+    sources = {f"s{i}": array for i, array in enumerate(arrays)}
+    specs = {name: Spec(array.shape, "float32") for name, array in sources.items()}
+    spec = Spec(ops.infer(chain, shapes), "float32")
+    graft = Graft("t", spec, "convert", tuple(sources), chain)
+    plan = Plan(Side("a", "", "", specs), Side("b", "", "", {"t": spec}), {"t": graft})
+    scope: dict = {}
+    exec(plan.to_python(), scope)
+    made = scope["convert"](sources)["t"]
+    np.testing.assert_allclose(
+        made, make(plan, graft, lambda n, s: sources[n][s or ...]), rtol=1e-6
+    )

@@ -6,12 +6,12 @@ This and `_sides` are the only rooms that see both formats and targets.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft import checkpoints, lineage, matching, targets, transfer
+from regraft import checkpoints, keras_layout, lineage, matching, targets, transfer
 from regraft._sides import Given, Side, source_side, target_side
 from regraft.checkpoints import Checkpoint
 from regraft.errors import (
@@ -36,6 +36,8 @@ from regraft.verification import verify as compare_outputs
 if TYPE_CHECKING:
     from regraft.tensors import Array, Sink
 
+# Metadata that stays true of the same tensors in another file.
+_KEPT = (lineage.KEY, keras_layout.KEY)
 Rules = Iterable[Rule] | str | os.PathLike[str]
 
 
@@ -80,6 +82,7 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
         read_source=ours.read,
         # A live model's present values are no evidence: it was just made.
         read_target=theirs.read if theirs.model is None else None,
+        ask_target=_asking(theirs) if theirs.model is not None and theirs.read else None,
     )
     if theirs.notes:
         remarks = [Remark("target", theirs.catalogue.label, note) for note in theirs.notes]
@@ -89,12 +92,18 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
     sink = theirs.sink()
 
     def run(candidate: Plan) -> Report:
-        names = [g.target for g in candidate.grafts.values() if g.sources]
+        names = [g.target for g in candidate.grafts.values() if g.written]
         with transfer.kept(sink, names):
             transfer.apply(candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink)
             return _compared(sink, probe)
 
     return settle(made, run)
+
+
+def _asking(side: Side) -> Callable[[Sequence[tuple[str, str]]], tuple[str, int] | None] | None:
+    """The experiment that tells a live model's rotary layout, where its target has one."""
+    experiment = getattr(targets.find(side.model), "rotary", None)
+    return None if experiment is None else lambda names: experiment(side.model, names)
 
 
 def _replace(made: Plan, **changes: Any) -> Plan:
@@ -146,7 +155,7 @@ def _apply(
     progress: Progress | None,
 ) -> Receipt:
     sink = theirs.sink()
-    writes = [g.target for g in made.grafts.values() if g.sources] if probe else []
+    writes = [g.target for g in made.grafts.values() if g.written] if probe else []
     before = {name: sink.read(name) for name in writes}
     receipt = transfer.apply(
         made,
@@ -263,6 +272,7 @@ def convert(
     container: str | None = None,
     format: str | None = None,
     force: bool = False,
+    max_shard: int | str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the same tensors in another format, or what a plan makes of them; streams.
@@ -272,6 +282,8 @@ def convert(
     - `path`: its ending names the format (`.safetensors`, `.pth`, `.npz`), unless `format` does.
     - `plan`: the tensors are written as the plan's target has them, with lineage in the file.
     - `force`: overwrite a file that exists.
+    - `max_shard`: bytes, or a text such as `"5GB"`: where the tensors take more, they are written
+      to several files of that size and an index, whose path is returned.
 
     **Raises** `UnknownFormat` where the format cannot be written; `IncompletePlan` where the plan
     leaves tensors without values; `FormatError`.
@@ -279,11 +291,12 @@ def convert(
     if plan is None:
         side = source_side(source, container)
         read = side.reader()
-        kept = dict(side.catalogue.metadata)
-        kept = {key: value for key, value in kept.items() if key == lineage.KEY}
+        kept = {k: v for k, v in side.catalogue.metadata.items() if k in _KEPT}
         items = ((info, _reading(read, info, progress)) for info in side.catalogue.values())
-        checkpoints.write(path, items, kept, format=format, force=force)
-        return Path(path)
+        framework = side.catalogue.framework
+        return checkpoints.write(
+            path, items, kept, format=format, force=force, max_shard=max_shard, framework=framework
+        )
     made = plan if isinstance(plan, Plan) else Plan.load(plan)
     side = source_side(source, container or made.source.container or None)
     transfer.ready(made)
@@ -296,7 +309,12 @@ def convert(
             hint="load into a live model, which has values of its own, and rg.save it",
             problems=made.fresh,
         )
-    return _convert_through(made, side, Path(path), format, force, progress)
+    tensors, metadata = _through(made, side, progress)
+    framework = made.target.framework
+    return checkpoints.write(
+        path, tensors, metadata, format=format, force=force, max_shard=max_shard,
+        framework=framework,
+    )  # fmt: skip
 
 
 def _reading(
@@ -311,28 +329,28 @@ def _reading(
     return get
 
 
-def _convert_through(
-    made: Plan, side: Side, path: Path, format: str | None, force: bool, progress: Progress | None
-) -> Path:
+def _through(
+    made: Plan, side: Side, progress: Progress | None
+) -> tuple[Iterable[tuple[TensorInfo, Callable[[], Array]]], dict[str, str]]:
+    """The tensors that a plan makes, and their lineage."""
     read = side.reader()
 
     def get(name: str, _: object = None) -> Array:
         graft = made.grafts[name]
-        if graft.sources:
+        if graft.written:
             return transfer.make(made, graft, read)
         import numpy as np
 
         return np.zeros(graft.spec.shape, graft.spec.dtype)  # a counter, which starts at 0
 
-    hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.sources}
+    hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.written}
     digest = checkpoints.content_hash(side.path) if side.path else ""
     parent = side.catalogue.metadata.get(lineage.KEY, "")
     receipt = Receipt(made, None, hashes, made.warnings, source_hash=digest, parent=parent)
     told = lineage.describe(receipt, ((n, get(n)) for n in made.grafts))
     infos = (TensorInfo(n, g.spec.shape, g.spec.dtype) for n, g in made.grafts.items())
     items = ((info, _reading(get, info, progress)) for info in infos)
-    checkpoints.write(path, items, lineage.encode(told), format=format, force=force)
-    return path
+    return items, lineage.encode(told)
 
 
 def save(
@@ -344,6 +362,7 @@ def save(
     training: Mapping[str, str] | None = None,
     format: str | None = None,
     force: bool = False,
+    max_shard: int | str | None = None,
 ) -> Path:
     """Writes a live model's tensors, with lineage where its receipt is given.
 
@@ -354,6 +373,7 @@ def save(
     - `trained`: by name, whether training was allowed to change a tensor (`finetune` knows).
     - `training`: settings worth remembering, as text.
     - `force`: overwrite a file that exists.
+    - `max_shard`: as in `convert`.
 
     **Raises** `TargetError` for anything but a model, `StalePlan` where the receipt is another
     model's, `FormatError`.
@@ -361,7 +381,7 @@ def save(
     side = target_side(model)
     read = side.reader()
     infos = list(side.catalogue.values())
-    metadata: dict[str, str] = {}
+    metadata = {k: v for k, v in side.catalogue.metadata.items() if k == keras_layout.KEY}
     if receipt is not None:
         alien = [name for name in receipt.hashes if name not in side.catalogue]
         if alien:
@@ -373,10 +393,12 @@ def save(
             )
         arrays = ((info.name, read(info.name, None)) for info in infos)
         told = lineage.describe(receipt, arrays, trained=trained, training=training)
-        metadata = lineage.encode(told)
+        metadata |= lineage.encode(told)
     items = ((info, _reading(read, info, None)) for info in infos)
-    checkpoints.write(path, items, metadata, format=format, force=force)
-    return Path(path)
+    framework = side.catalogue.framework
+    return checkpoints.write(
+        path, items, metadata, format=format, force=force, max_shard=max_shard, framework=framework
+    )
 
 
 def trace(path: Given) -> Lineage:
@@ -432,10 +454,10 @@ def pretrained(tuned: Given, base: Given) -> dict[str, Array]:
     found: dict[str, Array] = {}
     wrong: list[str] = []
     for name, origin in told.tensors.items():
-        if not origin.sources:
+        if origin.kind == "fresh":
             continue
         graft = made.grafts[name]
-        if not graft.sources:
+        if not graft.written:
             wrong.append(f"{name}: {', '.join(origin.sources)} is missing")
             continue
         found[name] = transfer.make(made, graft, before.reader())

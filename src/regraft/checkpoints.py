@@ -11,13 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft import containers, registry, shards
+from regraft import containers, folders, locations, shards
 from regraft.errors import CorruptFile, FormatError
-from regraft.formats import TensorSource
+from regraft.folders import Found
 from regraft.tensors import Catalogue, Stored, StoredTensor, TensorInfo
+from regraft.writing import write
 
 if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
+
+__all__ = ["Checkpoint", "content_hash", "open", "write"]
+
+_BLOCK = 8 << 20
 
 
 class Checkpoint(Catalogue):
@@ -26,27 +31,31 @@ class Checkpoint(Catalogue):
     - `path`, `format`: where from.
     - `container`: the part of the file that was chosen, `""` for its root.
     - `containers`: the parts that could be chosen, with their numbers of tensors.
+    - `choice`: how the chosen part was found, and what of it was left out.
     """
 
-    def __init__(self, path: Path, stored: list[Stored], container: str | None) -> None:
-        self.path = path
+    def __init__(self, found: Found, stored: list[Stored], container: str | None) -> None:
+        path = self.path = found.path
         self.format = stored[0].format
         self._stored = stored
         self._places: dict[str, tuple[Stored, StoredTensor]] = {}
         listed = [(part, tensor) for part in stored for tensor in part.tensors]
         tree = containers.Tree(tensor.path for _, tensor in listed)
         self.containers = tree.containers()
-        chosen = (
+        self.choice = chosen = (
             containers.chosen(tree)
             if container is None
             else containers.asked(path.name, tree, container)
         )
         names: dict[tuple[str, ...], str] = {}
         infos: list[TensorInfo] = []
-        for part, tensor in listed:
-            if not chosen.holds(tensor.path):
+        depth, everything = len(chosen.prefix), not (chosen.prefix or chosen.without)
+        for place in listed:
+            part, tensor = place
+            path_in_file = tensor.path
+            if not (everything and path_in_file) and not chosen.holds(path_in_file):
                 continue
-            name = part.separator.join(tensor.path[len(chosen.prefix) :])
+            name = part.separator.join(path_in_file[depth:])
             if name in self._places:
                 raise CorruptFile(
                     path.name,
@@ -54,13 +63,9 @@ class Checkpoint(Catalogue):
                     expected="names that are unique",
                     hint="choose one part of the file with container=",
                 )
-            names[tensor.path] = name
-            self._places[name] = part, tensor
-            infos.append(
-                TensorInfo(
-                    name, tensor.shape, tensor.dtype, tensor.module, tensor.role, tensor.kind
-                )
-            )
+            names[path_in_file] = name
+            self._places[name] = place
+            infos.append(TensorInfo(name, tensor.shape, tensor.dtype, *tensor[4:]))
         ties = (group for part in stored for group in part.ties)
         super().__init__(
             infos,
@@ -69,8 +74,12 @@ class Checkpoint(Catalogue):
             ties=[tuple(names[p] for p in g if p in names) for g in ties if _several(g, names)],
             container="/".join(chosen.prefix),
             label=path.name,
-            metadata={k: v for part in stored for k, v in part.metadata.items()},
-            notes=[*chosen.notes, *(note for part in stored for note in part.notes)],
+            metadata={
+                **found.metadata,
+                **{k: v for part in stored for k, v in part.metadata.items()},
+            },
+            notes=[*found.notes, *chosen.notes, *(note for part in stored for note in part.notes)],
+            flow=stored[0].flow if len(stored) == 1 else (),
         )
 
     def read(self, name: str, slices: Slices | None = None) -> Array:
@@ -116,82 +125,56 @@ def open(path: str | os.PathLike[str], *, container: str | None = None) -> Check
     **Arguments:**
 
     - `path`: a file; an index of shards (`*.index.json`); a folder that is a checkpoint, or that
-      holds an index or a single checkpoint; the prefix of a TensorFlow checkpoint.
+      holds one by the rule of `regraft.folders`; the prefix of a TensorFlow checkpoint; or the URL
+      of any of these (`s3://`, `hf://`, `https://` …), of which no more is fetched than is needed.
     - `container`: the part of the file to open, `"ema"` or `"a/b"`; `""` for all of it; `None`
       lets the rule of `regraft.containers` choose.
 
     **Raises** `UnknownFormat`, `CorruptFile`, `UnsafeFile`, `MissingShard`, `MissingDependency`,
     or `FormatError` where the path or the container does not exist.
     """
-    where = _found(Path(path))
-    stored = (
-        shards.opened(where)
-        if where.name.endswith(shards.INDEX)
-        else [registry.format_of(where).open(where)]
-    )
+    found = folders.found(locations.where(path))
+    stored = shards.opened(found.path)
     try:
-        return Checkpoint(where, stored, container)
+        return Checkpoint(found, stored, container)
     except BaseException:
         for part in stored:
             part.close()
         raise
 
 
-def _found(path: Path) -> Path:
-    """The file or the folder to open: a folder that no format claims stands for what is in it."""
-    if path.is_dir():
-        sample = registry.sample_of(path)
-        return path if registry.claiming(sample) else shards.index_in(path)
-    prefixed = path.parent / f"{path.name}.index"  # TensorFlow's way to name a checkpoint
-    return prefixed if not path.exists() and prefixed.is_file() else path
-
-
-def write(
-    path: str | os.PathLike[str],
-    tensors: TensorSource,
-    metadata: Mapping[str, str] | None = None,
-    *,
-    format: str | None = None,
-    force: bool = False,
-) -> None:
-    """Writes tensors, whole or not at all, in the named format or that of the path's ending.
-
-    **Raises** `UnknownFormat` for an ending or a format without writer, `FormatError` where a
-    file exists and `force` is False, or where the format cannot hold a tensor.
-    """
-    where = Path(path)
-    writer = registry.writer_of(where, format)
-    if where.is_dir():
-        raise FormatError(str(path), found="a folder", expected="a file's name")
-    if where.exists() and not force:
-        raise FormatError(
-            str(path),
-            found="a file that exists",
-            hint="choose another name, or overwrite it with force=True (--force)",
-        )
-    if not where.parent.is_dir():
-        raise FormatError(str(path), found="no such folder", hint="make the folder first")
-    writer(where, tensors, metadata or {})
-
-
 def content_hash(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file, streamed; of an index or a folder, over the hashes of its files."""
+    """sha256 of a file, streamed; of shards or a folder, over the hashes of the files."""
     import hashlib
 
-    where = _found(Path(path))
-    if where.name.endswith(shards.INDEX):
-        names = sorted(set(shards.weight_map(where).values()))
-        parts = [(name, shards.inside(where, name)) for name in names]
-    elif where.is_dir():
+    where = folders.found(locations.where(path)).path
+    if where.is_dir():
         files = sorted(p for p in where.rglob("*") if p.is_file() and not p.is_symlink())
         parts = [(p.relative_to(where).as_posix(), p) for p in files]
+    elif not where.is_file():
+        raise FormatError(str(path), found="no such file", hint="check the path")
     else:
-        try:
-            with where.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError as error:
-            raise FormatError(str(path), found="no such file", hint="check the path") from error
+        parts = shards.files_of(where)
+    if not parts:
+        return _file_hash(where)
     digest = hashlib.sha256()
     for name, part in parts:
-        digest.update(f"{name}\0{content_hash(part)}\n".encode())
+        digest.update(f"{name}\0{_file_hash(part)}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    """sha256 of a file's bytes; a model hub that keeps files by their hash is believed."""
+    import hashlib
+
+    known = None if locations.is_local(path) else getattr(path, "sha256", None)
+    if known:
+        return str(known)
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except FileNotFoundError as error:
+        raise FormatError(str(path), found="no such file", hint="check the path") from error
     return digest.hexdigest()

@@ -36,7 +36,7 @@ CONTAINERS = (
 NEVER = (
     "optimizer*", "*_optimizer", "*_optimizers", "optim", "optim_*", "optimizers", "opt_state*",
     "opt", "*scheduler*", "lr_sched*", "scaler", "*_scaler", "loss_scaler*", "rng*", "*rng_state*",
-    "amp", "amp_state*", "callbacks", "loops", "hparams", "hyper_parameters",
+    "amp", "amp_state*", "callbacks", "loops", "hparams", "hyper_parameters", "bookkeeping",
 )  # fmt: skip
 _SHOWN = 20
 
@@ -61,13 +61,13 @@ class Tree:
     def __init__(self, paths: Iterable[tuple[str, ...]]) -> None:
         self.count: Counter[tuple[str, ...]] = Counter()
         self._inner: dict[tuple[str, ...], dict[str, None]] = {}
-        self._flat: set[tuple[str, ...]] = set()
-        for path in paths:
-            self._flat.add(path[:-1])
-            for depth in range(len(path)):
-                self.count[path[:depth]] += 1
+        parents = Counter(path[:-1] for path in paths)
+        self._flat = set(parents)
+        for parent, tensors in parents.items():
+            for depth in range(len(parent) + 1):
+                self.count[parent[:depth]] += tensors
                 if depth:
-                    self._inner.setdefault(path[: depth - 1], {})[path[depth - 1]] = None
+                    self._inner.setdefault(parent[: depth - 1], {})[parent[depth - 1]] = None
 
     def parts(self, prefix: tuple[str, ...]) -> list[str]:
         return list(self._inner.get(prefix, ()))

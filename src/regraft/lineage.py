@@ -110,7 +110,7 @@ def describe(
     for name, array in arrays:
         graft = plan.grafts.get(name)
         digest = fingerprint(array)
-        if graft is None or not graft.sources or name not in receipt.hashes:
+        if graft is None or not graft.written or name not in receipt.hashes:
             origins[name] = Origin("counter" if graft and graft.counter else "fresh", digest)
             continue
         loaded = receipt.hashes[name]
@@ -299,7 +299,7 @@ def diff_through(plan: Plan, base: Catalogue, read: Read, tuned: Catalogue, afte
 
     def before(name: str) -> Array | None:
         graft = plan.grafts.get(name)
-        return make(plan, graft, read) if graft and graft.sources else None
+        return make(plan, graft, read) if graft and graft.written else None
 
     def origin(name: str) -> str | None:
         graft = plan.grafts.get(name)
@@ -317,7 +317,7 @@ def plan_of(lineage: Lineage, base: Catalogue, tuned: Catalogue) -> Plan:
     grafts: dict[str, Graft] = {}
     for name, origin in lineage.tensors.items():
         spec = Spec(tuned[name].shape, tuned[name].dtype)
-        if origin.sources and all(source in base for source in origin.sources):
+        if origin.kind != "fresh" and all(source in base for source in origin.sources):
             grafts[name] = Graft(name, spec, "convert", origin.sources, origin.ops)
         else:
             grafts[name] = Graft(name, spec, "fresh", counter=origin.state == "counter")

@@ -16,7 +16,7 @@ import msgspec
 from regraft import operations
 from regraft.atomic import replacing
 from regraft.errors import PlanError, ShapeMismatch, StalePlan
-from regraft.operations import AnyOp, Interpolate, Op, Pad, Slice, Sum
+from regraft.operations import AnyOp, Op
 from regraft.rules import Rule
 from regraft.tensors import Catalogue
 
@@ -24,9 +24,12 @@ SCHEMA_VERSION = 1
 Kind = Literal["copy", "convert", "adapt", "fresh"]
 
 
-def kind_of(ops: Sequence[Op]) -> Kind:
-    """The kind of a graft that has sources and goes through these operations."""
-    if any(isinstance(op, (Slice, Pad, Sum, Interpolate)) for op in ops):
+def kind_of(ops: Sequence[Op], *, parts: bool = False) -> Kind:
+    """The kind of a graft that goes through these operations.
+
+    `parts`: what slices drop is known to be used elsewhere (one of a fused q, k and v).
+    """
+    if not parts and any(op.adapts for op in ops):
         return "adapt"
     return "convert" if ops else "copy"
 
@@ -35,8 +38,9 @@ class Evidence(msgspec.Struct, frozen=True):
     """One reason for a pairing. `weight` is what it added to the score; `text` is for people."""
 
     kind: Literal[
-        "rule", "names", "numbers", "order", "dataflow", "shape", "role", "values", "probe"
-    ]
+        "rule", "names", "numbers", "order", "tree", "attachment", "dataflow", "shape", "role",
+        "values", "rewrite", "probe",
+    ]  # fmt: skip
     weight: float
     text: str
 
@@ -55,9 +59,11 @@ class Graft(msgspec.Struct, frozen=True):
     """One target tensor, the source tensors it is made of, how, and why.
 
     `kind`: `copy` (the same bytes), `convert` (the same values in another layout, dtype or
-    grouping), `adapt` (values changed or dropped: resized, sliced), `fresh` (no source; the
-    model keeps the values it was made with). `counter` marks tensors that no output depends on
-    (`num_batches_tracked`): they are never worth a word and not listed as fresh.
+    grouping, or merged from the parts they were stored in), `adapt` (values changed or dropped:
+    resized, sliced), `fresh` (the model keeps the values it was made with). A `convert` without
+    sources is a constant (the zero bias of a layer that has none in the source). `counter` marks
+    tensors that no output depends on (`num_batches_tracked`): they are never worth a word and not
+    listed as fresh.
     """
 
     target: str
@@ -68,6 +74,11 @@ class Graft(msgspec.Struct, frozen=True):
     evidence: tuple[Evidence, ...] = ()
     counter: bool = False
 
+    @property
+    def written(self) -> bool:
+        """Whether a value is made for it."""
+        return self.kind != "fresh"
+
 
 class Alternative(msgspec.Struct, frozen=True):
     """One way in which an undecided target could be made, and the rule that would choose it."""
@@ -76,6 +87,7 @@ class Alternative(msgspec.Struct, frozen=True):
     ops: tuple[AnyOp, ...]
     score: float
     rule: str
+    kind: Kind = "fresh"
 
 
 class Undecided(msgspec.Struct, frozen=True):
@@ -190,7 +202,7 @@ class Plan(msgspec.Struct, frozen=True):
         """
         problems: list[str] = []
         for graft in self.grafts.values():
-            if not graft.sources:
+            if not graft.written:
                 continue
             try:
                 made = operations.infer(graft.ops, self.shapes_of(graft))
@@ -258,7 +270,9 @@ class Plan(msgspec.Struct, frozen=True):
 
         A source tensor of which values were lost, or which was not used, is `fresh` there.
         """
-        grafts = {name: _way_back(self, name) for name in self.source.tensors}
+        from regraft.inverses import way_back
+
+        grafts = {name: way_back(self, name) for name in self.source.tensors}
         read = {name for graft in grafts.values() for name in graft.sources}
         unused = (g.target for g in self.grafts.values() if not g.counter)
         return Plan(
@@ -303,55 +317,6 @@ def _same(planned: Side, tensors: Mapping[str, Spec], present: Catalogue | None,
             hint="plan again for this pair",
             problems=problems,
         )
-
-
-def _way_back(plan: Plan, name: str) -> Graft:
-    """The graft that makes source tensor `name` again from what was made of it."""
-    spec = plan.source.tensors[name]
-    parts: list[tuple[int, int, Graft, int, tuple[AnyOp, ...], tuple[AnyOp, ...]]] = []
-    for graft in plan.grafts.values():
-        if name not in graft.sources or graft.kind == "adapt":
-            continue
-        index, shapes = graft.sources.index(name), plan.shapes_of(graft)
-        undo = operations.invert(graft.ops, shapes, index)
-        if undo is not None:
-            back = operations.simplify(undo)
-            return Graft(name, spec, "convert" if back else "copy", (graft.target,), back)  # pyright: ignore[reportArgumentType]
-        cut = next((i for i, op in enumerate(graft.ops) if isinstance(op, Slice)), None)
-        if cut is None or len(graft.sources) > 1:
-            continue
-        part, before = graft.ops[cut], graft.ops[:cut]
-        assert isinstance(part, Slice)
-        middle = (operations.infer(before, shapes),)
-        after = operations.invert(graft.ops[cut + 1 :], part.infer(middle))
-        undo_before = operations.invert(before, shapes)
-        if after is not None and undo_before is not None:
-            parts.append((part.start, part.stop, graft, part.axis, after, undo_before))  # pyright: ignore[reportArgumentType]
-    return _joined(name, spec, parts) or Graft(name, spec, "fresh")
-
-
-def _joined(
-    name: str,
-    spec: Spec,
-    parts: list[tuple[int, int, Graft, int, tuple[AnyOp, ...], tuple[AnyOp, ...]]],
-) -> Graft | None:
-    """Slices that lie end to end on one axis and cover it, put together again."""
-    parts.sort(key=lambda part: part[:2])
-    if not parts or any(part[3:] != parts[0][3:] for part in parts):
-        return None
-    _, _, _, axis, after, undo_before = parts[0]
-    ends = [0, *(stop for _, stop, *_ in parts)]
-    ops = (*after, operations.Concat(axis), *undo_before)
-    sources = tuple(part[2].target for part in parts)
-    if [start for start, *_ in parts] != ends[:-1]:
-        return None
-    try:
-        shapes = tuple(part[2].spec.shape for part in parts)
-        if operations.infer(ops, shapes) != spec.shape:
-            return None
-    except ShapeMismatch:
-        return None
-    return Graft(name, spec, "convert", sources, ops)
 
 
 def _counts(plan: Plan) -> str:

@@ -1,31 +1,30 @@
-"""Checkpoints in several files: an index says which tensor is in which shard, and is held to it."""
+"""Checkpoints in several files. An index says which tensor is in which shard, or each shard says of
+itself that it is one of several (`Stored.spread`); both are held to what they say."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from regraft import registry
-from regraft.errors import CorruptFile, FormatError, MissingShard, UnsafeFile
+from regraft.errors import CorruptFile, FormatError, MissingShard
+from regraft.formats._beside import inside
+from regraft.locations import is_local
 from regraft.tensors import Stored
 
-INDEX = ".index.json"
+# `model.safetensors.index.json`; of a variant also `model.safetensors.index.fp16.json`.
+INDEX = r"(?P<file>.+)\.index(?:\.(?P<variant>\w+))?\.json"
+# How writers name one shard of several.
+NUMBERED = r"-(\d{5})-of-\d{5}(\.\w+)?$"
 _MAX_INDEX = 1 << 28
+_AT_ONCE = 8
 
 
-def index_in(folder: Path) -> Path:
-    """The one index, or the one checkpoint file, of a folder."""
-    indices = sorted(folder.glob(f"*{INDEX}"))
-    preferred = [i for i in indices if "safetensors" in i.name] or indices
-    files = preferred or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if len(files) == 1:
-        return files[0]
-    raise FormatError(
-        str(folder),
-        found=f"a folder with {len(files)} checkpoints" if files else "a folder without an index",
-        expected=f"one *{INDEX}, or one .safetensors or .bin file",
-        hint="name the file itself",
-    )
+def is_index(path: Path) -> bool:
+    """Whether a file's name says that it tells in which shard each tensor is."""
+    return re.fullmatch(INDEX, path.name) is not None
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -47,30 +46,93 @@ def weight_map(index: Path) -> dict[str, str]:
     return found
 
 
-def opened(index: Path) -> list[Stored]:
-    """The opened shards of an index, held to what the index promises."""
-    promised = weight_map(index)
-    names = sorted(set(promised.values()))
+def opened(path: Path) -> list[Stored]:
+    """What a path stands for: one file or folder, the shards of an index, or a shard and the
+    others of its kind, in their order. **Raises** `MissingShard`, and as `open` of the formats."""
+    if is_index(path):
+        promised = weight_map(path)
+        names = sorted(set(promised.values()))
+        return _all(path, names, lambda shards: _hold_to(path, promised, shards))
+    first = registry.format_of(path).open(path)
+    if first.spread is None:
+        return [first]
+    first.close()
+    return _all(path, first.spread.files, lambda shards: _hold_together(path, shards))
+
+
+def files_of(path: Path) -> list[tuple[str, Path]]:
+    """Names and paths of the files that a checkpoint is spread over; empty where it is in one."""
+    if is_index(path):
+        names = sorted(set(weight_map(path).values()))
+    elif re.search(NUMBERED, path.name):  # what else a file says of itself need not be looked up
+        stored = registry.format_of(path).open(path)
+        stored.close()
+        names = list(stored.spread.files) if stored.spread else []
+    else:
+        names = []
+    return [(name, inside(path, name)) for name in names]
+
+
+def _all(
+    index: Path, names: Sequence[str], check: Callable[[dict[str, Stored]], None]
+) -> list[Stored]:
+    """All shards, opened and checked together."""
     paths = [inside(index, shard) for shard in names]
     missing = [shard for shard, path in zip(names, paths, strict=True) if not path.is_file()]
     if missing:
         raise MissingShard(
             str(index),
             found=f"{len(missing)} of {len(names)} shards missing",
-            expected="every shard that the index names",
+            expected="every shard that it names",
             hint="get the missing files",
             problems=missing,
         )
-    stored: list[Stored] = []
+    stored: dict[str, Stored] = {}
     try:
-        for path in paths:
-            stored.append(registry.format_of(path).open(path))
-        _hold_to(index, promised, dict(zip(names, stored, strict=True)))
+        for name, part in zip(names, _each(paths), strict=True):
+            stored[name] = part
+        check(stored)
     except BaseException:
-        for part in stored:
+        for part in stored.values():
             part.close()
         raise
-    return stored
+    return list(stored.values())
+
+
+def _hold_together(path: Path, shards: dict[str, Stored]) -> None:
+    """**Raises** `CorruptFile` where shards do not belong together."""
+    spreads = {part.spread for part in shards.values()}
+    if len(spreads) > 1:
+        raise CorruptFile(
+            str(path),
+            found="shards that disagree on how many they are",
+            expected="shards of one checkpoint",
+            hint="a shard belongs to another model; get the files again",
+        )
+    count = sum(len(part.tensors) for part in shards.values())
+    promised = next(part.spread.tensors for part in shards.values() if part.spread)
+    if promised is not None and promised != count:
+        raise CorruptFile(
+            str(path),
+            found=f"{count} tensors in all shards together",
+            expected=f"{promised}, as the shards say",
+            hint="a shard belongs to another model; get the files again",
+        )
+
+
+def _each(paths: list[Path]) -> Iterator[Stored]:
+    """Opens one after another; remote ones a few at a time, since each is a wait for answers."""
+
+    def opened(path: Path) -> Stored:
+        return registry.format_of(path).open(path)
+
+    if all(map(is_local, paths)):
+        yield from map(opened, paths)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from pool.map(opened, paths)
 
 
 def _hold_to(index: Path, promised: dict[str, str], shards: dict[str, Stored]) -> None:
@@ -96,19 +158,3 @@ def _hold_to(index: Path, promised: dict[str, str], shards: dict[str, Stored]) -
             hint="a shard is damaged or belongs to another model; get the files again",
             problems=problems,
         )
-
-
-def inside(index: Path, shard: str) -> Path:
-    """A shard's path. Neither a name nor a symbolic link may lead out of the index' folder.
-
-    A model hub's cache links index and shards alike into one other folder; that folder, where
-    the index itself really lies, is let pass.
-    """
-    path = index.parent / shard
-    folders = {index.parent.resolve(), index.resolve().parent}
-    outside = ".." in Path(shard).parts or "\\" in shard or Path(shard).is_absolute()
-    if outside or not any(path.resolve().is_relative_to(folder) for folder in folders):
-        raise UnsafeFile(
-            str(index), found=f"shard {shard!r}", expected="a file in the folder of the index"
-        )
-    return path

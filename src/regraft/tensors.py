@@ -24,6 +24,8 @@ Read: TypeAlias = "Callable[[str, Slices | None], Array]"
 # Width of one element in bits, under numpy's and ml_dtypes' names. The only list of plain dtypes.
 DTYPE_BITS: dict[str, int] = {
     "bool": 8,
+    "int2": 2,
+    "uint2": 2,
     "int4": 4,
     "uint4": 4,
     "int8": 8,
@@ -34,6 +36,9 @@ DTYPE_BITS: dict[str, int] = {
     "uint32": 32,
     "int64": 64,
     "uint64": 64,
+    "float8_e3m4": 8,
+    "float8_e4m3": 8,
+    "float8_e4m3b11fnuz": 8,
     "float8_e4m3fn": 8,
     "float8_e4m3fnuz": 8,
     "float8_e5m2": 8,
@@ -78,6 +83,7 @@ CODED: dict[str, tuple[int, int]] = {
     "tq2_0": (256, 66),
     "mxfp4": (32, 17),
     "nvfp4": (64, 36),
+    "q1_0": (128, 18),
     "qint8": (1, 1),
     "quint8": (1, 1),
     "qint32": (1, 4),
@@ -109,6 +115,8 @@ def numpy_dtype(name: str) -> np.dtype[np.generic]:
         return np.dtype(getattr(ml_dtypes, name))
 
 
+# Plain values by layer and name.
+Settings: TypeAlias = "Mapping[str, Mapping[str, int | float | str | bool]]"
 Order = Literal["definition", "stored", "sorted"]
 
 
@@ -124,6 +132,8 @@ class TensorInfo(NamedTuple):
       end with it, `""` otherwise.
     - `kind`: `weight` (a parameter or statistic), `counter` (e.g. `num_batches_tracked`,
       which no output depends on), or `constant` (recomputed by the model, e.g. `position_ids`).
+    - `owner`: path of the layer that owns it, where the name does not begin with it (a graph
+      says that `onnx::Conv_17` is the kernel of `stem.conv`); `role` is then given, too.
     """
 
     name: str
@@ -132,6 +142,7 @@ class TensorInfo(NamedTuple):
     module: str = ""
     role: str = ""
     kind: Literal["weight", "counter", "constant"] = "weight"
+    owner: str = ""
 
     @property
     def size(self) -> int:
@@ -147,7 +158,8 @@ class TensorInfo(NamedTuple):
 class FlowNode(NamedTuple):
     """One step of a model's dataflow: a layer with weights, or a merge of several tensors.
 
-    - `owner`: the layer's path as its tensors' names begin (`layer1.0.conv1`), `""` for a merge.
+    - `owner`: the layer's path as its tensors' names begin (`layer1.0.conv1`), or as their
+      `owner` says; `""` for a merge.
     - `label`: `""` for a layer (its tensors tell what it is), `add`, `cat`, `mul` … for a merge.
     - `inputs`: indices of the nodes it takes data from; all smaller than its own index.
 
@@ -169,7 +181,7 @@ class Catalogue(Mapping[str, TensorInfo]):
     **Arguments:**
 
     - `tensors`: in the order of the file or of the model's definition.
-    - `framework`: `torch`, `keras`, `jax`, or `""` when the file does not say.
+    - `framework`: `torch`, `keras`, `jax`, `onnx`, or `""` when the file does not say.
     - `order`: `definition` when the container guarantees the order in which layers were made
       (a live model, Keras' `layer_names`), `stored` when it is merely the order of writing,
       `sorted` when the writer sorted it, so that it says nothing.
@@ -179,6 +191,8 @@ class Catalogue(Mapping[str, TensorInfo]):
     - `metadata`: strings that the file carries.
     - `notes`: harmless remarks, such as other containers that could have been chosen.
     - `flow`: the dataflow of the model in topological order, empty where it is not to be had.
+    - `settings`: by layer (`""` for the model), plain values that a live model's layers hold, such
+      as `num_heads` and `eps`.
     """
 
     def __init__(
@@ -193,6 +207,7 @@ class Catalogue(Mapping[str, TensorInfo]):
         metadata: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
         flow: Iterable[FlowNode] = (),
+        settings: Settings | None = None,
     ) -> None:
         self._tensors: dict[str, TensorInfo] = {}
         for tensor in tensors:
@@ -207,6 +222,7 @@ class Catalogue(Mapping[str, TensorInfo]):
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.notes = tuple(notes)
         self.flow = tuple(flow)
+        self.settings: Settings = settings or {}
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._tensors[name]
@@ -246,12 +262,25 @@ class StoredTensor(NamedTuple):
     module: str = ""
     role: str = ""
     kind: Literal["weight", "counter", "constant"] = "weight"
+    owner: str = ""
+
+
+class Spread(NamedTuple):
+    """One checkpoint in several files, as each of them says of itself.
+
+    `files` are their names, in order, this one's among them; `tensors` counts those of all files
+    together, `None` where the file does not say.
+    """
+
+    files: tuple[str, ...]
+    tensors: int | None = None
 
 
 class Stored(ABC):
     """What a format returns from `open`: all tensors of a file, listed but not read.
 
-    Fields are set by the format; `separator` joins the parts of a path into a name.
+    Fields are set by the format; `separator` joins the parts of a path into a name. `flow` is
+    as in Catalogue, its owners as in names of the whole file.
     """
 
     format: str
@@ -263,6 +292,9 @@ class Stored(ABC):
     ties: tuple[tuple[tuple[str, ...], ...], ...] = ()
     metadata: Mapping[str, str] = {}
     notes: tuple[str, ...] = ()
+    flow: tuple[FlowNode, ...] = ()
+    # Set where this file alone is not the whole checkpoint.
+    spread: Spread | None = None
 
     @abstractmethod
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:

@@ -72,9 +72,9 @@ class Receipt:
 
 
 def stream(plan: Plan, read: Read) -> Iterator[tuple[Graft, Array]]:
-    """Each graft that has sources with its finished array; one at a time, slices pushed down."""
+    """Each graft that is written with its finished array; one at a time, slices pushed down."""
     for graft in plan.grafts.values():
-        if graft.sources:
+        if graft.written:
             yield graft, make(plan, graft, read)
 
 
@@ -184,7 +184,7 @@ def _doubts(graft: Graft, array: Array) -> list[Remark]:
     """NaN and Inf, seen on the way, under the source's name."""
     count = not_finite(array)
     text = f"{count} of {array.size} values are NaN or Inf"
-    return [Remark("not-finite", graft.sources[0], text)] if count else []
+    return [Remark("not-finite", (*graft.sources, graft.target)[0], text)] if count else []
 
 
 def verified(receipt: Receipt) -> Receipt:

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from attacks.building import save
-from attacks.harness import REFUSED, Attack, Make, check
+from attacks.harness import Attack, Make, check
 from regraft.errors import CorruptFile, FormatError, UnsafeFile
 
 VALUES = np.array([1.5, -2.25, 3.125, 4.0625], np.float32)

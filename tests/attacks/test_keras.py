@@ -14,7 +14,7 @@ import numpy as np
 
 from attacks.building import FLOATS, Part, archive
 from attacks.harness import REFUSED, Attack, check, written
-from regraft.errors import CorruptFile, FormatError, UnsafeFile
+from regraft.errors import FormatError, UnsafeFile
 
 VALUES = np.frombuffer(FLOATS, np.float32)
 Build = Callable[[h5py.File], Any]

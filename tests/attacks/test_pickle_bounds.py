@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from attacks.building import (
     FLOATS,
-    Part,
     archive,
     called,
     get,

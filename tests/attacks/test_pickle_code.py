@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -17,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from attacks.building import (
+    Part,
+    archive,
     called,
     get,
     group,
@@ -37,8 +36,7 @@ from attacks.building import (
     torch_parts,
     whole,
 )
-from attacks.building import Part, archive
-from attacks.harness import Attack, Child, check, written
+from attacks.harness import Attack, check, written
 from regraft.errors import CorruptFile, UnsafeFile
 
 Payload = Callable[[Path], bytes]

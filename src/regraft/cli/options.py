@@ -28,7 +28,7 @@ def names_of(context: click.Context, parameter: click.Parameter, text: str) -> l
             names: Iterable[str] = rg.Plan.load(given).target.tensors
         else:
             names = rg.open(str(given)) if given else ()
-    except RegraftError:
+    except (RegraftError, OSError):
         return []
     return [CompletionItem(name) for name in names if name.startswith(text)]
 
@@ -117,7 +117,8 @@ def would(dry_run: bool, reads: Iterable[object], writes: object) -> bool:
 
 
 def like(name: str, patterns: tuple[str, ...]) -> bool:
-    return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    """Whether a name is, or matches, one of the patterns; any is where there are none."""
+    return not patterns or name in patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
 def free(path: str | None, force: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,16 +25,37 @@ def show(text: str) -> None:
     click.echo(text, color=_color())
 
 
+def screen() -> tuple[int, int] | tuple[None, None]:
+    """Columns and lines of the terminal that stdout is, nothing where it is none."""
+    if not sys.stdout.isatty():
+        return None, None
+    import shutil
+
+    return shutil.get_terminal_size()
+
+
+def pages(lines: Sequence[str], *, pager: bool) -> None:
+    """Prints lines, through a pager where they are more than a terminal shows."""
+    _, height = screen()
+    if pager and height is not None and len(lines) >= height:
+        click.echo_via_pager("\n".join(lines), color=_color())
+    else:
+        show("\n".join(lines))
+
+
 def show_json(value: object) -> None:
-    import json
+    """Plain values, structs and numpy's scalars as JSON; NaN is no JSON: what was not measured is
+    null."""
+    import msgspec
 
-    def plain(value: object) -> object:
-        import msgspec
+    try:
+        encoded = msgspec.json.encode(value, enc_hook=lambda scalar: scalar.item())
+        text = msgspec.json.format(encoded, indent=1).decode()
+    except UnicodeEncodeError:  # a name with halves of characters: only escaped is it text
+        import json
 
-        return msgspec.to_builtins(value)
-
-    # NaN is no JSON; what was not measured is null.
-    click.echo(json.dumps(_finite(value), indent=1, default=plain, ensure_ascii=False))
+        text = json.dumps(_finite(msgspec.to_builtins(value)), indent=1)
+    click.echo(text)
 
 
 def _finite(value: Any) -> Any:
@@ -80,7 +101,7 @@ def progress(what: str, total: int | None = None) -> Generator[Callable[[int, st
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-               TextColumn("{task.fields[text]}"))  # fmt: skip
+               TextColumn("{task.fields[text]}", markup=False))  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total, text="")
         yield lambda amount, text: bar.update(task, advance=amount, text=text)

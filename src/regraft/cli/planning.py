@@ -219,6 +219,7 @@ def load(
 @click.argument("out", metavar="FILE")
 @click.option("--plan", "plan_path", help="Write what this plan makes of the tensors.")
 @click.option("--to", "format_name", help="The format, where FILE's ending does not tell.")
+@click.option("--max-shard", metavar="SIZE", help="Write several files of this size, such as 5GB.")
 @container_option
 @force_option
 @dry_run_option
@@ -227,6 +228,7 @@ def convert(
     out: str,
     plan_path: str | None,
     format_name: str | None,
+    max_shard: str | None,
     container: str | None,
     force: bool,
     dry_run: bool,
@@ -236,16 +238,17 @@ def convert(
         return
     made = plan_of(plan_path) if plan_path else None
     with progress("writing") as advance:
-        rg.convert(
+        written = rg.convert(
             source,
             out,
             plan=made,
             container=container,
             format=format_name,
             force=force,
+            max_shard=max_shard,
             progress=lambda name, _bytes: advance(1, name),
         )
-    show(f"written to {out}")
+    show(f"written to {written}")
 
 
 @click.command(epilog="Example:  regraft verify base.h5 mymodels:net probe.npz")

@@ -9,7 +9,9 @@ A format is a module with
 - `open(path) -> Stored`: lists the tensors, validating all sizes and offsets, reads none;
 - `write(path, tensors, metadata)`, optional: writes the whole file under a temporary name and
   renames it, so that a failed write leaves the old file whole. `tensors` is an iterable of
-  `(TensorInfo, callable that returns the numpy array)`: one array is held at a time.
+  `(TensorInfo, callable that returns the numpy array)`: one array is held at a time. What is
+  written is read back to the bit; what metadata or names lose is told in the docstring;
+- `WRITES`: the dtypes that the writer can hold, where these are few.
 
 Formats never import one another, save for the machinery of a shared container in a module
 whose name starts with an underscore (`_zip`, `_pickle`), which is not a format.

@@ -84,7 +84,8 @@ class Mapped:
         self._map: mmap.mmap | None = None
 
     def array(self, place: Strided, slices: Slices | None = None) -> Array:
-        """A read-only view of the mapped bytes, or a copy where the byte order must change."""
+        """A read-only view of the mapped bytes; a copy where the byte order must change or values
+        do not lie where a processor likes them."""
         import numpy as np
 
         dtype = numpy_dtype(place.dtype)
@@ -112,7 +113,9 @@ class Mapped:
             strides=tuple(s * dtype.itemsize for s in strides),
         )
         part = view if slices is None else view[slices]
-        return part.byteswap() if place.big_endian and dtype.itemsize > 1 else part
+        if place.big_endian and dtype.itemsize > 1:
+            return part.byteswap()
+        return part if part.flags.aligned else part.copy()
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:

@@ -23,11 +23,15 @@ from regraft.formats import _hdf5_objects as objects
 from regraft.formats._bytes import Mapped, Strided
 from regraft.formats._hdf5_messages import Attribute, Filter, Layout, Type
 from regraft.formats._hdf5_objects import SIGNATURE, UNDEFINED, Message, Structure
+from regraft.locations import is_local
 from regraft.tensors import DTYPE_BITS, Stored, StoredTensor, numpy_dtype
 
 if TYPE_CHECKING:
     from regraft.formats import Sample
     from regraft.tensors import Array, Slices
+
+# Attribute of the files that we write: in whose layout they are.
+LAYOUT = "regraft.layout"
 
 _MAX_OBJECTS = 1_000_000
 _MAX_DEPTH = 64
@@ -92,6 +96,8 @@ def dialect(sample: Sample) -> str:
             root = structure.messages(structure.root)
             named = {messages.attribute_of(m.data, label).name for m in root
                      if m.kind == objects.ATTRIBUTE}  # fmt: skip
+            if LAYOUT in named:
+                return "weights"
             if named & {"layer_names", "layer_names0", "model_config"}:
                 return "legacy"
             children = structure.links(root, label) or {}
@@ -126,8 +132,11 @@ class Hdf5:
         self._attributes: dict[str, list[bytes]] = {}
         self._crowded: set[str] = set()
         self._opaque: list[str] = []
-        self._values = Mapped(source) if isinstance(source, Path) else Held(source, label)
-        self._file = _mapped(source) if isinstance(source, Path) else io.BytesIO(source)
+        if isinstance(source, bytes):
+            self._values, self._file = Held(source, label), io.BytesIO(source)
+        else:
+            self._values = Mapped(source)
+            self._file = _mapped(source) if is_local(source) else source.open("rb")
         try:
             with guarded(label):
                 self._structure = Structure(self._file, size, label, start)

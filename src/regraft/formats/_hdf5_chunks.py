@@ -1,4 +1,4 @@
-"""Values of an HDF5 dataset that lie in chunks, each behind filters: unpacked one chunk at a time."""
+"""Values of an HDF5 dataset in chunks, each behind filters: unpacked one chunk at a time."""
 
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ def type_of(data: bytes, where: str) -> Type:
         plain = offset == 0 and precision == 8 * size and size in (1, 2, 4, 8)
         return Type(code, size, f"{'' if bits & 8 else 'u'}int{precision}" if plain else "", big)
     if code == FLOAT:
-        offset, precision, *fields = struct.unpack_from("<2H4BI", properties)
-        name = _FLOATS.get((precision, *fields), "") if offset == 0 else ""
+        offset, precision, a, b, c, d, bias = struct.unpack_from("<2H4BI", properties)
+        name = _FLOATS.get((precision, a, b, c, d, bias), "") if offset == 0 else ""
         usual = precision == 8 * size and not bits & 0x40 and bits >> 8 & 0xFF == precision - 1
         return Type(code, size, name if usual else "", big)
     if code == OPAQUE:  # Keras' bfloat16, which an attribute must confirm

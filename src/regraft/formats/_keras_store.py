@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from regraft import keras_layout
+from regraft.errors import CorruptFile
 from regraft.formats._hdf5 import Hdf5, guarded
 from regraft.formats._keras_layers import (
     COUNTERS,
@@ -30,6 +32,7 @@ _LISTS = ("layers", "_layer_checkpoint_dependencies")
 _NAME_LIMIT = 1 << 10
 # Of a number behind a name; a longer one is none of Keras'.
 _DIGITS = 9
+_MAX_NAMES = 32 << 20
 
 
 class _Place(NamedTuple):
@@ -51,6 +54,8 @@ class Store:
         self._exact = model is not None
         # For each group that has values in it or below, the place of the first of them.
         self._bearing: dict[str, int] = {}
+        self._own_names: dict[str, str | None] = {}
+        self._names_left = _MAX_NAMES
         for path, data in file.datasets.items():
             place = data.address if data.offset is None else data.offset
             while path:
@@ -161,11 +166,33 @@ class Store:
             last[stem] = number
         return True
 
+    def layout(self, tensors: list[StoredTensor]) -> str:
+        """Where Keras finds each of the tensors, as `regraft.keras_layout` tells it."""
+        variables: dict[str, dict[str, str | keras_layout.Constant]] = {}
+        for tensor in tensors:
+            group, _, key = tensor.where.rpartition("/")
+            if group.split("/")[0] != OPTIMIZER:
+                variables.setdefault(group, {})[key] = "/".join(tensor.path)
+        paths = dict.fromkeys((*variables, *self._own_names))
+        return keras_layout.encode(
+            {p: keras_layout.Group(self._own_names.get(p), variables.get(p, {})) for p in paths}
+        )
+
     def _own_name(self, path: str) -> str | None:
         group = f"{path}/vars"
         if group not in self._file.groups:
             return None
-        return self._file.text(group, "name", _NAME_LIMIT)
+        if group not in self._own_names:
+            name = self._file.text(group, "name", _NAME_LIMIT)
+            self._own_names[group] = name
+            self._spend(name or "")
+        return self._own_names[group]
+
+    def _spend(self, name: str) -> None:
+        # One long text in the file may be the name of many layers, and part of many tensors'.
+        self._names_left -= len(name)
+        if self._names_left < 0:
+            raise CorruptFile(self._file.label, found=f"more than {_MAX_NAMES} bytes of names")
 
     def _variables(self, place: _Place) -> None:
         group = self._at(place, "vars")
@@ -181,6 +208,7 @@ class Store:
         for key, role, entry in zip(keys, roles, data, strict=True):
             # One part: in these files a name is a path of layers, not a nesting of containers.
             path = ("/".join((*place.names, role or key)),)
+            self._spend(path[0])
             kind = "counter" if role in COUNTERS else "weight"
             tensor = StoredTensor(
                 path, entry.shape, entry.dtype, entry.path, module=module, role=role, kind=kind

@@ -30,6 +30,12 @@ _MALFORMED = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, Re
               tokenize.TokenError)  # fmt: skip
 
 
+def length(data: bytes) -> int:
+    """Bytes that a .npy header takes, as its own beginning says."""
+    width = 2 if data[6:7] == b"\x01" else 4
+    return 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+
+
 def header(data: bytes, label: str) -> Header:
     """Reads a .npy header from the beginning of the file's bytes. **Raises** `CorruptFile`."""
     import numpy as np

@@ -14,8 +14,9 @@ from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import LEGACY_HEADS, LEGACY_MAGIC, Storages, named, width
 from regraft.locations import ahead, is_local
 
-_LEGACY_PROTOCOL, _COUNT = 1001, 8
-_FIRST = 1 << 18
+_LEGACY_PROTOCOL = 1001
+# Bytes of a storage's number of elements, and of a remote file that are fetched first.
+_COUNT, _FIRST = 8, 1 << 18
 
 
 class Pickled(NamedTuple):
@@ -50,7 +51,7 @@ def legacy(path: Path) -> Pickled:
     if is_local(path):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _legacy(path, data)
-    # Nothing says how long the pickles are: more is fetched until they are whole.
+    # Nothing says how long the pickles are: more of a remote file is fetched until they are whole.
     size, length = path.stat().st_size, _FIRST
     while True:
         with path.open("rb") as file:

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from regraft import keras_layout
 from regraft.errors import CorruptFile, FormatError
 from regraft.formats import Sample, _zip
 from regraft.formats._hdf5 import Hdf5, Hdf5Stored
@@ -23,6 +24,7 @@ EXTRA = ""
 SUFFIXES: tuple[str, ...] = ()
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_MODEL = "model_config"
 _MAX_CONFIG = 4 << 20
 _MAX_UNPACKED = 2 << 30
 
@@ -43,10 +45,9 @@ def open(path: Path) -> Stored:
             hint="save the model again without another weights format or shards",
         )
     config = _text(path, members[_CONFIG])
-    metadata = {"model_config": config}
-    if _METADATA in members:
-        metadata.update(_facts(path, _text(path, members[_METADATA])))
-    weights = members[_WEIGHTS]
+    facts = _facts(path, _text(path, members[_METADATA])) if _METADATA in members else {}
+    metadata = {**facts, _MODEL: config}
+    [weights] = _zip.located(path, [members[_WEIGHTS]])
     label = f"{path.name}, member {_WEIGHTS}"
     if weights.stored:
         file = Hdf5(path, label, weights.size, weights.offset)
@@ -59,7 +60,7 @@ def open(path: Path) -> Stored:
         raise
     stored = Hdf5Stored("keras_zip", file, store.tensors)
     stored.order = store.order
-    stored.metadata = metadata
+    stored.metadata = {**metadata, keras_layout.KEY: store.layout(store.tensors)}
     return stored
 
 

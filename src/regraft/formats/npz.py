@@ -17,7 +17,7 @@ from regraft.atomic import replacing
 from regraft.errors import CorruptFile, FormatError
 from regraft.formats import Sample, TensorSource, _zip
 from regraft.formats._bytes import Mapped, Strided
-from regraft.formats._npy_header import Header, header, place_of
+from regraft.formats._npy_header import Header, header, length, place_of
 from regraft.formats._numpy_pickles import PickledArrays
 from regraft.tensors import Stored, StoredTensor, numpy_dtype
 
@@ -28,7 +28,7 @@ EXTRA = ""
 SUFFIXES = (".npz",)
 
 _METADATA = "__metadata__"
-_HEADER = 1 << 16
+_FIRST, _HEADER = 1 << 8, 1 << 16
 _MAX_OBJECTS = 1 << 31
 
 
@@ -49,10 +49,11 @@ class _Npz(Stored):
         self._inner: dict[tuple[str, ...], PickledArrays] = {}
         found: list[StoredTensor] = []
         notes: list[str] = []
-        for name, member in _zip.members(path).items():
+        for member in _zip.located(path, _zip.members(path).values()):
+            name = member.name
             key = name.removesuffix(".npy")
             where = f"{path.name}, member {name!r}"
-            head = header(self._beginning(member), where)
+            head = header(_beginning(path, member), where)
             if key == _METADATA:
                 self.metadata = _metadata(
                     _zip.read(path, member, _MAX_OBJECTS)[head.length :], where
@@ -76,13 +77,6 @@ class _Npz(Stored):
         self.tensors = tuple(found)
         self.notes = tuple(notes)
 
-    def _beginning(self, member: _zip.Member) -> bytes:
-        if member.stored:
-            with self._path.open("rb") as file:
-                file.seek(member.offset)
-                return file.read(min(_HEADER, member.size))
-        return _zip.beginning(self._path, member, _HEADER)
-
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
         if tensor.path in self._inner:
             return self._inner[tensor.path].read(tensor, slices)
@@ -100,6 +94,13 @@ class _Npz(Stored):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _beginning(path: Path, member: _zip.Member) -> bytes:
+    """What holds a member's header, which is seldom longer than what is read first."""
+    data = _zip.beginning(path, member, _FIRST)
+    needed = length(data)
+    return data if needed <= len(data) else _zip.beginning(path, member, min(needed, _HEADER))
 
 
 def _metadata(data: bytes, where: str) -> dict[str, str]:

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from regraft.matching import compression, keras_graph, ruling, settling, values
+from regraft.matching import (
+    composing,
+    compression,
+    keras_graph,
+    rewrites,
+    ruling,
+    settling,
+    ties,
+    values,
+)
 from regraft.matching.flattening import flattened
-from regraft.matching.modules import Leaf, Module, conventions_of, modules_of, parts_of
+from regraft.matching.modules import Leaf, Module, conventions_of, is_constant, modules_of, parts_of
 from regraft.matching.pairing import Pairer, fitting_leaves
 from regraft.matching.settling import Pair, Settled, graft, spec_of
+from regraft.matching.views import without
 from regraft.operations import Cast
 from regraft.plans import Evidence, Graft, Plan, Remark, Side, Undecided
 from regraft.rules import Rule
@@ -27,6 +37,7 @@ def match(
     *,
     read_source: Read | None = None,
     read_target: Read | None = None,
+    ask_target: rewrites.AskRotary | None = None,
 ) -> Plan:
     """Plans how the source's tensors fit the target's.
 
@@ -36,6 +47,7 @@ def match(
     - `read_source`: gives values of the source, for evidence and doubts; `None`: no values.
     - `read_target`: gives values of the target where it is a checkpoint whose values mean
       something, `None` for a model with fresh ones.
+    - `ask_target`: an experiment with a live target; see `rewrites.rotary`.
 
     **Raises** `RuleMatchedNothing`, `ShapeMismatch`, `PlanError` for rules that do not hold.
     """
@@ -50,16 +62,27 @@ def match(
     _follow(all_sources, all_targets, state, left_alone)
     spoken_for = {name for g in state.grafts.values() for name in g.sources} | left_alone
     spoken_for |= {pair.source.info.name for pair in state.pairs}
+    spoken_for |= {n for m in all_sources if _names(m) & spoken_for for n in _names(m)}
     decided = state.grafts.keys() | {pair.target.info.name for pair in state.pairs}
-    sources = [m for m in all_sources if not _names(m) & spoken_for]
-    targets = _rest(all_targets, decided)
-    pairer = Pairer(source, sources, target, targets)
+    seen = rewrites.aligned(
+        without(source, spoken_for), without(target, decided), read_source, ask_target
+    )
+    ours, theirs = seen.source.catalogue, seen.target.catalogue
+    sources, targets = (modules_of(side, conventions_of(side)) for side in (ours, theirs))
+    pairer = Pairer(ours, sources, theirs, targets)
     left = settling.take_pairings(pairer.pairings(), state)
-    settling.settle_layouts(state, flattened(source, all_sources), flattened(target, all_targets))
+    settling.settle_layouts(
+        state,
+        flattened(source, all_sources) | flattened(ours, sources),
+        flattened(target, all_targets) | flattened(theirs, targets),
+    )
     used = {id(module) for module in state.partners.values()}
     offered = {n for u in state.undecided.values() for a in u.alternatives for n in a.sources}
     unused = [m for m in sources if id(m) not in used and not _names(m) & offered]
     settling.settle_missing(left, targets, unused, state, pairer.coverage)
+    composing.compose(state, seen)
+    ties.settle_tied(target, state)
+    ties.settle_heads(source, target, state)
     _settle_counters(source, target, state)
     if read_source and read_target:
         _settle_by_values(source, target, state, read_source, read_target)
@@ -81,6 +104,7 @@ def _with_flow(catalogue: Catalogue) -> Catalogue:
         metadata=catalogue.metadata,
         notes=catalogue.notes,
         flow=keras_graph.flow_of(config),
+        settings=catalogue.settings,
     )
 
 
@@ -114,27 +138,15 @@ def _names(module: Module) -> set[str]:
     return {leaf.info.name for leaf in module.leaves.values()}
 
 
-def _rest(modules: Iterable[Module], decided: set[str]) -> list[Module]:
-    """Modules without the tensors that rules have settled; none where nothing remains."""
-    result: list[Module] = []
-    for module in modules:
-        open_ = dict(item for item in module.leaves.items() if item[1].info.name not in decided)
-        if len(open_) == len(module.leaves):
-            result.append(module)
-        elif open_:
-            result.append(Module(module.path, module.position, open_))
-    return result
-
-
 def _settle_counters(source: Catalogue, target: Catalogue, state: Settled) -> None:
     """Counters and constants follow their layer where it has one; nobody is asked about them."""
     beside: dict[tuple[tuple[str, ...], str, tuple[int, ...]], TensorInfo] = {}
     for info in source.values():
-        if info.kind != "weight":
+        if is_constant(info):
             *path, leaf = parts_of(info.name)
             beside[tuple(path), leaf, info.shape] = info
     for info in target.values():
-        if info.kind == "weight" or info.name in state.grafts:
+        if not is_constant(info) or info.name in state.grafts:
             continue
         *path, leaf = parts_of(info.name)
         partner = state.partners.get(tuple(path))
@@ -185,11 +197,11 @@ def _plan(
     unused = tuple(
         name
         for name, info in source.items()
-        if name not in read and name not in left_alone and info.kind == "weight"
+        if name not in read and name not in left_alone and not is_constant(info)
     )
     warnings = [*_doubts(grafts, pairer)]
     if read_source:
-        warnings += values.doubts(source, sources, read_source)
+        warnings += values.doubts(source, sources, read_source, read)
     return Plan(
         source=Side.of(source),
         target=Side.of(target),

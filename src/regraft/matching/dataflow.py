@@ -1,7 +1,7 @@
 """Evidence of dataflow: a layer is known by what comes before it and what comes after it.
 
-Where both sides have a graph (torch.fx, a Keras config), each layer gets three fingerprints that
-use no names: of all that leads to it, of all that follows from it, and of its neighbourhood up
+Where both sides have a graph (torch.fx, a Keras config, ONNX), each layer gets three fingerprints
+that use no names: of all that leads to it, of all that follows from it, and of its neighbourhood up
 to `_HOPS` steps (Weisfeiler and Leman's colour refinement). A replaced head leaves the first
 whole, a replaced stem the second, both the third. Branches that are mirror images have equal
 fingerprints: dataflow then says nothing, and does not pretend to.
@@ -85,9 +85,10 @@ def _expanded(
     owners: dict[int, list[int]] = defaultdict(list)
     last_of: list[tuple[int, ...]] = []  # for each node of `flow`: its end in the new graph
     for node in flow:
-        sources = tuple(end for i in node.inputs for end in last_of[i])
+        sources = tuple(dict.fromkeys(end for i in node.inputs for end in last_of[i]))
         chain = held.get(tuple(parts_of(node.owner)), []) if node.owner else []
-        if node.label:
+        # What meets itself again (x · sigmoid(x)) is no merge: one side's graph may not show it.
+        if node.label and len(sources) > 1:
             labels.append(("merge", len(sources)))
             inputs.append(sources)
             sources = (len(labels) - 1,)

@@ -3,7 +3,9 @@
 Channels-last data `[h, w, c]` and channels-first data `[c, h, w]` flatten in different orders, so
 that the dense kernel's inputs must be reordered when weights move between the two. Its shape says
 nothing of it. What tells: the layer before has `c` channels, and the kernel has `k·c` inputs.
-Where both graphs show a plain flatten the order is certain; else it is an open question.
+Where both graphs show a plain flatten, or one after moving the channels, the order is certain;
+else it is an open question. An ONNX graph lays maps out channels first, but comes from anywhere:
+only what it shows counts.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from regraft.matching.layouts import Conversion
+from regraft.matching.layouts import CHANNELS_FIRST, CHANNELS_LAST, Conversion
 from regraft.matching.modules import Leaf, Module, parts_of
 from regraft.operations import Reshape, Transpose, infer, simplify
 from regraft.tensors import Catalogue, FlowNode
 
-_CHANNELS_LAST = ("keras", "jax")
 Via = tuple[str, ...]
+# The order in which frameworks' maps lie when they are flattened.
+_ORDERS = {"keras": "last", "jax": "last", "torch": "first", "onnx": "first"}
+_OTHER = {"last": "first", "first": "last"}
+# Frameworks whose models flatten alike unless a graph shows otherwise.
+_OWN_MAPS = ("keras", "jax", "torch")
 
 
 class Flat(NamedTuple):
@@ -78,8 +84,13 @@ def _dense_kernel(module: Module) -> Leaf | None:
 def _multiples(kernel: Leaf, channels: frozenset[int]) -> frozenset[int]:
     """Channel counts of which the kernel's inputs are a multiple."""
     rows, columns = kernel.info.shape
-    sizes = {"torch": (columns,), "": (rows, columns)}.get(kernel.framework, (rows,))
+    sizes = (kernel.info.shape[_inputs_axis(kernel)],) if kernel.framework else (rows, columns)
     return frozenset(c for c in channels if any(n > c > 1 and n % c == 0 for n in sizes))
+
+
+def _inputs_axis(kernel: Leaf) -> int:
+    """Where a dense kernel has its inputs."""
+    return int(kernel.framework not in CHANNELS_LAST and kernel.kind != "matmul")
 
 
 def _channels(module: Module, before: frozenset[int]) -> frozenset[int]:
@@ -98,7 +109,7 @@ def _channels(module: Module, before: frozenset[int]) -> frozenset[int]:
 def _outputs(kernel: Leaf) -> frozenset[int]:
     """Numbers of channels that a convolution's kernel may give, by its layout."""
     shape = kernel.info.shape
-    torch = kernel.framework == "torch"
+    torch = kernel.framework in CHANNELS_FIRST
     ends = {shape[0]} if torch else {shape[-1]} if kernel.framework else {shape[0], shape[-1]}
     if kernel.kind == "transposed":
         ends = {shape[1]} if torch else {shape[-2], shape[-1]}
@@ -118,27 +129,30 @@ def variants(
     One conversion where the order is certain or none was flattened; the reordered ones first.
     """
     ours, theirs = flats
-    last, first = _order(source), _order(target)
-    if last == first != "" or (ours is None and theirs is None):
+    if ours is None and theirs is None:
         return (plain,)
     if any(flat and flat.via is not None and not flat.channels for flat in flats):
         return (plain,)  # a graph shows that no map is flattened here
+    ours_shown, theirs_shown = _shown(source, ours), _shown(target, theirs)
+    if ours_shown == theirs_shown != "":
+        return (plain,)
+    certain = bool(ours_shown and theirs_shown)
+    if not certain and source.framework == target.framework in _OWN_MAPS:
+        return (plain,)
     channels = frozenset[int]().union(*(flat.channels for flat in flats if flat))
     if ours and theirs and ours.channels & theirs.channels:
         channels = ours.channels & theirs.channels
-    reordered = [_reordered(source, target, plain, c, last != "first") for c in sorted(channels)]
-    vias = {flat.via if flat else None for flat in flats}
-    if vias == {("flatten",)} and len(reordered) == 1 and last and first:
-        return tuple(reordered)
-    if vias == {("flatten",), ("permute", "flatten")}:
-        return (plain,)
-    return (*reordered, plain)
+    order = ours_shown or _OTHER.get(theirs_shown) or _ORDERS.get(source.framework, "last")
+    reordered = [_reordered(source, target, plain, c, order == "last") for c in sorted(channels)]
+    return tuple(reordered) if certain and len(reordered) == 1 else (*reordered, plain)
 
 
-def _order(leaf: Leaf) -> str:
-    if leaf.framework in _CHANNELS_LAST:
-        return "last"
-    return "first" if leaf.framework == "torch" else ""
+def _shown(leaf: Leaf, flat: Flat | None) -> str:
+    """The order in which a graph is seen to flatten, `last` or `first`; `""` where it is not."""
+    order = _ORDERS.get(leaf.framework, "")
+    if flat is None or flat.via not in (("flatten",), ("permute", "flatten")):
+        return ""
+    return order if flat.via == ("flatten",) else _OTHER.get(order, "")
 
 
 def _reordered(
@@ -146,7 +160,7 @@ def _reordered(
 ) -> Conversion:
     """`plain` with the kernel's inputs brought from one flatten order to the other."""
     shape = infer(plain.ops, (source.info.shape,))
-    axis = 0 if _order(target) == "last" else 1
+    axis = _inputs_axis(target)
     count = shape[axis] // channels
     split = (count, channels) if from_last else (channels, count)
     if axis:

@@ -5,7 +5,8 @@ PyTorch's (`[out, in, *space]`). A pair of forms with equal canonical shapes giv
 Where a file does not say which framework wrote it, all conventions are tried and the choice
 between those that fit is left open: shapes cannot tell H from W in a square kernel.
 
-Layouts: dense `[out, in]` (torch) and `[in, out]` (Keras, Flax, TensorFlow); convolution
+Layouts: dense `[out, in]` (torch) and `[in, out]` (Keras, Flax, TensorFlow); ONNX has both, by
+the operation, and is like torch else; convolution
 `[out, in, *space]` and `[*space, in, out]`; depthwise `[channels × multiplier, 1, *space]` and
 Keras' `[*space, channels, multiplier]`; transposed convolution `[in, out, *space]`, Keras'
 `[*space, out, in]` and Flax' `[*space, in, out]` with the space reversed.
@@ -13,6 +14,7 @@ Keras' `[*space, channels, multiplier]`; transposed convolution `[in, out, *spac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -32,6 +34,7 @@ from regraft.operations import (
 )
 
 _FIRST, _LAST, _WIDTH_FIRST = "channels first", "channels last", "channels last, W before H"
+_AS_STORED = "as stored"
 
 
 class Form(NamedTuple):
@@ -57,6 +60,12 @@ _STAND_INS: dict[Role, tuple[Role, ...]] = {
     "scale": ("slope",),
     "slope": ("scale",),
 }
+# Roles that are one value for each channel; graphs store them ready to broadcast, `[1, 8, 1]`.
+_VECTORS: tuple[Role, ...] = ("slope", "scale", "bias", "mean", "var")
+# Frameworks by how their kernels lie. The order in which maps are flattened is another question:
+# `flattening`'s.
+CHANNELS_FIRST = ("torch", "onnx")
+CHANNELS_LAST = ("keras", "jax")
 
 
 def compatible(source: Leaf, target: Leaf) -> bool:
@@ -88,7 +97,8 @@ def _between(source: _Key, target: _Key) -> tuple[Conversion, ...]:
     for start in _forms(*source):
         for end in _forms(*target):
             # Two files of one unknown origin are taken to agree: their layouts are the same.
-            if same_convention and start.convention != end.convention:
+            conventions = {start.convention, end.convention} - {_AS_STORED}
+            if same_convention and len(conventions) > 1:
                 continue
             if start.shape != end.shape or not _same_family(start.family, end.family):
                 continue
@@ -99,7 +109,35 @@ def _between(source: _Key, target: _Key) -> tuple[Conversion, ...]:
             assumed = _assumed(start)
             before = found.get(key, Conversion(ops, assumed))
             found[key] = Conversion(before.ops, before.conventions | assumed)
-    return tuple(found.values())
+    return tuple(found.values()) or tuple(_flattening(source, target))
+
+
+def _flattening(source: _Key, target: _Key) -> Iterator[Conversion]:
+    """A convolution over the whole map, or of size 1, and a dense layer are one and the same.
+
+    The dense layer reads the map in the order of its own framework.
+    """
+    dense = target if len(target[1]) == 2 else source
+    conv = source if dense is target else target
+    plain = conv[0] == dense[0] == "kernel" and conv[3] in ("plain", "") and len(conv[1]) > 2
+    if len(dense[1]) != 2 or not plain or dense[2] not in ("torch", "keras", "jax"):
+        return
+    _, shape, framework, kind = conv
+    torch = framework == "torch"
+    forms = _channels_first(shape, kind) if torch else _channels_last(shape, kind, framework)
+    form = forms[0]
+    out, inputs, *space = form.shape
+    if dense[2] == "torch":
+        flat: tuple[AnyOp, ...] = (Reshape((out, inputs * prod(space))),)
+    else:
+        last = Transpose((*range(2, len(form.shape)), 1, 0))
+        flat = (last, Reshape((inputs * prod(space), out)))
+    there = (*form.ops, *flat)
+    if infer(there, (conv[1],)) != dense[1]:
+        return
+    ops = there if dense is target else invert(there, (conv[1],))
+    assert ops is not None  # layouts only permute
+    yield Conversion(_tidy(ops, source[1]), frozenset({"a dense layer over a whole map"}))
 
 
 def _assumed(form: Form) -> frozenset[str]:
@@ -134,17 +172,23 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     rank = len(shape)
     if kind == "gru":
         return _gated(role, shape, framework)
-    if role == "slope" and rank > 1 and max(shape) == prod(shape):  # Keras' shared axes
+    # Keras' shared axes of a slope, a layer scale that broadcasts over a map.
+    if role in _VECTORS and rank > 1 and max(shape) == prod(shape):
         flat = Reshape((prod(shape),))
-        return (Form("any", flat.shape, (flat,), "as stored"),)
+        return (Form("any", flat.shape, (flat,), _AS_STORED),)
+    if role == "embedding" and rank > 2 and 1 in shape:  # a table with axes that broadcast
+        flat = Reshape(tuple(n for n in shape if n != 1))
+        return (Form("any", flat.shape, (flat,), _AS_STORED),)
     if role not in ("kernel", "recurrent") or rank < 2:
-        return (Form("any", shape, (), "as stored"),)
+        return (Form("any", shape, (), _AS_STORED),)
+    if kind == "matmul":
+        return _channels_last(shape, "plain", framework)
     if role == "recurrent" or (rank == 2 and kind in ("plain", "transposed", "depthwise")):
         kind = "plain"
     last, first = _channels_last(shape, kind, framework), _channels_first(shape, kind)
-    if framework == "torch":
+    if framework in CHANNELS_FIRST:
         return first
-    if framework in ("keras", "jax"):
+    if framework in CHANNELS_LAST:
         return last
     return (*first, *last, *_width_first(shape, kind))
 
@@ -156,7 +200,7 @@ def _gated(role: Role, shape: Shape, framework: str) -> tuple[Form, ...]:
     computes something else. They fit their own framework only.
     """
     if len(shape) != 2 or role not in ("kernel", "recurrent"):
-        return (Form(f"gru {role} {framework}", shape, (), "as stored"),)
+        return (Form(f"gru {role} {framework}", shape, (), _AS_STORED),)
     first = Form("gru", shape, (), _FIRST)
     steps = (Transpose((1, 0)), Blocks(0, (1, 0, 2)))
     last = Form("gru", shape[::-1], steps, _LAST)
@@ -169,9 +213,13 @@ def _channels_first(shape: Shape, kind: str) -> tuple[Form, ...]:
 
 
 def _channels_last(shape: Shape, kind: str, framework: str) -> tuple[Form, ...]:
-    """`[*space, in, out]` and its relatives. Without a known kind only the plain form is taken."""
+    """`[*space, in, out]` and its relatives. Of an unknown kind it may be a plain or a depthwise
+    kernel: what they come to has one shape only where the two are the same."""
     space = tuple(range(len(shape) - 2))
     a, b = len(shape) - 2, len(shape) - 1
+    if not kind and framework and space and shape[a] > 1:
+        kinds = (_channels_last(shape, sort, framework) for sort in ("plain", "depthwise"))
+        return tuple(form for forms in kinds for form in forms)
     if kind == "depthwise":
         move = Transpose((a, b, *space))
         join = Reshape((shape[a] * shape[b], 1, *shape[:a]))

@@ -16,7 +16,11 @@ from regraft.matching import roles
 from regraft.matching.roles import Role
 from regraft.tensors import Catalogue, TensorInfo
 
-Kind = str  # "plain", "depthwise", "transposed", "embedding", "gru", "" for unknown
+# "plain", "matmul", "depthwise", "transposed", "embedding", "gru", "" for unknown
+Kind = str
+# Classes of dense layers that store [in, out], whatever their framework does else: GPT-2's Conv1D,
+# and ONNX' MatMul.
+_MATMULS = {"torch": "Conv1D", "onnx": "MatMul"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Leaf:
     role: Role
     framework: str
     kind: Kind
+
+    @property
+    def inputs_first(self) -> bool:
+        """Whether a dense kernel is `[in, out]`."""
+        return self.kind == "matmul" or self.framework not in ("torch", "onnx")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,19 +51,24 @@ class Module:
     leaves: dict[Role, Leaf] = field(default_factory=dict[Role, Leaf])
 
     @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """Words and numbers of the path."""
+        return tuple(tokens(self.path))
+
+    @cached_property
     def words(self) -> tuple[str, ...]:
         """Lower-case words of the path, numbers left out."""
-        return tuple(t for t in _tokens(self.path) if not t.isdigit())
+        return tuple(t for t in self.tokens if not t.isdigit())
 
     @cached_property
     def numbers(self) -> tuple[int, ...]:
         """Numbers of the path, outermost first."""
-        return tuple(int(t) for t in _tokens(self.path) if t.isdigit())
+        return tuple(int(t) for t in self.tokens if t.isdigit())
 
     @cached_property
     def family(self) -> str:
         """The path with its numbers blotted out: layers of one family differ by position only."""
-        return ".".join("#" if t.isdigit() else t for t in _tokens(self.path))
+        return ".".join("#" if t.isdigit() else t for t in self.tokens)
 
     @cached_property
     def key(self) -> tuple[object, ...]:
@@ -76,7 +90,13 @@ _SEPARATORS = re.compile(r"[./]")
 _TOKEN = re.compile(r"[a-zA-Z]+?[123]d(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
-_COUNTED = {
+# w_in and b_in: the role first.
+_PREFIXED = re.compile(r"^([wbWB])_([a-zA-Z]\w*)$")
+# A matrix that is a parameter of its own, called after what it does.
+_PROJECTION = re.compile(r"(^|_)proj(ection)?$")
+# Parts of a path that are a single letter count as numbers do: block a, block b.
+_LETTERS: dict[str, str] = {letter: str(place) for place, letter in enumerate("abcde")}
+_COUNTED: dict[str, str] = {
     word: str(number)
     for number, words in enumerate(
         ("zero zeroth", "one first", "two second", "three third", "four fourth", "five fifth",
@@ -86,10 +106,18 @@ _COUNTED = {
 }  # fmt: skip
 
 
-def _tokens(path: Iterable[str]) -> list[str]:
-    """Lower-case words and numbers of a path; `first` and `one` are numbers, too."""
-    found = (token.lower() for part in path for token in _TOKEN.findall(part))
-    return [_COUNTED.get(token) or token for token in found]
+def tokens(path: Iterable[str]) -> list[str]:
+    """Lower-case words and numbers of a path. Numbers, too, are `first`, `one`, a part called `a`,
+    and the letter behind a number (`block1a`)."""
+    found: list[str] = []
+    for part in path:
+        last = ""
+        for token in (word.lower() for word in _TOKEN.findall(part)):
+            counts = token == part or last.isdigit()
+            plain = _LETTERS.get(token, token) if counts else token
+            found.append(str(_COUNTED.get(token, plain)))
+            last = token
+    return found
 
 
 def parts_of(name: str) -> list[str]:
@@ -101,6 +129,22 @@ def parts_of(name: str) -> list[str]:
     return parts
 
 
+# Tensors that a model computes for itself: masks, frequencies, tables of positions.
+_CONSTANTS = re.compile(
+    r"(^|[./_])(inv_freq|freqs_cis|cos_cached|sin_cached|freqs_cos|freqs_sin|causal_mask|tril|"
+    r"masked_bias|position_ids|relative_position_index|rope_cache|attn_mask|mask)$"
+)
+
+
+def is_constant(info: TensorInfo) -> bool:
+    """Whether a tensor is no weight but recomputed by the model, by kind, name and shape."""
+    if info.kind != "weight" or _CONSTANTS.search(info.name):
+        return True
+    # GPT-2's causal mask is a buffer called `attn.bias`.
+    square = len(info.shape) == 4 and info.shape[:2] == (1, 1) and info.shape[2] == info.shape[3]
+    return square and info.name.endswith("bias")
+
+
 # Flax keeps what is trained and what is not in two trees of the same layers.
 _COLLECTIONS = frozenset({"params", "batch_stats"})
 
@@ -108,24 +152,33 @@ _COLLECTIONS = frozenset({"params", "batch_stats"})
 def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
     """The modules of a catalogue in its order; counters and constants are left out."""
     grouped: dict[tuple[str, ...], list[tuple[str, TensorInfo]]] = defaultdict(list)
+    wide = framework == "torch" and _wide_conv1d(catalogue)
     collections = all(name.partition("/")[0] in _COLLECTIONS for name in catalogue)
     for info in catalogue.values():
-        if info.kind == "weight":
+        if info.kind == "weight" and not is_constant(info):
             path, word = _owner(info)
             path = path[1:] if collections else path
             grouped[path].append((word, info))
     result: list[Module] = []
     for path, tensors in grouped.items():
-        for suffix, leaves in _split(path, tensors, framework):
+        for suffix, leaves in _split(path, tensors, framework, wide):
             result.append(Module((*path, *suffix), len(result), leaves))
     return result
 
 
 def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
+    """The owner's path, and the word for what the tensor is to it."""
+    if info.owner:
+        return tuple(parts_of(info.owner)), info.role.lower()
     *path, leaf = parts_of(info.name)
+    if not info.role and len(info.shape) == 2 and _PROJECTION.search(leaf):
+        return (*path, leaf), "projection"  # CLIP's, multiplied from the right: [in, out]
     if info.role:
         same = leaf.lower() == info.role.lower()
         return tuple(path) if same else (*path, leaf), info.role.lower()
+    prefixed = _PREFIXED.match(leaf)
+    if prefixed:
+        return (*path, prefixed[2]), prefixed[1].lower()
     rest, word = roles.split_leaf(leaf)
     if rest and (not path or path[-1] != rest):
         path.append(rest)
@@ -133,22 +186,24 @@ def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
 
 
 def _split(
-    path: tuple[str, ...], tensors: list[tuple[str, TensorInfo]], framework: str
+    path: tuple[str, ...],
+    tensors: list[tuple[str, TensorInfo]],
+    framework: str,
+    wide: bool,
 ) -> Iterable[tuple[tuple[str, ...], dict[Role, Leaf]]]:
     """One module, or the two convolutions of a separable one (they are two layers elsewhere)."""
+    tensors = _unnamed(tensors) if framework == "keras" else tensors
     sisters = frozenset(word for word, _ in tensors)
     leaves: dict[Role, Leaf] = {}
     extra = 0
     for word, info in tensors:
         role = roles.of(word, len(info.shape), sisters, info.module)
-        kind = _kind(role, info, path)
+        kind = _kind(role, info, path, framework, wide)
         if role == "other" or role in leaves:  # its own name is all that is known of it
             extra += 1
             yield (word, str(extra)), {"other": Leaf(info, "other", framework, kind)}
             continue
-        # GPT-2's Conv1D is a dense layer that stores [in, out], though it is PyTorch's.
-        swapped = info.module == "Conv1D" and framework == "torch" and role == "kernel"
-        leaves[role] = Leaf(info, role, "keras" if swapped else framework, kind)
+        leaves[role] = Leaf(info, role, framework, kind)
     depthwise, pointwise = leaves.pop("depthwise", None), leaves.pop("pointwise", None)
     if depthwise:
         first: dict[Role, Leaf] = {"kernel": _as_kernel(depthwise, "depthwise")}
@@ -159,6 +214,53 @@ def _split(
             yield (), first | leaves
     elif leaves:
         yield (), _gated(leaves)
+
+
+# GPT-2's Conv1D is a dense layer that stores [in, out], though it is PyTorch's. A file does not
+# name its class: its layers' names do, and that the ones with more outputs than inputs are wide.
+_CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+
+
+def _wide_conv1d(catalogue: Catalogue) -> bool:
+    shapes = [
+        info.shape
+        for name, info in catalogue.items()
+        if len(info.shape) == 2
+        and not info.module
+        and parts_of(name)[-2:-1] in (["c_attn"], ["c_fc"])
+    ]
+    return bool(shapes) and all(rows < columns for rows, columns in shapes)
+
+
+def _input_first(info: TensorInfo, path: tuple[str, ...], framework: str, wide: bool) -> bool:
+    if info.module and info.module == _MATMULS.get(framework):
+        return True
+    if framework != "torch":
+        return False
+    if path and _PROJECTION.search(path[-1]) and info.name.endswith(path[-1]):
+        return True
+    return wide and not info.module and path[-1:][0] in _CONV1D
+
+
+# Variables of a Keras layer in the order in which such layers make them, by their ranks.
+_UNNAMED: dict[tuple[bool, ...], tuple[str, ...]] = {
+    (True,): ("kernel",),
+    (True, False): ("kernel", "bias"),
+    (False,): ("gamma",),
+    (False, False): ("gamma", "beta"),
+    (False, False, False, False): ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+
+
+def _unnamed(tensors: list[tuple[str, TensorInfo]]) -> list[tuple[str, TensorInfo]]:
+    """Variables of a store that has numbers for names and no config, named by their ranks."""
+    if not all(word == str(place) for place, (word, _) in enumerate(tensors)):
+        return tensors
+    words = _UNNAMED.get(tuple(len(info.shape) > 1 for _, info in tensors))
+    vectors = {info.shape for _, info in tensors if len(info.shape) == 1}
+    if words is None or len(vectors) > 1:
+        return tensors
+    return [(word, info) for word, (_, info) in zip(words, tensors, strict=True)]
 
 
 def _gated(leaves: dict[Role, Leaf]) -> dict[Role, Leaf]:
@@ -174,9 +276,11 @@ def _as_kernel(leaf: Leaf, kind: Kind) -> Leaf:
     return Leaf(leaf.info, "kernel", leaf.framework, kind)
 
 
-def _kind(role: Role, info: TensorInfo, path: tuple[str, ...]) -> Kind:
+def _kind(role: Role, info: TensorInfo, path: tuple[str, ...], framework: str, wide: bool) -> Kind:
     if role != "kernel":
         return "embedding" if role == "embedding" else ""
+    if len(info.shape) == 2 and _input_first(info, path, framework, wide):
+        return "matmul"
     if roles.transposed(info.module, path[-1] if path else ""):
         return "transposed"
     if "depthwise" in info.module.lower():
@@ -187,7 +291,7 @@ def _kind(role: Role, info: TensorInfo, path: tuple[str, ...]) -> Kind:
 def conventions_of(catalogue: Catalogue) -> str:
     """The framework whose layouts a catalogue follows: what it says, else what its words say.
 
-    `kernel`, `gamma` and `moving_mean` are channels-last words, `running_mean` and a `weight`
+    `kernel`, `beta` and `moving_mean` are channels-last words, `running_mean` and a `weight`
     of rank 2 or more are channels-first. A file that uses both, or neither, is `""`.
     """
     if catalogue.framework:
@@ -195,7 +299,7 @@ def conventions_of(catalogue: Catalogue) -> str:
     votes: set[str] = set()
     for info in catalogue.values():
         word = roles.split_leaf(parts_of(info.name)[-1])[1] if info.name else ""
-        if word in ("kernel", "gamma", "moving_mean", "moving_variance", "depthwise_kernel"):
+        if word in ("kernel", "beta", "moving_mean", "moving_variance", "depthwise_kernel"):
             votes.add("keras")
         if word in ("running_mean", "running_var", "num_batches_tracked"):
             votes.add("torch")

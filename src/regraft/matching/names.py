@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 from regraft.matching.modules import Module
@@ -22,6 +22,8 @@ _SYNONYMS = """
 conv conv1d conv2d conv3d convolution convolution2d convbn
 norm bn ln layernorm batchnorm groupnorm batch_norm layer_norm normalization rmsnorm
 dense fc linear
+vision visual image
+distillation dist distilled
 attn attention
 q query
 k key
@@ -33,7 +35,9 @@ head classifier logits predictions prediction score
 depthwise dw dwconv
 pointwise pw pwconv
 out output
-pos position positional
+pos position positional wpe
+token tokens tok word wte
+cls class
 """
 _CANONICAL = {
     word: line.split()[0] for line in _SYNONYMS.strip().splitlines() for word in line.split()
@@ -124,20 +128,42 @@ def _equal_paths(
                 # Equal further out as well: the shorter prefix says the same and more.
                 if wrapper and prefix and wrapper[-1] == prefix[-1]:
                     continue
-                if (rest or target.path == source.path == ()) and feasible(source, target):
+                told = any(not part.isdigit() for part in rest) or source.path == target.path
+                if told and feasible(source, target):
                     votes[wrapper, prefix].append((source, target))
     result: set[tuple[int, int]] = set()
-    explained: dict[int, int] = {}  # target module → how many votes its prefix had
-    for pairs in sorted(votes.values(), key=len, reverse=True):
-        count = len(pairs)
+    explained: dict[int, tuple[int, bool]] = {}  # target module → what its prefix had
+    for (wrapper, _), pairs in sorted(votes.items(), key=_standing, reverse=True):
+        standing = len(pairs), not _average(wrapper)
         for source, target in pairs:
-            if explained.setdefault(id(target), count) == count:
+            if explained.setdefault(id(target), standing) == standing:
                 result.add((id(source), id(target)))
     return result
 
 
+_Prefixes = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def _standing(item: tuple[_Prefixes, list[tuple[Module, Module]]]) -> tuple[int, bool]:
+    """Votes of a prefix; of two with as many, the weights come before their average."""
+    (wrapper, _), pairs = item
+    return len(pairs), not _average(wrapper)
+
+
+_AVERAGE = re.compile(r"(^|_)(ema|swa|avg|average|averaged|shadow)(_|$)")
+
+
+def _average(wrapper: tuple[str, ...]) -> bool:
+    return any(_AVERAGE.search(part.lower()) for part in wrapper)
+
+
+def canonical_words(words: Iterable[str]) -> Iterator[str]:
+    """Each word, or the one that stands for it and its synonyms."""
+    return (_CANONICAL.get(word, word) for word in words)
+
+
 def _canonical(module: Module) -> Counter[str]:
-    return Counter(_CANONICAL.get(word, word) for word in module.words)
+    return Counter(canonical_words(module.words))
 
 
 def _rarity(modules: Sequence[Module]) -> defaultdict[str, float]:

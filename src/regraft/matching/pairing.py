@@ -8,7 +8,7 @@ families, and 1.0 for fitting at all, halved where the two sides share little.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -16,10 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from regraft.matching import assignment, dataflow
+from regraft.matching.attachments import attached
 from regraft.matching.layouts import compatible, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.names import Names, automatic
 from regraft.matching.order import Order, sequence
+from regraft.matching.projections import THIRD_NORM, at_odds, edge_of, norm_place, projection_of
+from regraft.matching.trees import Trees
 from regraft.plans import Evidence
 from regraft.tensors import Catalogue
 
@@ -51,6 +54,56 @@ class Pairing(NamedTuple):
         return self.margin >= MARGIN
 
 
+def number_classes(
+    sources: Iterable[Module],
+    targets: Iterable[Module],
+    known: dict[tuple[object, object], bool] | None = None,
+) -> dict[int, int]:
+    """Numbers modules of both sides (by id) so that those that fit each other have equal numbers.
+
+    A class is a connected component of "fits": finer classes would need transitivity. `known`
+    collects which keys fit.
+    """
+    known = {} if known is None else known
+    sources, targets = list(sources), list(targets)
+    ours = {m.key: m for m in sources}
+    theirs = {m.key: m for m in targets}
+    parent: dict[object, object] = {("s", k): ("s", k) for k in ours}
+    parent |= {("t", k): ("t", k) for k in theirs}
+
+    def root(node: object) -> object:
+        while parent[node] != node:
+            node = parent[node]
+        return node
+
+    sizes: dict[int, list[tuple[object, Module]]] = defaultdict(list)
+    for key, module in ours.items():
+        for size in {leaf.info.size for leaf in module.leaves.values()}:
+            sizes[size].append((key, module))
+    for key, module in theirs.items():
+        for size in {leaf.info.size for leaf in module.leaves.values()}:
+            for other, source in sizes[size]:
+                fits = known.get((other, key))
+                if fits is None:
+                    fits = known[other, key] = _fits(source, module)
+                if fits:
+                    parent[root(("s", other))] = root(("t", key))
+    numbers: dict[object, int] = {}
+    classes: dict[int, int] = {}
+    for side, modules in (("s", sources), ("t", targets)):
+        for module in modules:
+            classes[id(module)] = numbers.setdefault(root((side, module.key)), len(numbers))
+    return classes
+
+
+def served(sources: Sequence[Module], targets: Sequence[Module]) -> int:
+    """How many modules could have a counterpart, by roles and shapes alone, one for one."""
+    classes = number_classes(sources, targets)
+    ours = Counter(classes[id(m)] for m in sources)
+    theirs = Counter(classes[id(m)] for m in targets)
+    return (ours & theirs).total()
+
+
 def fitting_leaves(source: Module, target: Module) -> dict[Leaf, Leaf]:
     """Target tensors of a module and the source tensors that can make them, one for one."""
     pairs: dict[Leaf, Leaf] = {}
@@ -77,9 +130,15 @@ class Pairer:
         self._catalogues = source, target
         self._sources, self._targets = sequence(source, sources), sequence(target, targets)
         self._fits: dict[tuple[object, object], bool] = {}
-        self._classes = self._number_classes()
+        self._classes = number_classes(self._sources, self._targets, self._fits)
         self._names = Names(self._sources, self._targets, self._feasible)
         self.order = Order(self._sources, self._targets, self._classes)
+        self.trees = Trees(self._sources, self._targets, self._classes)
+        self._attached = {
+            **attached(source, self._sources), **attached(target, self._targets)
+        }  # fmt: skip
+        self._ordered = "sorted" not in (source.order, target.order)
+        self._partners: dict[int, Module] = {}  # target module → its settled source module
 
     def pairings(self) -> list[Pairing]:
         """One Pairing for each target module, in the target's order."""
@@ -88,9 +147,12 @@ class Pairer:
             for module in modules:
                 by_class[self._classes[id(module)]][side].append(module)
         found: dict[int, Pairing] = {}
-        for sources, targets in by_class.values():
+        # Norms last: they follow the layers that they are attached to.
+        for sources, targets in sorted(by_class.values(), key=_holds_norms):
             for pairing in self._pair_class(sources, targets):
                 found[id(pairing.target)] = pairing
+                if pairing.settled:
+                    self._partners[id(pairing.target)] = pairing.candidates[0].source
         return [found[id(module)] for module in self._targets]
 
     @cached_property
@@ -114,43 +176,10 @@ class Pairer:
     def _target_classes(self) -> set[int]:
         return {self._classes[id(m)] for m in self._targets}
 
-    def _number_classes(self) -> dict[int, int]:
-        """Numbers modules of both sides so that modules that fit each other have equal numbers.
-
-        A class is a connected component of "fits": finer classes would need transitivity.
-        """
-        sources = {m.key: m for m in self._sources}
-        targets = {m.key: m for m in self._targets}
-        parent: dict[object, object] = {("s", k): ("s", k) for k in sources}
-        parent |= {("t", k): ("t", k) for k in targets}
-
-        def root(node: object) -> object:
-            while parent[node] != node:
-                node = parent[node]
-            return node
-
-        sizes: dict[int, list[tuple[object, Module]]] = defaultdict(list)
-        for key, module in sources.items():
-            for size in {leaf.info.size for leaf in module.leaves.values()}:
-                sizes[size].append((key, module))
-        for key, module in targets.items():
-            for size in {leaf.info.size for leaf in module.leaves.values()}:
-                for other, source in sizes[size]:
-                    fits = self._fits.get((other, key))
-                    if fits is None:
-                        fits = self._fits[other, key] = _fits(source, module)
-                    if fits:
-                        parent[root(("s", other))] = root(("t", key))
-        numbers: dict[object, int] = {}
-        classes: dict[int, int] = {}
-        for side, modules in (("s", self._sources), ("t", self._targets)):
-            for module in modules:
-                key = root((side, module.key))
-                classes[id(module)] = numbers.setdefault(key, len(numbers))
-        return classes
-
     def _feasible(self, source: Module, target: Module) -> bool:
-        return self._fits.get((source.key, target.key), False)
+        if not self._fits.get((source.key, target.key), False):
+            return False
+        return not at_odds(source.path, target.path)
 
     @cached_property
     def _prints(self) -> tuple[dict[int, dataflow.Fingerprint], ...]:
@@ -168,6 +197,38 @@ class Pairer:
         plain = self._plain_equality(sources, targets)
         if plain:
             yield from plain
+            return
+        for left, right in self._cells(sources, targets):
+            yield from self._pair_cell(left, right)
+
+    def _cells(
+        self, sources: list[Module], targets: list[Module]
+    ) -> Iterable[tuple[list[Module], list[Module]]]:
+        """Modules of one class parted by the paired containers they are in, innermost first; those
+        that no container parts, or that are not as many on both sides, stay together."""
+        for depth in range(max(len(self.trees.strong(m)) for m in sources), 0, -1):
+            parted: dict[int, tuple[list[Module], list[Module]]] = {}
+            for source in sources:
+                levels = self.trees.strong(source)
+                if len(levels) >= depth:
+                    parted.setdefault(id(levels[depth - 1]), ([], []))[0].append(source)
+            for target in targets:
+                levels = self.trees.strong_of_target(target)
+                if len(levels) >= depth:
+                    parted.setdefault(id(levels[depth - 1]), ([], []))[1].append(target)
+            done: set[int] = set()
+            for left, right in parted.values():
+                if len(left) == len(right):
+                    yield left, right
+                    done |= {id(m) for m in (*left, *right)}
+            sources = [m for m in sources if id(m) not in done]
+            targets = [m for m in targets if id(m) not in done]
+        if targets:
+            yield sources, targets
+
+    def _pair_cell(self, sources: list[Module], targets: list[Module]) -> Iterable[Pairing]:
+        if not sources:
+            yield from (Pairing(target, (), 0.0) for target in targets)
             return
         evidence: dict[tuple[int, int], tuple[Evidence, ...]] = {}
         scores = np.full((len(targets), len(sources)), -np.inf)
@@ -236,15 +297,53 @@ class Pairer:
         tied = 1.0 if exact or words >= 0.2 or self.order.belief >= 0.5 else 0.3
         numbers = names.numbers(source, target) if numbered else 0.0
         say("numbers", tied * numbers, f"positions {source.numbers} and {target.numbers} agree")
-        if self.order.aligned(source, target):
+        part = projection_of(source.path)
+        if part and part == projection_of(target.path):
+            say("names", 0.8, f"both are called the {part} projection")
+        edge = edge_of(source.path)
+        if edge and edge == edge_of(target.path):
+            say("names", 0.5, f"both are called the {edge} of a model")
+        here, there = norm_place(source.path), norm_place(target.path)
+        if here and here == there and not self._three_norms:
+            say("names", 0.8, f"both are called the norm of the {here} layers")
+        agreement = self.trees.agreement(source, target)
+        say("tree", 0.6 * min(agreement, 2.0), "in blocks that hold the same layers")
+        ours, theirs = self._attached.get(id(source)), self._attached.get(id(target))
+        if ours and theirs and self._partners.get(id(theirs)) is ours:
+            say("attachment", 1.5, f"{ours.name} and {theirs.name}, which they follow, are paired")
+        if len(sources) == len(targets) > 1 and sources.index(source) == targets.index(target):
+            counted = self._places_count(sources, targets)
+            say("numbers", (0.0, 0.45, 0.9)[counted],
+                "the same place among layers of a block that numbers tell apart")  # fmt: skip
+        before = self.trees.before_blocks(source, target)
+        if before is not None and self._ordered:
+            say("order", 0.5, f"both stand {'before' if before else 'behind'} the repeated blocks")
+        if self._ordered and self.trees.same_place(source, target):
+            say("order", 0.3, "the same place in blocks that hold the same layers in one order")
+        elif self.order.aligned(source, target):
             family = _one_family(sources) and _one_family(targets)
             weight = (1.0 if family else 0.3) * self.order.belief
             say("order", weight, "the same place among layers of these kinds and shapes")
         alone = len(sources) == len(targets) == 1
         fit = 1.0 if self.coverage >= _COVERAGE else 0.5
+        served = len(fitting_leaves(source, target))
+        fit *= (1 + served / max(len(source.leaves), len(target.leaves))) / 2
         say("shape", fit, "the only two layers with these roles and shapes"
             if alone else f"{len(sources)} layers have these roles and shapes")  # fmt: skip
         return tuple(reasons)
+
+    @cached_property
+    def _three_norms(self) -> bool:
+        """Whether blocks have a third norm, so that `norm2` may be another one's."""
+        return any(THIRD_NORM.match(m.path[-1].lower()) for m in (*self._sources, *self._targets)
+                   if m.path)  # fmt: skip
+
+    def _places_count(self, sources: Sequence[Module], targets: Sequence[Module]) -> int:
+        """On how many sides numbers alone tell the modules apart, in the order they stand in; 0
+        where the other side's order means nothing."""
+        sides = zip(self._catalogues, (sources, targets), strict=True)
+        told = [(_counted(modules), catalogue.order != "sorted") for catalogue, modules in sides]
+        return sum(counted for counted, _ in told) * all(a or b for a, b in told)
 
     def _flow(self, source: Module, target: Module) -> float:
         ours, theirs = self._prints
@@ -261,6 +360,16 @@ def _fits(source: Module, target: Module) -> bool:
     largest = max(target.leaves.values(), key=lambda leaf: leaf.info.size)
     counterpart = max(source.leaves.values(), key=lambda leaf: leaf.info.size)
     return largest.info.size == counterpart.info.size and largest in pairs
+
+
+def _holds_norms(sides: tuple[list[Module], list[Module]]) -> bool:
+    return any("var" in m.leaves for side in sides for m in side)
+
+
+def _counted(modules: Sequence[Module]) -> bool:
+    """Whether nothing but numbers, growing in the order of definition, tells the modules apart."""
+    numbers = [m.numbers for m in modules]
+    return len({m.words for m in modules}) == 1 and numbers == sorted(set(numbers))
 
 
 def _one_family(modules: Sequence[Module]) -> bool:

@@ -22,15 +22,19 @@ _WORDS: dict[str, tuple[Role, ...]] = {
     "weights": ("kernel", "scale", "embedding", "slope"),
     "w": ("kernel", "scale"),
     "filters": ("kernel",),
+    "projection": ("kernel",),
     "in_proj_weight": ("kernel",),
     "in_proj_bias": ("bias",),
     "bias": ("bias",),
     "biases": ("bias",),
     "b": ("bias",),
     "gamma": ("scale",),
+    "lambda1": ("scale",),
+    "scale_parameter": ("scale",),
     "scale": ("scale",),
     "beta": ("bias",),
     "offset": ("bias",),
+    "shift": ("bias",),
     "running_mean": ("mean",),
     "moving_mean": ("mean",),
     "mean": ("mean",),
@@ -41,6 +45,8 @@ _WORDS: dict[str, tuple[Role, ...]] = {
     "variance": ("var",),
     "var": ("var",),
     "embedding": ("embedding",),
+    "embed": ("embedding",),
+    "emb": ("embedding",),
     "embeddings": ("embedding",),
     "alpha": ("slope",),
     "alphas": ("slope",),
@@ -49,6 +55,7 @@ _WORDS: dict[str, tuple[Role, ...]] = {
     "pointwise_kernel": ("pointwise",),
     "pointwise_weights": ("pointwise",),
     "recurrent_kernel": ("recurrent",),
+    "recurrent_bias": ("recurrent_bias",),
     "weight_ih": ("kernel",),
     "weight_hh": ("recurrent",),
     "bias_ih": ("bias",),
@@ -79,6 +86,11 @@ def split_leaf(leaf: str) -> tuple[str, str]:
     return leaf[: len(ending[1])] if ending[1] else "", ending[2]
 
 
+def known(leaf: str) -> bool:
+    """Whether a name's last part says which tensor of a layer it is."""
+    return split_leaf(leaf)[1] in _WORDS or re.match(r"^[wb]_[a-z]", leaf.lower()) is not None
+
+
 def of(word: str, rank: int, sisters: frozenset[str], module: str) -> Role:
     """The role of a tensor.
 
@@ -90,7 +102,7 @@ def of(word: str, rank: int, sisters: frozenset[str], module: str) -> Role:
     - `module`: class of the owner, `""` if unknown.
     """
     meanings = _WORDS.get(word, ("other",))
-    if len(meanings) == 1 and not (word == "scale" and rank > 1):
+    if len(meanings) == 1 and not (word == "scale" and rank == 2):
         return meanings[0]
     normalises = bool(NORMS.search(module)) or any(
         set(_WORDS.get(sister, ())) & {"mean", "var"} for sister in sisters

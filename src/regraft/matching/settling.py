@@ -16,9 +16,9 @@ from regraft.matching.flattening import Flat, variants
 from regraft.matching.layouts import Conversion, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.pairing import Pairing, fitting_leaves
-from regraft.operations import AnyOp, Cast
+from regraft.operations import AnyOp, Cast, dtype_of
 from regraft.plans import Alternative, Evidence, Graft, Spec, Undecided, kind_of
-from regraft.tensors import TensorInfo
+from regraft.tensors import TensorInfo, numpy_dtype
 
 # Alternatives listed for one undecided tensor.
 _LISTED = 8
@@ -51,14 +51,20 @@ def graft(
     sources: Sequence[TensorInfo],
     ops: Sequence[AnyOp],
     evidence: Iterable[Evidence] = (),
+    *,
+    parts: bool = False,
 ) -> Graft:
-    """A graft of these operations, with the cast that the target's dtype needs."""
-    dtypes = {source.dtype for source in sources}
+    """A graft of these operations, with the cast that the target's dtype needs.
+
+    `parts`: what slices drop is used elsewhere; see `plans.kind_of`.
+    """
     ops = list(ops)
-    if target.dtype not in dtypes and not any(isinstance(op, Cast) for op in ops):
-        ops.append(Cast(target.dtype, sources[0].dtype))
+    made = dtype_of(ops, [numpy_dtype(source.dtype).name for source in sources])
+    if target.dtype != made:
+        ops.append(Cast(target.dtype, sources[0].dtype if len(sources) == 1 else made))
     names = tuple(source.name for source in sources)
-    return Graft(target.name, spec_of(target), kind_of(ops), names, tuple(ops), tuple(evidence))
+    kind = kind_of(ops, parts=parts)
+    return Graft(target.name, spec_of(target), kind, names, tuple(ops), tuple(evidence))
 
 
 def take_pairings(pairings: Iterable[Pairing], state: Settled) -> list[Module]:
@@ -97,9 +103,7 @@ def _take_open(pairing: Pairing, state: Settled, group: str) -> None:
             for conversion in conversions(source, leaf) if source else ():
                 made = graft(leaf.info, [source.info], conversion.ops) if source else None
                 assert made is not None
-                alternatives.append(
-                    Alternative(made.sources, made.ops, -round(candidate.loss, 3), _pin_rule(made))
-                )
+                alternatives.append(alternative(made, -round(candidate.loss, 3)))
         reason = (
             f"{len(pairing.candidates)} source layers fit nearly equally well"
             if len(pairing.candidates) > 1
@@ -108,6 +112,11 @@ def _take_open(pairing: Pairing, state: Settled, group: str) -> None:
         state.undecided[leaf.info.name] = Undecided(
             spec_of(leaf.info), reason, tuple(alternatives), group
         )
+
+
+def alternative(made: Graft, score: float = 0.0) -> Alternative:
+    """A graft as one of several ways, with the rule that would choose it."""
+    return Alternative(made.sources, made.ops, score, _pin_rule(made), made.kind)
 
 
 def _pin_rule(made: Graft) -> str:
@@ -151,7 +160,7 @@ def settle_layouts(
             spec_of(pair.target.info),
             f"{pair.source.info.name} fits in more than one layout: {labels}; "
             "the shape does not tell and the file does not say",
-            tuple(Alternative(g.sources, g.ops, 0.0, _pin_rule(g)) for g in alternatives),
+            tuple(map(alternative, alternatives)),
             "layout",
         )
 
@@ -162,7 +171,7 @@ def _open_order(pair: Pair, orders: Sequence[Conversion]) -> Undecided:
         spec_of(pair.target.info),
         f"{pair.source.info.name} reads a flattened map, in channels-last order or in "
         "channels-first order; the shape does not tell, and the graphs are not known",
-        tuple(Alternative(way.sources, way.ops, 0.0, _pin_rule(way)) for way in ways),
+        tuple(map(alternative, ways)),
         "flatten",
     )
 

@@ -7,7 +7,7 @@ its way. Where the target is a checkpoint too, alternatives are compared with wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -21,11 +21,15 @@ from regraft.values import not_finite
 _READ_ALL = 32 * 2**20
 
 
-def doubts(catalogue: Catalogue, modules: Iterable[Module], read: Read) -> Iterable[Remark]:
-    """Warnings about the source's values."""
+def doubts(
+    catalogue: Catalogue, modules: Iterable[Module], read: Read, used: Collection[str]
+) -> Iterable[Remark]:
+    """Warnings about the source's values, as far as they are used."""
     for module in modules:
         var, mean = module.leaves.get("var"), module.leaves.get("mean")
-        if var is not None and bool((_float(read(var.info.name, None)) < 0).any()):
+        if var is None or var.info.name not in used:
+            continue
+        if bool((_float(read(var.info.name, None)) < 0).any()):
             swapped = mean is not None and bool((_float(read(mean.info.name, None)) >= 0).all())
             yield Remark(
                 "negative-variance",
@@ -34,7 +38,7 @@ def doubts(catalogue: Catalogue, modules: Iterable[Module], read: Read) -> Itera
                 + (f"; it looks exchanged with {mean.info.name}" if swapped and mean else ""),
             )
     small = catalogue.nbytes <= _READ_ALL
-    for info in catalogue.values():
+    for info in (catalogue[name] for name in catalogue if name in used):
         if (small or len(info.shape) == 1) and not_finite(array := read(info.name, None)):
             count = not_finite(array)
             yield Remark("not-finite", info.name, f"{count} of {array.size} values are NaN or Inf")

@@ -11,6 +11,7 @@ A target is a module with
 - `run(model, inputs) -> dict[str, numpy array]`: the outputs in inference mode, with no
   gradient; `inputs` is an array, a tuple of positional arrays or a dict of keyword arrays.
   The model's training flags are put back afterwards;
+- `rotary(model, projections)`, optional: which rotary layout a live model has, by experiment;
 - `trainable(model, names)`: sets which tensors gradients flow to.
 
 `regraft.targets.callables` builds a model from `module:callable`. Third parties add targets

@@ -56,9 +56,9 @@ def _graph(model: Any, sized: bool) -> Any:
 
     class Tracer(torch.fx.Tracer):
         def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
-            return super().is_leaf_module(m, module_qualified_name) and not isinstance(
-                m, (torch.nn.Sequential, torch.nn.ModuleList)
-            )
+            if isinstance(m, (torch.nn.Sequential, torch.nn.ModuleList)):
+                return False
+            return super().is_leaf_module(m, module_qualified_name) or _is_layer(m)
 
         def proxy(self, node: Any) -> Any:
             return SizedProxy(node, self) if sized else super().proxy(node)
@@ -132,6 +132,12 @@ def _rearranges(node: Any, model: Any) -> tuple[str, ...]:
     if step == "reshape" and isinstance(sizes, (tuple, list)) and len(sizes) == 2:
         step = "flatten" if sizes[-1] == -1 else step
     return (step,) if step else ()
+
+
+def _is_layer(module: Any) -> bool:
+    """Whether a module holds tensors of its own, and those in it none: other libraries' norms."""
+    own = any(True for _ in module.parameters(recurse=False))
+    return own and not any(_has_tensors(child) for child in module.children())
 
 
 def _has_tensors(module: Any) -> bool:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regraft import keras_layout
 from regraft.errors import TargetError
+from regraft.targets._keras_paths import layout_of
 from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo
 
 if TYPE_CHECKING:
@@ -25,12 +27,15 @@ def owns(model: object) -> bool:
 def skeleton(model: object) -> Skeleton:
     """The weights in the order in which layers were made, named `layer path/variable`.
 
-    Seed states, metrics and optimizer variables are no weights and left out.
+    Seed states, metrics and optimizer variables are no weights and left out. Its metadata tells
+    the config, and where Keras would save each variable.
+
     **Raises** `TargetError` where the model is not built.
     """
     live: Any = model
     infos: list[TensorInfo] = []
-    for name, (variable, owner) in named(live).items():
+    weights = named(live)
+    for name, (variable, owner) in weights.items():
         role = variable.name.rpartition("/")[2]
         infos.append(
             TensorInfo(name, tuple(variable.shape), _dtype(variable), type(owner).__name__, role)
@@ -39,6 +44,9 @@ def skeleton(model: object) -> Skeleton:
         metadata = {"model_config": live.to_json()}
     except (NotImplementedError, TypeError, ValueError, AttributeError):
         metadata = {}  # a subclassed model has no config
+    layout = layout_of(live, {id(variable): name for name, (variable, _) in weights.items()})
+    if layout is not None:
+        metadata[keras_layout.KEY] = keras_layout.encode(layout)
     return Skeleton(
         infos, framework="keras", order="definition", label=live.name, metadata=metadata
     )

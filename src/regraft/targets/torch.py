@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,7 +64,34 @@ def skeleton(model: object) -> Skeleton:
         ties=[tuple(names) for names in same.values() if len(names) > 1],
         label=type(inner).__name__,
         flow=_fx.flow_of(inner),
+        settings=_settings(inner),
     )
+
+
+# Settings of layers that say how their weights are meant.
+_TOLD = frozenset(
+    """num_heads num_attention_heads n_head n_heads nhead heads num_key_value_heads num_kv_heads
+    n_kv_heads n_kv_head kv_heads head_dim eps epsilon variance_epsilon groups num_groups
+    hidden_size num_hidden_layers rope_theta activation hidden_act""".split()  # noqa: SIM905
+)
+
+
+def _settings(model: Any) -> dict[str, dict[str, Any]]:
+    """Plain attributes of layers, and of the configs that they hold."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, module in model.named_modules():
+        held: dict[str, Any] = {}
+        config = getattr(module, "config", None) if path == "" or "." not in path else None
+        for holder in (config, module):
+            values = getattr(holder, "__dict__", None) or {}
+            held |= {
+                key: value
+                for key, value in values.items()
+                if (key in _TOLD or "head" in key) and isinstance(value, (int, float, str, bool))
+            }
+        if held:
+            found[path] = held
+    return found
 
 
 def _named(model: Any) -> dict[str, Any]:
@@ -219,6 +246,13 @@ def run(model: object, inputs: Inputs) -> dict[str, Array]:
             several = inputs if isinstance(inputs, tuple) else (inputs,)
             result = live(*(_input(value, first) for value in several))
     return dict(_outputs(result, ""))
+
+
+def rotary(model: object, projections: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
+    """Rotary layout and width of a head, by experiment; see `_rotary`."""
+    from regraft.targets import _rotary
+
+    return _rotary.rotary_of(unwrapped(model), projections)
 
 
 def _input(array: Array, like: Any) -> Any:

@@ -7,7 +7,8 @@ from itertools import islice, product
 
 import msgspec
 
-from regraft.plans import Alternative, Evidence, Graft, Plan, Remark, kind_of
+from regraft.operations import Each, Slice, Unstack
+from regraft.plans import Alternative, Evidence, Graft, Plan, Remark
 from regraft.verification.comparison import Report
 
 # Models are run at most this often to settle one plan.
@@ -50,12 +51,18 @@ def _choices(plan: Plan) -> Iterator[Choice]:
     groups: dict[str, list[str]] = {}
     for name, open_ in plan.undecided.items():
         groups.setdefault(open_.group or name, []).append(name)
-    taken = {name for graft in plan.grafts.values() for name in graft.sources}
+    taken = {use for graft in plan.grafts.values() for use in _uses(graft)}
     for parts in product(*(list(_group(plan, names)) for names in groups.values())):
         choice = {name: way for part in parts for name, way in part.items()}
-        used = [source for way in choice.values() for source in way.sources]
+        used = [use for way in choice.values() for use in _uses(way)]
         if len(used) == len(set(used)) and not taken & set(used):
             yield choice
+
+
+def _uses(way: Alternative | Graft) -> Iterator[object]:
+    """What a way takes of its sources: whole tensors, or parts that leave the rest to others."""
+    parts = any(isinstance(op, (Slice, Unstack, Each)) for op in way.ops)
+    yield from ((name, way.ops) if parts else name for name in way.sources)
 
 
 def _group(plan: Plan, names: list[str]) -> Iterator[Choice]:
@@ -79,8 +86,7 @@ def _with(plan: Plan, choice: Choice, evidence: tuple[Evidence, ...]) -> Plan:
 
 
 def _graft(plan: Plan, name: str, way: Alternative, evidence: tuple[Evidence, ...]) -> Graft:
-    kind = kind_of(way.ops) if way.sources else "fresh"
-    return Graft(name, plan.undecided[name].spec, kind, way.sources, way.ops, evidence)
+    return Graft(name, plan.undecided[name].spec, way.kind, way.sources, way.ops, evidence)
 
 
 def _noted(plan: Plan, text: str) -> Plan:

@@ -1,0 +1,1 @@
+"""The pairs, one module per family. Frameworks are imported inside builders, not here."""

@@ -1,0 +1,100 @@
+"""Evidence of attachment: a norm with statistics belongs to the layer that it normalises.
+
+Of two norms of one size in a block it is the layer before each that tells which is which. The
+dataflow knows it; without one, names do (`conv1` and `bn1`, `expand` and `expand_BN`), or the order
+of definition, where layers and norms alternate in their block without a gap. Keras lists the
+layers of parallel branches in turns, so that its order does not say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from regraft.matching.layouts import CHANNELS_FIRST
+from regraft.matching.modules import Leaf, Module, parts_of, tokens
+from regraft.tensors import Catalogue
+
+# Words that say what kind of layer it is, and not which one.
+_KINDS = re.compile(
+    r"^(conv|convolution|conv[123]d|bn|norm|batch|batchnorm|normalization|batch_?norm[123]d|layer|"
+    r"dw|sep|dwconv|sepconv|convbn|fc|linear|dense)$"
+)
+
+
+def attached(catalogue: Catalogue, modules: Sequence[Module]) -> Mapping[int, Module]:
+    """By `id(norm)`, the layer that each norm with statistics is attached to."""
+    siblings: dict[tuple[str, ...], list[Module]] = defaultdict(list)
+    for module in modules:
+        siblings[module.path[:-1]].append(module)
+    found: dict[int, Module] = _by_flow(catalogue, modules)
+    for members in siblings.values():
+        by_name = _by_name(members)
+        found = by_name | found
+        ordered = catalogue.order != "sorted" and catalogue.framework != "keras"
+        if not by_name and ordered and _alternating(members):
+            found = {
+                id(norm): layer
+                for layer, norm in pairwise(members)
+                if "var" in norm.leaves and _feeds(layer, norm)
+            } | found
+    return found
+
+
+def _by_flow(catalogue: Catalogue, modules: Sequence[Module]) -> dict[int, Module]:
+    by_path = {module.path: module for module in modules}
+    found: dict[int, Module] = {}
+    for node in catalogue.flow:
+        norm = by_path.get(tuple(parts_of(node.owner))) if node.owner else None
+        if norm is None or "var" not in norm.leaves or len(node.inputs) != 1:
+            continue
+        owner = tuple(parts_of(catalogue.flow[node.inputs[0]].owner))
+        before = by_path.get(owner) or by_path.get((*owner, "pointwise"))
+        if before is not None and _feeds(before, norm):
+            found[id(norm)] = before
+    return found
+
+
+def _by_name(members: Sequence[Module]) -> dict[int, Module]:
+    """Sisters whose names are equal but for the words for their kinds."""
+    layers: dict[tuple[str, ...], list[Module]] = defaultdict(list)
+    for module in members:
+        if "kernel" in module.leaves:
+            layers[_stem(module)].append(module)
+    found: dict[int, Module] = {}
+    for norm in members:
+        stem = _stem(norm)
+        same = [m for m in layers.get(stem, ()) if stem and _feeds(m, norm)]
+        if "var" in norm.leaves and len(same) == 1:
+            found[id(norm)] = same[0]
+    return found
+
+
+def _stem(module: Module) -> tuple[str, ...]:
+    last = [p for p in module.path if p not in ("depthwise", "pointwise")][-1:]
+    return tuple(token for token in tokens(last) if not _KINDS.match(token))
+
+
+def _alternating(members: Sequence[Module]) -> bool:
+    """Whether each norm comes right after a layer, and no layer comes before another norm."""
+    kinds = ["var" in m.leaves for m in members if "var" in m.leaves or "kernel" in m.leaves]
+    return any(kinds) and not any(a and b for a, b in pairwise([True, *kinds]))
+
+
+def _feeds(layer: Module, norm: Module) -> bool:
+    """Whether the layer may have as many outputs as the norm has entries."""
+    kernel, var = layer.leaves.get("kernel"), norm.leaves.get("var")
+    return kernel is not None and var is not None and var.info.size in _outputs(kernel)
+
+
+def _outputs(kernel: Leaf) -> set[int]:
+    shape = kernel.info.shape
+    if len(shape) < 2:
+        return set()
+    if kernel.kind == "depthwise" and kernel.framework not in CHANNELS_FIRST:
+        return {shape[-2] * shape[-1]}
+    if kernel.kind == "transposed":
+        return {shape[1], shape[-1], shape[-2]}
+    return {shape[0]} if kernel.framework in CHANNELS_FIRST else {shape[-1]}

@@ -1,0 +1,132 @@
+"""Which projection of an attention or of a gated feed-forward layer a module is, by its name.
+
+q, k, v and the gate have equal shapes as often as not; mixing them up is silent. Names tell them
+apart in nearly all code there is. Two modules that both say which one they are, and say different
+things, are never paired.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+# A word of a layer's own name → the projection it is.
+_WORDS = {
+    word: part
+    for part, words in {
+        "q": "q query queries wq",
+        "k": "k key keys wk",
+        "v": "v value values wv",
+        "o": "o",
+        "gate": "gate",
+        "up": "up",
+    }.items()
+    for word in words.split()
+}
+# Whole names of layers, where their words do not tell.
+_NAMES = {
+    "wi_0": "gate", "wi_1": "up", "fc1_g": "gate", "fc1_x": "up", "linear_gate": "gate",
+    "feedforward_gate_dense": "gate", "w1": "w1", "w3": "w3",
+}  # fmt: skip
+# The output projection, right below an attention.
+_OUTPUTS = frozenset({"proj", "c_proj", "out_proj", "o_proj", "wo", "out", "to_out", "dense"})
+_TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# Fused projections by the words of their name, and what they are made of.
+_FUSED = (
+    (re.compile(r"qkv|query_key_value|querykeyvalue|(^|_)in_proj|c_attn|w_pack"), ("q", "k", "v")),
+    (re.compile(r"(^|_)kv($|_)|key_value|keyvalue"), ("k", "v")),
+    (re.compile(r"gate_?(and_)?up|(^|_)w1[23]($|_)|gate_proj_up"), ("gate", "up")),
+)
+
+
+def projection_of(path: tuple[str, ...]) -> str:
+    """`q`, `k`, `v`, `o`, `gate`, `up` or `""`, by the last parts of a layer's path."""
+    return _projection(path[-2:])
+
+
+@lru_cache(maxsize=65536)
+def _projection(path: tuple[str, ...]) -> str:
+    if len(path) > 1 and "att" in path[-2].lower() and path[-1].lower() in _OUTPUTS:
+        return "o"
+    for part in reversed(path):
+        lower = part.lower()
+        if lower in _NAMES:
+            return _NAMES[lower]
+        found = {_WORDS[t.lower()] for t in _TOKENS.findall(part) if t.lower() in _WORDS}
+        if fused_of((part,)):
+            return ""
+        if len(found) == 1:
+            return found.pop()
+        if lower not in ("dense", "linear", "proj", "0", "layer", "base_layer"):
+            return ""
+    return ""
+
+
+def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The projections that a layer holds one after another, by its name; `()` for none."""
+    last = path[-1].lower() if path else ""
+    return next((parts for pattern, parts in _FUSED if pattern.search(last)), ())
+
+
+def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
+    """Whether two layers say that they are different projections, or different ends of a model."""
+    a, b = projection_of(source), projection_of(target)
+    if a and b and _SAME.get(a, a) != _SAME.get(b, b):
+        return True
+    a, b = edge_of(source), edge_of(target)
+    return bool(a and b) and a != b and {a, b} != {"last norm", "final norm"}
+
+
+_EDGES = (
+    ("position", re.compile(r"(^|_)(wpe|pos|position|positions|positional)(_|$)")),
+    ("tokens", re.compile(r"^(wte|tok_emb\w*|token_emb\w*|embed_tokens|word_embeddings?|tokens?|"
+                          r"embed_in|vocab_emb\w*|shared)$")),
+    ("first norm", re.compile(r"^(ln|norm|layer_?norm)_pre$|^pre_(ln|norm|lay(e?r)_?norm)$")),
+    ("last norm", re.compile(r"^(ln|norm|layer_?norm)_post$|^post_(ln|norm|layer_?norm)$")),
+    ("final norm", re.compile(r"^ln_(f|final|out)$|^final_(layer_?)?norm$|^norm_final$|^norm_f$")),
+    ("distillation head", re.compile(r"^(head|classifier)_dist\w*$|^dist\w*_(head|classifier)$")),
+    ("head", re.compile(r"^(lm_head|out_head|output_head|head|embed_out|logits|output|"
+                        r"output_projection|unembed\w*|classifier)$")),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def edge_of(path: tuple[str, ...]) -> str:
+    """Which of the first and last layers of a model a layer is, by its name; `""` if it does not
+    say."""
+    last = path[-1].lower() if len(path) < 4 and path else ""
+    return next((edge for edge, pattern in _EDGES if pattern.search(last)), "")
+
+
+# In LLaMA's first code w1 is the gate and w3 what it gates.
+_SAME = {"w1": "gate", "w3": "up"}
+
+# The norm before (or behind) an attention, and the one of the feed-forward layers, in a block of
+# two norms.
+_ATTENTION_NORM = re.compile(
+    r"^(layer_?)?norm_?1$|^ln_?1$|^(layer_?norm|norm|ln)_before$|^(pre_?)?(self_)?att(entio)?n_"
+    r"(layer_?)?(norm|ln)$|^input_(layer)?_?norm(alization)?$|^sa_layer_norm$|^ln_attn$|"
+    r"^self_attention_layer_norm$|^(layer_)?norm_att(n|ention)$"
+)
+_FORWARD_NORM = re.compile(
+    r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
+    r"(layer_?)?(norm|ln)$|^post_attention_layer_?norm(alization)?$|^output_layer_norm$|"
+    r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$"
+)
+
+
+# With three norms in a block, the second one may be a cross-attention's.
+THIRD_NORM = re.compile(r"^(layer_?)?norm_?3$|^ln_?3$|^(cross|encoder)_attn_layer_norm$")
+
+
+def norm_place(path: tuple[str, ...]) -> str:
+    """`attention` or `forward` for a norm in a transformer's block, by its name; `""` if it does
+    not say."""
+    last = path[-1].lower() if path else ""
+    if _ATTENTION_NORM.match(last):
+        return "attention"
+    if _FORWARD_NORM.match(last):
+        return "forward"
+    if "norm" in last and len(path) > 1 and path[-2].lower() == "output":  # BERT
+        return "attention" if len(path) > 2 and "attention" in path[-3].lower() else "forward"
+    return ""

@@ -1,0 +1,102 @@
+"""Rewrites: which of a side's tensors are to be seen otherwise, so that both sides are held alike.
+
+Each module of this package finds rewrites of one kind by `find(here, there)`, for the side `here`
+with the other side in view; `KINDS` is their order. A finding is taken only if it serves: more of
+the target's layers then have a counterpart, counted with multiplicity. Where a convention is not
+known (q, k and v one after another, or interleaved by head), a finding has variants, which are
+alternatives of the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from regraft.matching.modules import Module, conventions_of, modules_of
+from regraft.matching.pairing import served
+from regraft.matching.rewrites import folded, fused, recurrent, reparametrised, rotary, stacked
+from regraft.matching.rewrites.finding import AskRotary, Finding, Sight
+from regraft.matching.views import View
+from regraft.tensors import Catalogue, Read
+
+KINDS: tuple[Callable[[Sight, Sight], Sequence[Finding]], ...] = (
+    reparametrised.find,
+    recurrent.find,
+    stacked.find,
+    fused.find,
+    folded.find,
+    rotary.find,
+)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Both sides as matching sees them, and the other readings of what is open."""
+
+    source: View
+    target: View
+    variants: tuple[tuple[str, View, View], ...] = ()
+
+
+def aligned(
+    source: Catalogue,
+    target: Catalogue,
+    read_source: Read | None = None,
+    ask_target: AskRotary | None = None,
+) -> Views:
+    """Both sides, rewritten so that as many layers as possible have a counterpart."""
+    views = Views(View.plain(source), View.plain(target))
+    for find in KINDS:
+        for side in ("source", "target"):
+            ours = Sight(views.source, True, read_source)
+            theirs = Sight(views.target, False, None, ask_target)
+            here, there = (ours, theirs) if side == "source" else (theirs, ours)
+            found = [f for f in find(here, there) if f.rewrites]
+            if len(found) > 1:  # nested ones exclude each other: the best comes first
+                found.sort(key=lambda f: (f.certain, _gain(views, _seen(views, side, f))))
+            for finding in reversed(found):
+                views = _taken(views, side, finding)
+    return views
+
+
+def _taken(views: Views, side: str, finding: Finding) -> Views:
+    """The views with a finding, where it serves."""
+    view = views.source if side == "source" else views.target
+    if any(info.name not in view.catalogue for r in finding.rewrites for info in r.old):
+        return views  # an earlier finding has touched these tensors
+    after = _seen(views, side, finding)
+    if not finding.certain and _gain(views, after) <= 0:
+        return views
+    variants = [(label, *_sides(v, finding.rewrites, side)) for label, *v in views.variants]
+    base = (views.source, views.target)
+    for rewrites in finding.variants:
+        variants.append((finding.label, *_sides(base, rewrites, side)))
+    return replace(after, variants=tuple(variants))
+
+
+def _seen(views: Views, side: str, finding: Finding) -> Views:
+    view = views.source if side == "source" else views.target
+    return replace(views, **{side: view.rewritten(finding.rewrites)})
+
+
+def _sides(views: Sequence[View], rewrites: Sequence[object], side: str) -> tuple[View, View]:
+    source, target = views
+    if side == "source":
+        return source.rewritten(rewrites), target  # pyright: ignore[reportArgumentType]
+    return source, target.rewritten(rewrites)  # pyright: ignore[reportArgumentType]
+
+
+def _gain(before: Views, after: Views) -> int:
+    """How many more layers have a counterpart, less those that a rewrite took out of the target."""
+    return _unserved(before) - _unserved(after)
+
+
+def _unserved(views: Views) -> int:
+    sources = _modules(views.source)
+    targets = _modules(views.target)
+    count = served(sources, targets)
+    return len(targets) - count + len(sources) - count
+
+
+def _modules(view: View) -> list[Module]:
+    return modules_of(view.catalogue, conventions_of(view.catalogue))

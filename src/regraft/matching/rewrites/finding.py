@@ -1,0 +1,73 @@
+"""What kinds of rewrites look at, and what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+from regraft.matching.modules import Leaf, Module, conventions_of, modules_of
+from regraft.matching.views import Rewrite, View
+from regraft.tensors import Catalogue, Read, TensorInfo
+
+# Asks a live model which rotary layout its attentions have, by the names of their kernels.
+AskRotary: TypeAlias = "Callable[[Sequence[tuple[str, str]]], tuple[str, int] | None]"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Rewrites that hold or fail together.
+
+    - `variants`: the same old and new tensors under other conventions.
+    - `label`: what the variants are about, the name of the open question.
+    - `certain`: to be taken whether it serves at once or not.
+    """
+
+    rewrites: Sequence[Rewrite]
+    variants: Sequence[Sequence[Rewrite]] = ()
+    label: str = ""
+    certain: bool = False
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One side as it is seen so far."""
+
+    view: View
+    is_source: bool
+    read: Read | None = None
+    rotary: AskRotary | None = None
+
+    def ask_rotary(self, projections: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
+        """Layout and width of a head, found by an experiment with the live model; `None` where
+        there is none to ask."""
+        return self.rotary(projections) if self.rotary else None
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self.view.catalogue
+
+    @cached_property
+    def framework(self) -> str:
+        return conventions_of(self.view.catalogue)
+
+    @cached_property
+    def modules(self) -> list[Module]:
+        return modules_of(self.view.catalogue, self.framework)
+
+    @cached_property
+    def by_leaf(self) -> Mapping[str, dict[str, TensorInfo]]:
+        """Tensors by their last word and, below it, by what stands before (with separator)."""
+        found: dict[str, dict[str, TensorInfo]] = {}
+        for name, info in self.view.catalogue.items():
+            cut = max(name.rfind("."), name.rfind("/")) + 1
+            found.setdefault(name[cut:], {})[name[:cut]] = info
+        return found
+
+    def leaf_words(self) -> set[str]:
+        return set(self.by_leaf)
+
+
+def kernel_of(module: Module) -> Leaf | None:
+    return module.leaves.get("kernel")

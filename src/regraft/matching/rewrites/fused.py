@@ -1,0 +1,244 @@
+"""Fused projections: one kernel for q, k and v, for k and v, for a gate and what it gates.
+
+A fused kernel is seen as its parts where the other side has such parts, of sizes that add up to
+it. How the parts lie in it is a convention that its name tells: one after another in nearly all
+code; by head under `query_key_value` (GPT-NeoX, BLOOM, Persimmon: for each group of heads its
+queries, then key and value; Black and others 2022, arXiv:2204.06745). Names that are none of the
+known leave it open, as alternatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
+from typing import NamedTuple
+
+from regraft.matching.modules import Module
+from regraft.matching.pairing import number_classes
+from regraft.matching.projections import fused_of, projection_of
+from regraft.matching.rewrites.finding import Finding, Sight, kernel_of
+from regraft.matching.rewrites.heads import head_counts
+from regraft.matching.views import Expression, Rewrite
+from regraft.operations import AnyOp, Concat, Each, Reshape, Slice, Stack, Unstack
+from regraft.tensors import TensorInfo
+
+# Names whose parts lie one after another, and those whose parts lie by head.
+_BLOCKS = ("qkv", "qkv_proj", "in_proj", "in_proj_weight", "in_proj_bias", "c_attn", "to_qkv",
+           "w_pack", "kv", "to_kv", "kv_proj", "gate_up_proj", "w13", "attn_qkv")  # fmt: skip
+_BY_HEAD = ("query_key_value",)
+_MOST_READINGS = 12
+
+
+class _Parts(NamedTuple):
+    """What a fused kernel is to be seen as: names of the parts and their sizes, in their order."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+class _Fused(NamedTuple):
+    """A fused layer, its parts, and the axis of its kernel that they lie on."""
+
+    module: Module
+    parts: _Parts
+    axis: int
+
+
+def find(here: Sight, there: Sight) -> Sequence[Finding]:
+    split = _split_projections(there)
+    by_family: dict[tuple[str, ...], list[_Fused]] = defaultdict(list)
+    alone = _alone(here, there)
+    for module in here.modules:
+        found = _fused(module, split, id(module) in alone)
+        if found is not None:
+            by_family[found.parts.names].append(found)
+    return [_finding(here, there, members) for members in by_family.values()]
+
+
+def _split_projections(there: Sight) -> Counter[tuple[_Parts, int]]:
+    """Groups of sister layers that are the parts of one projection, with their input size."""
+    groups: dict[tuple[str, ...], dict[str, Module]] = defaultdict(dict)
+    for module in there.modules:
+        part = projection_of(module.path)
+        if part and kernel_of(module):
+            groups[module.path[:-1]].setdefault(part, module)
+    found: Counter[tuple[_Parts, int]] = Counter()
+    for members in groups.values():
+        for names, own in ((("q", "k", "v"),) * 2, (("k", "v"),) * 2, (("gate", "up"),) * 2,
+                           (("gate", "up"), ("w1", "w3"))):  # fmt: skip
+            if all(name in members for name in own):
+                sizes = [_sizes(members[name], there) for name in own]
+                if len({inputs for _, inputs in sizes}) == 1:
+                    found[_Parts(names, tuple(out for out, _ in sizes)), sizes[0][1]] += 1
+    return found
+
+
+def _sizes(module: Module, sight: Sight) -> tuple[int, int]:
+    """Outputs and inputs of a dense kernel, whatever its layout."""
+    kernel = kernel_of(module)
+    assert kernel is not None
+    shape = kernel.info.shape
+    if len(shape) == 2 and not kernel.inputs_first:
+        return shape[0], shape[1]
+    return math.prod(shape[1:]), shape[0]  # [d, n] or [d, h, k]
+
+
+def _alone(here: Sight, there: Sight) -> set[int]:
+    """Layers whose roles and shapes no layer of the other side has."""
+    classes = number_classes(*((here.modules, there.modules) if here.is_source else
+                               (there.modules, here.modules)))  # fmt: skip
+    others = {classes[id(m)] for m in there.modules}
+    return {id(m) for m in here.modules if classes[id(m)] not in others}
+
+
+def _fused(module: Module, split: Mapping[tuple[_Parts, int], int], alone: bool) -> _Fused | None:
+    kernel = kernel_of(module)
+    names = fused_of(_own_name(module))
+    if kernel is None or projection_of(module.path):
+        return None
+    if not names and alone and len(kernel.info.shape) == 2:
+        names = ("q", "k", "v")  # by its size alone: how they lie in it stays open
+    if not names:
+        return None
+    shape = kernel.info.shape
+    if len(shape) == 4 and shape[1] == len(names):  # [d, 3, h, k]
+        size = shape[2] * shape[3]
+        wanted = _Parts(names, (size,) * len(names)), shape[0]
+        return _Fused(module, wanted[0], 1) if wanted in split else None
+    if len(shape) != 2:
+        return None
+    axis = int(kernel.inputs_first)
+    for (parts, inputs), _ in split.items():
+        if parts.names == names and shape[1 - axis] == inputs and sum(parts.sizes) == shape[axis]:
+            return _Fused(module, parts, axis)
+    return None
+
+
+def _own_name(module: Module) -> tuple[str, ...]:
+    """The layer's path, or the name of its kernel where that has the word (`in_proj_weight`)."""
+    kernel = kernel_of(module)
+    leaf = kernel.info.name.replace("/", ".").rpartition(".")[2] if kernel else ""
+    return (leaf,) if fused_of((leaf,)) else module.path
+
+
+def _finding(here: Sight, there: Sight, members: Sequence[_Fused]) -> Finding:
+    """All fused layers of one kind; readings in the order of how likely they are."""
+    words = {_word(m.module) for m in members}
+    blocks, by_head = words <= set(_BLOCKS), words <= set(_BY_HEAD)
+    counts = head_counts(here, there)
+    names = members[0].parts.names
+    ways: list[tuple[str, int]] = []  # order of the parts ("" as named), groups of heads (0: none)
+    plain = ",".join(names)
+    attention = names == ("q", "k", "v")
+    if blocks:
+        ways = [(plain, 0)]
+    elif by_head and counts.known:
+        ways = [(plain, n) for n in counts.key_value[:1]]
+    else:
+        ways = [(plain, 0)]
+        ways += [(plain, n) for n in counts.key_value] if attention or names == ("k", "v") else []
+        ways += [(",".join(order), 0) for order in permutations(names) if order != names]
+        if by_head:
+            ways.sort(key=lambda way: not way[1])
+    readings = [
+        [r for m in members for r in _rewrites(m, here, order.split(","), groups)]
+        for order, groups in ways[:_MOST_READINGS]
+        if all(_divides(m.parts, groups) for m in members)
+    ]
+    label = f"how {', '.join(names)} lie in {members[0].module.path[-1]}"
+    return Finding(readings[0], readings[1:], label) if readings else Finding(())
+
+
+def _word(module: Module) -> str:
+    return _own_name(module)[-1].lower()
+
+
+def _divides(parts: _Parts, groups: int) -> bool:
+    return not groups or all(size % groups == 0 for size in parts.sizes)
+
+
+def _rewrites(fused: _Fused, here: Sight, order: Sequence[str], groups: int) -> Iterator[Rewrite]:
+    """One for the kernel and one for the bias, where there is one."""
+    for leaf in fused.module.leaves.values():
+        if leaf.role not in ("kernel", "bias") or leaf.info.size % sum(fused.parts.sizes):
+            continue
+        axis = fused.axis if leaf.role == "kernel" else 0
+        new = [_part(leaf.info, name, fused, axis, here) for name in fused.parts.names]
+        if len(leaf.info.shape) > 2 or (leaf.role == "bias" and len(leaf.info.shape) > 1):
+            down, up = _stacked(leaf.info, new, axis)
+        elif groups:
+            down, up = _grouped(leaf.info, new, axis, groups, fused.parts)
+        else:
+            down, up = _in_blocks(leaf.info, new, axis, order, fused.parts)
+        owner = leaf.info.name.replace("/", ".").rpartition(".")[0]
+        parts = tuple(dict.fromkeys(i.name.replace("/", ".").rpartition(".")[0] for i in new))
+        text = f"{', '.join(fused.parts.names)} in one tensor"
+        moved = {owner: parts} if fused_of((owner.rpartition(".")[2],)) else {}
+        yield Rewrite((leaf.info,), tuple(new), down, up, text, moved)
+
+
+def _part(info: TensorInfo, name: str, fused: _Fused, axis: int, here: Sight) -> TensorInfo:
+    """The tensor of one part, under the name that it would have if it were stored."""
+    separator = "/" if "/" in info.name else "."
+    *path, leaf = info.name.split(separator)
+    word = (
+        "weight" if leaf.lower().endswith("weight") else "bias" if "bias" in leaf.lower() else leaf
+    )
+    if path and fused_of((path[-1],)):
+        own = separator.join([*path[:-1], name, leaf])
+    else:
+        own = separator.join([*path, name, word])
+    if own in here.catalogue:
+        own = separator.join([*path, f"{name}_part", leaf])
+    size = fused.parts.sizes[fused.parts.names.index(name)]
+    if len(info.shape) > 2 or (len(info.shape) == 2 and axis == 0 and "bias" in leaf.lower()):
+        shape = (*info.shape[:axis], *info.shape[axis + 1 :])
+    else:
+        shape = (*info.shape[:axis], size, *info.shape[axis + 1 :])
+    return info._replace(name=own, shape=shape)
+
+
+Ways = tuple[dict[str, Expression], dict[str, Expression]]
+
+
+def _in_blocks(
+    info: TensorInfo, new: Sequence[TensorInfo], axis: int, order: Sequence[str], parts: _Parts
+) -> Ways:
+    """One after another along `axis`."""
+    down: dict[str, Expression] = {}
+    start = 0
+    for name in order:
+        index = parts.names.index(name)
+        stop = start + parts.sizes[index]
+        down[new[index].name] = Expression((info.name,), (Slice(axis, start, stop),))
+        start = stop
+    ordered = tuple(new[parts.names.index(name)].name for name in order)
+    return down, {info.name: Expression(ordered, (Concat(axis),))}
+
+
+def _stacked(info: TensorInfo, new: Sequence[TensorInfo], axis: int) -> Ways:
+    """An axis of its own for the parts."""
+    down = {part.name: Expression((info.name,), (Unstack(axis, i),)) for i, part in enumerate(new)}
+    return down, {info.name: Expression(tuple(part.name for part in new), (Stack(axis),))}
+
+
+def _grouped(
+    info: TensorInfo, new: Sequence[TensorInfo], axis: int, groups: int, parts: _Parts
+) -> Ways:
+    """For each group of heads its part of each projection: `[groups, sizes / groups]`."""
+    before, after = info.shape[:axis], info.shape[axis + 1 :]
+    widths = [size // groups for size in parts.sizes]
+    cut = Reshape((*before, groups, sum(widths), *after))
+    down: dict[str, Expression] = {}
+    branches: list[tuple[AnyOp, ...]] = []
+    start = 0
+    for part, width in zip(new, widths, strict=True):
+        take = Slice(axis + 1, start, start + width)
+        down[part.name] = Expression((info.name,), (cut, take, Reshape(part.shape)))
+        branches.append((Reshape((*before, groups, width, *after)),))
+        start += width
+    each = Each((1,) * len(new), tuple(branches))
+    names = tuple(part.name for part in new)
+    return down, {info.name: Expression(names, (each, Concat(axis + 1), Reshape(info.shape)))}

@@ -1,0 +1,148 @@
+"""Which layout of rotary embeddings a live PyTorch model has, found by experiment.
+
+Rotating a pair of rows of a query projection and the same pair of the key projection by one angle
+leaves their product as it is if the rotary embedding turns just these two together: rotations of
+one plane commute. So a model's outputs stay the same for pairs (i, i + d/2) of each head in a model
+of that layout, and for pairs (2i, 2i + 1) in one of the other (Su and others 2021,
+arXiv:2104.09864).
+The model is run on a few tokens; its weights are put back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from regraft.tensors import Array
+
+_TOKENS = 7
+_UNCHANGED, _CHANGED = 1e-4, 1e-3
+_MOST_WIDTHS = 12
+
+
+class Rotary(NamedTuple):
+    """`layout`: `half`, `interleaved`, or `none` where no rotary embedding is at work; `width`: of
+    one head, 0 where the experiment does not tell."""
+
+    layout: str
+    width: int = 0
+
+
+def rotary_of(model: Any, projections: Sequence[tuple[str, str]]) -> Rotary | None:
+    """What the experiment shows; `None` where the model cannot be run on tokens alone.
+
+    **Arguments:**
+
+    - `projections`: names of the query and the key kernel, `[out, in]`, of each attention.
+    """
+    import torch
+
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    pairs = [(weights.get(q), weights.get(k)) for q, k in projections]
+    if not pairs or any(w is None or w.is_meta or w.ndim != 2 for pair in pairs for w in pair):
+        return None
+    biases = [weights.get(name.removesuffix("weight") + "bias") for p in projections for name in p]
+    rows = [*pairs, *((bias,) for bias in biases if bias is not None)]
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), _distinct(model):
+            return _experiment(model, rows)
+    except Exception:  # a model may ask for other inputs than tokens, or raise anything at all
+        return None
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _experiment(model: Any, pairs: Sequence[tuple[Any, ...]]) -> Rotary | None:
+    before = _outputs(model)
+    scale = float(np.abs(before).max()) or 1.0
+
+    def change(width: int) -> float:
+        with _turned(pairs, width):
+            return float(np.abs(np.subtract(_outputs(model), before)).max()) / scale
+
+    adjacent = change(0)
+    sizes = [w.shape[0] for pair in pairs for w in pair]
+    common = math.gcd(*sizes)
+    widths = [n for n in range(2, common + 1, 2) if common % n == 0]
+    halves = {width: change(width) for width in sorted(widths, reverse=True)[:_MOST_WIDTHS]}
+    # Two rows to a head: both layouts are one.
+    fitting = [w for w, moved in halves.items() if moved < _UNCHANGED and w > 2]
+    sure = [w for w, moved in halves.items() if moved > _CHANGED]
+    if adjacent < _UNCHANGED and fitting:
+        return Rotary("none", fitting[0] if sure else 0)
+    if adjacent < _UNCHANGED and len(sure) == len([w for w in halves if w > 2]):
+        return Rotary("interleaved")
+    if adjacent > _CHANGED and len(fitting) == 1:
+        return Rotary("half", fitting[0])
+    return None
+
+
+def _outputs(model: Any) -> Array:
+    import torch
+
+    result = model(torch.arange(1, _TOKENS + 1)[None])
+    for key in ("logits", "last_hidden_state"):
+        result = getattr(result, key, result)
+    result = result[0] if isinstance(result, (tuple, list)) else result
+    return result.double().numpy()
+
+
+@contextmanager
+def _distinct(model: Any) -> Generator[None]:
+    """Random values in place of the model's own, which may be all alike."""
+    import torch
+
+    held = {name: p.detach().clone() for name, p in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                spread = (
+                    1.0 / math.sqrt(max(1, parameter[0].numel())) if parameter.ndim > 1 else 0.1
+                )
+                noise = torch.randn(parameter.shape, generator=generator) * spread
+                centre = 1.0 if parameter.ndim == 1 else 0.0
+                parameter.copy_(noise.to(parameter.dtype) + centre)
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.copy_(held[name])
+
+
+@contextmanager
+def _turned(pairs: Sequence[tuple[Any, ...]], width: int) -> Generator[None]:
+    """Rows of all projections turned in planes: halves of heads of `width` rows, or neighbours."""
+    held = [(w, w.clone()) for pair in pairs for w in pair]
+    try:
+        for weight, before in held:
+            weight.copy_(_rotated(before, width))
+        yield
+    finally:
+        for weight, before in held:
+            weight.copy_(before)
+
+
+def _rotated(weight: Any, width: int) -> Any:
+    """Each plane of a head by an angle of its own, the same in every head."""
+    import torch
+
+    rows = weight.shape[0]
+    if width:
+        cut = weight.reshape(rows // width, 2, width // 2, -1)
+        a, b = cut[:, 0], cut[:, 1]
+        angles = torch.arange(1, width // 2 + 1, dtype=weight.dtype)[None, :, None] * 0.7
+    else:
+        cut = weight.reshape(rows // 2, 2, -1)
+        a, b = cut[:, 0], cut[:, 1]
+        angles = torch.full((1, 1), 0.7, dtype=weight.dtype)
+    turned = torch.stack(
+        (a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()), 1
+    )
+    return turned.reshape(weight.shape)
