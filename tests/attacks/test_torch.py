@@ -118,7 +118,7 @@ ARCHIVES: dict[str, tuple[bytes, Any, str]] = {
     "an empty pickle": (_but(b"x/data.pkl", b""), CorruptFile, "offset"),
     "code in the constants of TorchScript": (
         _with(Part(b"x/constants.pkl", whole(_SCRIPT)), Part(b"x/code/__torch__/m.py", b"pass")),
-        {"w": (4,)}, ""),
+        UnsafeFile, "constants"),
     "a record of ours that is no JSON": (_with(Part(b"x/regraft.json", b"{")), CorruptFile, "json"),
     "a record of ours that is nested deep": (
         _with(Part(b"x/regraft.json", b"[" * 200_000)), CorruptFile, "json"),

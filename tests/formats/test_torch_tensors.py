@@ -22,7 +22,7 @@ from formats.torch_truth import array, assert_same, loaded, named
 from regraft import checkpoints
 from regraft.errors import CorruptFile, FormatError, UnsafeFile
 from regraft.formats import _pickle
-from regraft.formats._pickle import Machine
+from regraft.formats._pickle import Machine, Reference
 from regraft.tensors import CODED, DTYPE_BITS, numpy_dtype
 
 # torch warns of what is in beta or going; nothing of ours warns.
@@ -522,7 +522,7 @@ def test_runs_of_opcodes_are_taken(tmp_path: Path) -> None:
     pattern = _pickle._TENSOR
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_pickle, "_TENSOR", Counting())
-        Machine(data, "x").load()
+        Machine(data, "x", Reference).load()
     assert taken[0] > 250
 
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
     from regraft.tensors import Array, Slices
 
+_WIDTHS = ("1", "2", "4", "8", "16")
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex", "b": "bool"}
 
 
 class HeldArray(NamedTuple):
-    """An array whose bytes are in the pickle: as bytes, or as the latin-1 text of protocol 2."""
+    """An array whose bytes are in the pickle: as bytes, or as the text that Python 2 made of some."""
 
     data: bytes | str
     shape: tuple[int, ...]
@@ -27,13 +28,10 @@ class HeldArray(NamedTuple):
     fortran: bool
 
     def read(self, file: Any, slices: Slices | None, where: str) -> Array:
-        """The values, or the part under `slices`, read-only. **Raises** `CorruptFile`."""
+        """The values, or the part under `slices`, read-only."""
         import numpy as np
 
-        try:
-            data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
-        except UnicodeEncodeError as error:
-            raise CorruptFile(where, found=f"text for bytes: {error}"[:300]) from None
+        data = self.data.encode("ascii") if isinstance(self.data, str) else self.data
         array = np.frombuffer(data, numpy_dtype(self.dtype))
         array = array.byteswap() if self.big_endian else array
         array = array.reshape(self.shape, order="F" if self.fortran else "C")
@@ -69,6 +67,8 @@ def _held(
     if not whole or not isinstance(data, (bytes, str)) or len(shape) > 64:
         raise CorruptFile(where, found="an array without shape or bytes")
     needed = math.prod(shape) * DTYPE_BITS[dtype[0]] // 8
+    if isinstance(data, str) and not data.isascii():
+        raise CorruptFile(where, found="text in place of bytes")
     if len(data) != needed or math.prod(max(1, n) for n in shape) >= 1 << 60:
         raise CorruptFile(
             where,
@@ -90,6 +90,12 @@ class PickledArrays(Stored):
         self._left_out: list[str] = []
         machine = Machine(data, label)
         root = machine.load()
+        if machine.position != len(data):
+            raise CorruptFile(
+                f"{label}, offset {machine.position}",
+                found=f"{len(data) - machine.position} bytes behind the pickle",
+                expected="its end",
+            )
         walk(root, label, lambda path, value: self._visit((*prefix, *path), value), len(data))
         self.tensors = tuple(self._found)
         if self._left_out:
@@ -139,7 +145,7 @@ def _dtype(record: Any) -> tuple[str, bool] | None:
     code = record.args[0]
     if isinstance(code, Global):
         return _dtype(code)
-    if not isinstance(code, str) or code[:1] not in _KINDS or not code[1:].isdigit():
+    if not isinstance(code, str) or code[:1] not in _KINDS or code[1:] not in _WIDTHS:
         return None
     kind, width = code[0], int(code[1:])
     name = "bool" if kind == "b" and width == 1 else f"{_KINDS[kind]}{width * 8}"

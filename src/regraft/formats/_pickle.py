@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from mmap import mmap
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from regraft.errors import CorruptFile, UnsafeFile
 from regraft.formats._pickle_names import MOVED, may_be_called, may_be_named
 
 # A pickle may make this many objects, and one more for every few bytes.
-_FREE_OBJECTS, _BYTES_PER_OBJECT = 600_000, 3
+_FREE_OBJECTS, _BYTES_PER_OBJECT = 300_000, 3
 _CHECKED_EVERY = 1 << 16
 _MAX_NAME = 1000
 _MAX_KEY, _MAX_KEY_PARTS, _KEY_BITS = 4096, 64, 60
@@ -115,19 +115,20 @@ _PLAIN = (str, int, float, bytes, type(None))
 class Machine:
     """Loads pickles from bytes, one after another; `position` is where the next one begins.
 
-    `label` says in errors which file it is. `persistent` makes an object of a persistent id.
+    `label` says in errors which file it is. `persistent` makes an object of a persistent id;
+    without it, none may occur.
     """
 
     def __init__(
         self,
         data: bytes | mmap,
         label: str,
-        persistent: Callable[[Any], Any] = Reference,
+        persistent: Callable[[Any], Any] | None = None,
     ) -> None:
         self._data = data
         self._size = len(data)
         self._label = label
-        self._persistent = persistent
+        self._persistent = persistent or _no_persistent_ids
         self._left = _FREE_OBJECTS + self._size // _BYTES_PER_OBJECT
         self.position = 0
 
@@ -185,10 +186,11 @@ class Machine:
             raise _Unsafe(f"call {function.path}")
         if function.build is None:
             return Opaque(function, args)
-        if args:  # a container made from another is paid for by its size
-            self._left -= sum(len(arg) for arg in args if hasattr(arg, "__len__")) // 8
-            if self._left < 0:
-                self._corrupt("containers copied over and over")
+        for arg in args:  # a container made from another is paid for by its size
+            if isinstance(arg, (list, tuple, dict, set, frozenset, str, bytes)):
+                self._left -= len(arg) // _SIZES_OF.get(function.path, 1)  # pyright: ignore[reportUnknownArgumentType]
+                if self._left < 0:
+                    self._corrupt("containers copied over and over")
         return function.build(*args)
 
     def _run(self) -> Any:
@@ -203,7 +205,7 @@ class Machine:
         word = _WORD
         integer = struct.Struct("<i").unpack_from
         while True:
-            if made + len(memo) + len(stack) // 8 > self._left:
+            if made + 3 * len(memo) // 2 + len(stack) // 8 > self._left:
                 self.position = pos
                 raise CorruptFile(
                     f"{label}, offset {pos}",
@@ -331,7 +333,7 @@ class Machine:
                     result = pop()
                     if stack or result is _MARK:
                         self._corrupt(f"{len(stack)} objects left on the stack")
-                    self._left -= made + len(memo)
+                    self._left -= made + 3 * len(memo) // 2
                     return result
                 elif op == 0x80:  # PROTO
                     if data[pos] > 5:
@@ -471,6 +473,10 @@ class Machine:
         else:
             self._corrupt(f"opcode 0x{op:02x}")
         return pos
+
+
+def _no_persistent_ids(_: Any) -> NoReturn:
+    raise ValueError("a persistent id in a pickle that is whole by itself")
 
 
 def _named(module: Any, name: Any, names: dict[tuple[str, str], Global]) -> Global:
@@ -618,8 +624,11 @@ def _escaped(line: bytes) -> str | bytes:
     if len(quoted) < 2 or quoted[:1] != quoted[-1:] or quoted[:1] not in b"'\"":
         raise ValueError("a string without quotes")
     import codecs
+    import warnings
 
-    return _text(codecs.escape_decode(quoted[1:-1])[0])  # pyright: ignore[reportArgumentType]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that are none, which are kept as they are
+        return _text(codecs.escape_decode(quoted[1:-1])[0])  # pyright: ignore[reportArgumentType]
 
 
 def _text(value: bytes) -> str | bytes:
@@ -633,6 +642,9 @@ def _integer(line: bytes) -> int | bool:
     return int(line)
 
 
+# Of these functions' results so many elements take the room of one object, of others' one does.
+_SIZES_OF = {"torch.Size": 8, "builtins.list": 8, "builtins.tuple": 8, "_codecs.encode": 64,
+             "builtins.bytes": 64, "builtins.bytearray": 64}  # fmt: skip
 # Objects that rare opcodes make, weighed by their size. See `_FREE_OBJECTS`.
 _COSTS = {0x8F: 3, 0x91: 3, 0x81: 2, 0x92: 2, 0x69: 2, 0x6F: 2, 0x6C: 1, 0x64: 1}
 _COUNTED: dict[int, tuple[int, Any]] = {
@@ -658,8 +670,9 @@ _LINES: dict[int, Any] = {
 # Parts of a nest may be shared, and are met as often as they occur. So many steps are free, and as
 # many more as the caller allows; a long path counts for more than one.
 _FREE_STEPS = 200_000
-_DEPTH = 200
+_DEPTH, _SHOWN = 200, 5
 _STEP_LENGTH = 64
+_NESTED = frozenset({dict, list, tuple})
 
 
 def walk(
@@ -672,26 +685,36 @@ def walk(
     shared. **Raises** `CorruptFile` beyond.
     """
     left = _FREE_STEPS + allowed
-    todo: list[tuple[tuple[str, ...], Any, int]] = [((), root, 0)]
+    if type(root) not in _NESTED:
+        root = visit((), root)
+    # Parts are taken one by one, so that a wide container under a long name costs nothing yet.
+    todo: list[tuple[tuple[str, ...], Iterator[tuple[Any, Any]], int]] = [((), _parts(root), 0)]
     while todo:
-        path, value, length = todo.pop()
-        left -= 1 + length // _STEP_LENGTH
-        if left < 0 or len(path) > _DEPTH:
-            raise CorruptFile(
-                label,
-                found=f"nesting {len(path)} deep, or parts that are met over and over",
-                expected=f"at most {_DEPTH} levels, and no more parts than the file has bytes",
-            )
-        kind = type(value)
-        inner = value if kind is dict or kind is list or kind is tuple else visit(path, value)
-        if isinstance(inner, dict):
-            pairs: Any = inner.items()  # pyright: ignore[reportUnknownVariableType]
-        elif isinstance(inner, (list, tuple)):
-            pairs = enumerate(inner)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        path, parts, length = todo[-1]
+        for key, value in parts:
+            name = key if type(key) is str else _text_of(key)
+            here = (*path, name)
+            long = length + len(name) + 1
+            left -= 1 + long // _STEP_LENGTH
+            if left < 0 or len(here) > _DEPTH:
+                raise CorruptFile(
+                    f"{label}, {'.'.join(here[:_SHOWN])[:_MAX_NAME]}",
+                    found=f"nesting {len(here)} deep, or parts that are met over and over",
+                    expected=f"at most {_DEPTH} levels, and no more parts than the file has bytes",
+                )
+            inner = value if type(value) in _NESTED else visit(here, value)
+            if inner is not None:
+                todo.append((here, _parts(inner), long))
+                break
         else:
-            continue
-        named = [(key if type(key) is str else _text_of(key), part) for key, part in pairs]
-        todo += [((*path, name), part, length + len(name) + 1) for name, part in named[::-1]]
+            todo.pop()
+
+
+def _parts(inner: Any) -> Iterator[tuple[Any, Any]]:
+    """Parts by key or by position; none of what is no container."""
+    if isinstance(inner, dict):
+        return iter(inner.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return iter(enumerate(inner if isinstance(inner, (list, tuple)) else ()))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
 def _text_of(key: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from regraft.errors import CorruptFile
 from regraft.formats import _zip
-from regraft.formats._pickle import Machine
+from regraft.formats._pickle import Machine, Reference
 from regraft.formats._torch_storages import Locate, Storages
 
 _MAX_PICKLE, _MAX_INFLATED = 1 << 30, 4 << 20
@@ -19,20 +19,46 @@ _MAX_REST = 15
 class Archive:
     """The members of an archive, which is a file or `size` bytes of it from `start` on.
 
-    `top` is the folder, with its slash, in which `opening` lies nearest to the root; `file` gives
-    the arrays of its storages.
-    **Raises** `CorruptFile`, `UnsafeFile`.
+    `top` is the folder, with its slash, in which `opening` lies nearest to the root; arrays are
+    read from `file`. **Raises** `CorruptFile`, `UnsafeFile`.
     """
 
-    def __init__(self, path: Path, opening: str, start: int = 0, size: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        opening: str,
+        start: int = 0,
+        size: int | None = None,
+        file: _zip.Archived | None = None,
+    ) -> None:
         self.path = path
+        self.file = file or _zip.Archived(path)
         self.members = _zip.members(path, start, size)
-        self.file = _zip.Archived(path)
         found = [n for n in self.members if n == opening or n.endswith(f"/{opening}")]
         if not found:
             raise CorruptFile(path.name, found=f"no member {opening}", expected="PyTorch's archive")
         self.top = min(found, key=len)[: -len(opening)]
+        self._check_names()
         self.big_endian = self._byte_order() == b"big"
+
+    def inside(self, name: str) -> Archive:
+        """A file of `torch.save` that is a stored member, its arrays to be read from this file."""
+        member = self.members[f"{self.top}{name}"]
+        if not member.stored:
+            raise CorruptFile(f"{self.path.name}, member {name!r}", found="a compressed member")
+        [member] = _zip.located(self.path, [member])
+        return Archive(self.path, "data.pkl", member.offset, member.size, self.file)
+
+    def _check_names(self) -> None:
+        """All lie in one folder, and none is another's but for capitals, which PyTorch's own reader
+        does not tell apart."""
+        stray = next((name for name in self.members if not name.startswith(self.top)), None)
+        if stray is not None or len({name.lower() for name in self.members}) < len(self.members):
+            raise CorruptFile(
+                f"{self.path.name}, members",
+                found=f"{stray[:200]!r}" if stray else "names that differ by capitals only",
+                expected=f"one of each name, all in {self.top[:200]!r}",
+            )
 
     def read(self, name: str, limit: int = _MAX_PICKLE) -> bytes:
         """A member's bytes. **Raises** `CorruptFile`."""
@@ -47,7 +73,7 @@ class Archive:
     def unpickled(self, name: str) -> tuple[Any, int]:
         """A pickle's object and its size in bytes."""
         data = self.read(name)
-        return Machine(data, f"{self.path.name}, {name}").load(), len(data)
+        return Machine(data, f"{self.path.name}, {name}", Reference).load(), len(data)
 
     def storages(self, template: str = "data/{}") -> Storages:
         """The storages that lie where the template says."""
@@ -81,5 +107,5 @@ class Archive:
             return b"little"
         order = self.read("byteorder", _MAX_MARK)
         if order not in (b"little", b"big"):
-            raise CorruptFile(self.path.name, found=f"byte order {order!r}")
+            raise CorruptFile(f"{self.path.name}, byteorder", found=f"byte order {order!r}")
         return order

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from regraft.errors import CorruptFile, UnknownFormat
 from regraft.formats import _zip
+from regraft.formats._bytes import Mapped
 from regraft.formats._pickle import Global, Machine, Reference
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import LEGACY_HEADS, LEGACY_MAGIC, Storages, named, width
@@ -19,11 +20,13 @@ _COUNT, _FIRST = 8, 1 << 18
 
 
 class Pickled(NamedTuple):
-    """The object, the storages that it refers to, and the size of its pickle in bytes."""
+    """The object, the storages that it refers to, the size of its pickle in bytes, and the file from
+    which arrays are read."""
 
     root: Any
     storages: Storages
     size: int
+    file: Mapped
 
 
 def pickled(path: Path) -> Pickled:
@@ -33,7 +36,7 @@ def pickled(path: Path) -> Pickled:
     if _zip.is_zip(head):
         archive = Archive(path, "data.pkl")
         root, size = archive.unpickled("data.pkl")
-        return Pickled(root, archive.storages(), size)
+        return Pickled(root, archive.storages(), size, archive.file)
     if head.startswith(LEGACY_HEADS):
         return legacy(path)
     raise UnknownFormat(str(path), found=f"a file that begins with {head[:8]!r}")
@@ -86,7 +89,7 @@ def _legacy(path: Path, data: mmap.mmap | bytes) -> Pickled:
     def locate(key: str, needed: int) -> tuple[int, int]:
         return places[key]
 
-    return Pickled(root, Storages(path.name, locate), size)
+    return Pickled(root, Storages(path.name, locate), size, Mapped(path))
 
 
 def _places(machine: Machine, references: list[Any], path: Path) -> dict[str, tuple[int, int]]:
@@ -99,7 +102,7 @@ def _places(machine: Machine, references: list[Any], path: Path) -> dict[str, tu
             raise CorruptFile(f"{label}, storage {key[:100]!r}", found="two sizes of one storage")
     keys = machine.load()
     listed = keys if isinstance(keys, list) else []
-    texts = [str(key) for key in listed if isinstance(key, str) or _is_short(key)]
+    texts = [key for key in listed if isinstance(key, str)]
     if len(texts) != len(listed) or len(texts) != len(sizes) or set(texts) != sizes.keys():
         raise CorruptFile(label, found="a list of storages unlike those that tensors use")
     places: dict[str, tuple[int, int]] = {}
@@ -108,7 +111,7 @@ def _places(machine: Machine, references: list[Any], path: Path) -> dict[str, tu
         count, element = sizes[key]
         start, size = position + _COUNT, count * element
         if start + size > end:
-            raise _damaged(label, key, position, f"{end - start} bytes left", f"{size} bytes")
+            raise _damaged(label, key, f"{end - start} bytes left", f"{count} of {element} bytes")
         places[key] = start, size
         position = start + size
     # Before each storage's bytes stands its number of elements, once more.
@@ -116,20 +119,16 @@ def _places(machine: Machine, references: list[Any], path: Path) -> dict[str, tu
     with path.open("rb") as file:
         for key, (start, _) in places.items():
             file.seek(start - _COUNT)
-            said, count = int.from_bytes(file.read(_COUNT), "little"), sizes[key][0]
-            if said != count:
-                raise _damaged(label, key, start, f"{said} elements", f"{count} elements")
+            held = int.from_bytes(file.read(_COUNT), "little")
+            if held != sizes[key][0]:
+                raise _damaged(label, key, f"{held} elements", f"{sizes[key][0]}")
     return places
 
 
-def _damaged(label: str, key: str, position: int, found: str, expected: str) -> CorruptFile:
+def _damaged(label: str, key: str, found: str, expected: str) -> CorruptFile:
     return CorruptFile(
-        f"{label}, storage {key[:100]!r} at offset {position}",
+        f"{label}, storage {key[:100]!r}",
         found=found,
         expected=expected,
         hint="the file is cut off or damaged; get it again",
     )
-
-
-def _is_short(key: Any) -> bool:
-    return isinstance(key, int) and key.bit_length() <= 64

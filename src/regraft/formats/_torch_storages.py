@@ -129,7 +129,9 @@ def named(pid: Any, label: str) -> tuple[str, str, int, tuple[int, int] | None]:
                 _, first, length = view
                 if _is_count(first) and _is_count(length):
                     return str(key), dtype, count, (first, length)
-    raise CorruptFile(label, found="a persistent id that names no storage of PyTorch's")
+    raise CorruptFile(
+        f"{label}, a tensor's storage", found="a persistent id that names no storage of PyTorch's"
+    )
 
 
 def _is_count(value: Any) -> bool:

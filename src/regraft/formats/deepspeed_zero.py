@@ -26,7 +26,7 @@ from regraft.errors import CorruptFile, FormatError, MissingShard
 from regraft.formats import Sample
 from regraft.formats._assembly import Piece, assembled, is_shape
 from regraft.formats._beside import inside
-from regraft.formats._bytes import Mapped, Strided
+from regraft.formats._bytes import Strided
 from regraft.formats._pickle import Opaque, collection_paused
 from regraft.formats._torch_file import Pickled, pickled
 from regraft.formats._torch_rebuilds import Built, Rebuilds
@@ -100,6 +100,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         loaded: Pickled = pickled(path)
+        self.file = loaded.file
         self.root: dict[Any, Any] = loaded.root if isinstance(loaded.root, dict) else {}
         self._rebuilt = Rebuilds(loaded.storages)
 
@@ -197,7 +198,7 @@ def _as_saved(folder: Path, models: list[str]) -> Stored:
     state = loaded.root.get("module") if isinstance(loaded.root, dict) else None
     collected = Collected(path.name)
     collected.add(state, loaded.storages, loaded.size)
-    return TorchStored("deepspeed_zero", Mapped(path), collected)
+    return TorchStored("deepspeed_zero", loaded.file, collected)
 
 
 class _Folder(Stored):
@@ -208,7 +209,7 @@ class _Folder(Stored):
         self._path = path
         self._models = [_File(inside(path / _LATEST, name)) for name in models]
         self._optimizers = [_File(inside(path / _LATEST, name)) for name in optimizers]
-        self._mapped = [Mapped(file.path) for file in (*self._models, *self._optimizers)]
+        self._mapped = [file.file for file in (*self._models, *self._optimizers)]
         self._found: dict[str, StoredTensor] = {}
 
     def collect(self) -> None:

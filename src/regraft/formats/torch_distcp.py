@@ -21,12 +21,13 @@ from regraft.errors import CorruptFile, MissingShard
 from regraft.formats import Sample
 from regraft.formats._assembly import Piece, assembled, check, is_shape
 from regraft.formats._beside import inside
-from regraft.formats._bytes import Mapped, Strided
+from regraft.formats._bytes import Strided
 from regraft.formats._pickle import Machine, Opaque
 from regraft.formats._safetensors_header import MAX_HEADER, corrupt, length_of, places
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import dtype_of
 from regraft.formats._torch_tensors import Collected, few
+from regraft.formats._zip import Archived
 from regraft.tensors import DTYPE_BITS, Stored, StoredTensor, stored_bytes
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class _Folder(Stored):
         self._dtypes: dict[str, str] = {}
         self._paths: dict[str, tuple[str, ...]] = {}
         self._remarks: dict[str, list[str]] = {}
-        self._files: dict[str, Mapped] = {}
+        self._files: dict[str, Archived] = {}
         # What was found where a piece lies; headers serve several pieces.
         self._found: dict[_Stored, Strided] = {}
         self._headers: dict[tuple[str, int], tuple[dict[str, Strided], dict[str, str]]] = {}
@@ -251,7 +252,7 @@ class _Folder(Stored):
                     expected=f"at least {ends[name]}",
                     hint="the file is cut off; get it again",
                 )
-            self._files[name] = Mapped(path)
+            self._files[name] = Archived(path)
 
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
         whole: _Whole = tensor.where
@@ -266,12 +267,13 @@ class _Folder(Stored):
         source: _Stored = piece.source
         if source in self._found:
             return self._found[source]
-        path = self._files[source.file].path
+        held = self._files[source.file]
+        path = held.path
         with path.open("rb") as file:
             file.seek(source.offset)
             beginning = file.read(4)
         if beginning == b"PK\x03\x04":
-            archive = Archive(path, "data.pkl", source.offset, source.length)
+            archive = Archive(path, "data.pkl", source.offset, source.length, held)
             root, size = archive.unpickled("data.pkl")
             collected = Collected(path.name)
             collected.add(root, archive.storages(), size)

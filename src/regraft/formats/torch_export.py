@@ -14,7 +14,7 @@ import msgspec
 
 from regraft.errors import CorruptFile
 from regraft.formats import Sample
-from regraft.formats._bytes import Mapped, Strided, contiguous
+from regraft.formats._bytes import Strided, contiguous
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_rebuilds import Built
 from regraft.formats._torch_storages import width
@@ -86,7 +86,7 @@ def open(path: Path) -> Stored:
                 _payloads(archive, folder, f"{model}{ending}", prefix, collected)
             elif archive.holds(f"{folder}{model}.pt"):
                 _saved(archive, f"{folder}{model}.pt", prefix, collected)
-    return TorchStored("torch_export", Mapped(path), collected)
+    return TorchStored("torch_export", archive.file, collected)
 
 
 def _models(archive: Archive) -> list[str]:
@@ -103,10 +103,7 @@ def _models(archive: Archive) -> list[str]:
 
 def _saved(archive: Archive, name: str, prefix: tuple[str, ...], into: Collected) -> None:
     """A file of `torch.save` as a member."""
-    member = archive.members[f"{archive.top}{name}"]
-    if not member.stored:
-        raise CorruptFile(f"{archive.path.name}, member {name!r}", found="a compressed member")
-    inner = Archive(archive.path, "data.pkl", member.offset, member.size)
+    inner = archive.inside(name)
     root, size = inner.unpickled("data.pkl")
     into.add(root, inner.storages(), size, prefix)
 
@@ -160,7 +157,8 @@ def _raw(
         if member.size == 0 and 0 not in shape:
             into.left_out(path, "saved without values")
             return
-        start, offset = member.offset, member.offset + first * width(dtype)
+        start = archive.file.start(member)
+        offset = start + first * width(dtype)
         dense = len(strides) == len(shape) and strides == contiguous(shape)
         place = Strided(
             start, member.size, offset, shape, None if dense else strides, dtype,

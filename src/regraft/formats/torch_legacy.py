@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from regraft.formats import Sample
-from regraft.formats._bytes import Mapped
 from regraft.formats._pickle import collection_paused
 from regraft.formats._torch_file import legacy
 from regraft.formats._torch_storages import LEGACY_HEADS
@@ -24,5 +23,6 @@ def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile` and `UnsafeFile`."""
     collected = Collected(path.name)
     with collection_paused():
-        collected.add(*legacy(path))
-    return TorchStored("torch_legacy", Mapped(path), collected)
+        root, storages, size, file = legacy(path)
+        collected.add(root, storages, size)
+    return TorchStored("torch_legacy", file, collected)

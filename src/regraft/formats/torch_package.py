@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from regraft.formats import Sample
-from regraft.formats._bytes import Mapped
 from regraft.formats._pickle import Machine, Opaque, Reference
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_tensors import Collected, TorchStored
@@ -39,7 +38,7 @@ def open(path: Path) -> Stored:
         root = Machine(data, f"{path.name}, {name}", _persistent).load()
         prefix = () if len(names) == 1 else (name.removesuffix(_PICKLE),)
         collected.add(root, storages, len(data), prefix)
-    return TorchStored("torch_package", Mapped(path), collected)
+    return TorchStored("torch_package", archive.file, collected)
 
 
 def _persistent(pid: Any) -> Any:

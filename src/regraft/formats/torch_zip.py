@@ -7,9 +7,7 @@ storage, aligned to 64 bytes, so that tensors are mapped where they lie. TorchSc
 
 from __future__ import annotations
 
-import pickle
 import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from regraft.formats._torch_tensors import Collected, TorchStored
 from regraft.tensors import Stored, TensorInfo
 
 if TYPE_CHECKING:
+    import zipfile
     from typing import BinaryIO
 
 EXTRA = ""
@@ -81,6 +80,8 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
 
     Metadata goes into a member of its own, which torch passes over and `open` gives back.
     """
+    import zipfile  # not on the way to a listing
+
     listed = list(tensors)
     with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         top = "archive"
@@ -99,6 +100,8 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
 
 def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes) -> None:
     """A stored member whose bytes begin at a multiple of the alignment, by padding its extra."""
+    import zipfile
+
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     begin = archive.start_dir if hasattr(archive, "start_dir") else file.tell()
     big = 20 if len(data) >= zipfile.ZIP64_LIMIT else 0  # zipfile adds its own extra then
@@ -135,4 +138,6 @@ def _value(value: Any) -> bytes:
     if isinstance(value, str):
         encoded = value.encode("utf-8", "surrogatepass")
         return b"X" + struct.pack("<I", len(encoded)) + encoded
+    import pickle
+
     return pickle.dumps(value, 2)[2:-1]
