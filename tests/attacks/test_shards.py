@@ -57,6 +57,13 @@ def alone(prepare: Callable[[Path], Any], name: str = "x.pth") -> Make:
     return make
 
 
+def _in_two(folder: Path, marker: Path) -> Path:
+    path = index({"weight_map": {"w": "a.safetensors", "u": "s.safetensors"}})(folder, marker)
+    both = {"w": entry([2], 0, 8), "u": entry([2], 8, 16)}
+    (path.parent / "s.safetensors").write_bytes(safetensors(both, FLOATS))
+    return path
+
+
 def _sparse(path: Path) -> None:
     with path.open("wb") as file:
         file.write(b"\x93NUMPY")
@@ -130,24 +137,19 @@ ATTACKS = {
         index(b'{"weight_map": {"w": "\\ud800"}}'), FormatError, INDEX),
     "twenty thousand shards that are missing": Attack(
         index({"weight_map": {f"w{i}": f"s{i}" for i in range(20_000)}}), MissingShard, INDEX),
-    "a tensor in two shards": Attack(
-        special(lambda p: p.write_bytes(safetensors(
-            {"w": entry([2], 0, 8), "v": entry([2], 8, 16)}, FLOATS))), CorruptFile, INDEX),
-    "a tensor in both shards": Attack(index(
-        {"weight_map": {"w": "a.safetensors", "v": "b.safetensors", "u": "a.safetensors"}}),
-        CorruptFile, INDEX),
+    "a tensor in two shards": Attack(_in_two, CorruptFile, INDEX),
     "a tensor that is in the other shard": Attack(
         index({"weight_map": {"v": "a.safetensors", "w": "b.safetensors"}}), CorruptFile, INDEX),
     "a tensor that is in no shard": Attack(
         index({"weight_map": {"w": "a.safetensors", "u": "a.safetensors"}}), CorruptFile, INDEX),
     "a tensor that no index names": Attack(
         special(lambda p: p.write_bytes(safetensors(
-            {"w": entry([2], 0, 8), "u": entry([2], 8, 16)}, FLOATS))), CorruptFile, INDEX),
+            {"w": entry([2], 0, 8), "u": entry([2], 8, 16)}, FLOATS))), {"w": (2,), "u": (2,)}),
     "a tensor named twice": Attack(
         index(b'{"weight_map": {"w": "b.safetensors", "w": "a.safetensors"}}'), CorruptFile, INDEX),
     "a map that is given twice": Attack(index(
         b'{"weight_map": {"v": "b.safetensors"}, "weight_map": {"w": "a.safetensors"}}'),
-        CorruptFile, INDEX),
+        {"w": (4,)}),
     "a map that is a list": Attack(index({"weight_map": ["a.safetensors"]}), CorruptFile, INDEX),
     "a map that is a number": Attack(index({"weight_map": 3}), CorruptFile, INDEX),
     "a map that is empty": Attack(index({"weight_map": {}}), CorruptFile, INDEX),
