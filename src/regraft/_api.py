@@ -279,7 +279,8 @@ def convert(
 
     **Arguments:**
 
-    - `path`: its ending names the format (`.safetensors`, `.pth`, `.npz`), unless `format` does.
+    - `path`: its ending names the format (`.safetensors`, `.pth`, `.npz`, `.gguf`, `.msgpack`,
+      `.weights.h5`), unless `format` does.
     - `plan`: the tensors are written as the plan's target has them, with lineage in the file.
     - `force`: overwrite a file that exists.
     - `max_shard`: bytes, or a text such as `"5GB"`: where the tensors take more, they are written

@@ -1,7 +1,6 @@
 """Where weights come from and what became of them: lineage in the file, differences, traces.
 
-Lineage is JSON text under the key `regraft.lineage` of a file's metadata (safetensors and torch
-files hold it; other formats lose it, and `save` says so).
+Lineage is JSON text under the key `regraft.lineage` of a file's metadata, which all writers keep.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from regraft.errors import (
     UnknownFormat,
     UnsafeFile,
 )
-from regraft.formats import _orbax_store
+from regraft.formats import _folders
 
 Values = dict[str, np.ndarray[Any, Any]]
 LAYOUTS = [(database, three) for database in (False, True) for three in (False, True)]
@@ -471,7 +471,7 @@ def test_a_bomb_of_zeros_is_refused_unopened(tmp_path: Path) -> None:
     }  # fmt: skip
     store = tensorstore.open(spec, create=True, delete_existing=True).result()
     store.write(0).result()
-    assert _orbax_store.bytes_in(path) < 1 << 17
+    assert _folders.bytes_in(path) < 1 << 17
     with pytest.raises(CorruptFile, match="shape"):
         checkpoints.open(path)
 

@@ -233,7 +233,7 @@ def convert(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Write the same tensors in another format: .safetensors, .pth or .npz."""
+    """Write the same tensors in the format that the ending of FILE names."""
     if would(dry_run, [source, *([plan_path] if plan_path else [])], out):
         return
     made = plan_of(plan_path) if plan_path else None

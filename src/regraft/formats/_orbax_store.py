@@ -7,7 +7,6 @@ built here from a folder's path and an array's name, never taken from a file.
 from __future__ import annotations
 
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.errors import CorruptFile, MissingDependency, RegraftError, UnsafeFile
 from regraft.formats import _zarr
+from regraft.formats._folders import bytes_in
 from regraft.formats._zarr import Zarr
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.ocdbt"
 
-_MAX_FILES = 1_000_000
 # What packed bytes may become: at most so many times the folder's, and small arrays are let be.
 _MAX_RATIO = 1100
 _SLACK = 64 << 20
@@ -53,49 +52,6 @@ def _tensorstore() -> Any:
             "tensorstore", extra="jax", purpose="values of Orbax checkpoints"
         ) from error
     return tensorstore
-
-
-def bytes_in(folder: Path) -> int:
-    """Bytes of all files of a folder.
-
-    **Raises** `UnsafeFile` where a link leads out of it or a file is none (a pipe would be waited
-    for), `CorruptFile` for more files than any checkpoint has.
-    """
-    root = folder.resolve()
-    total = count = 0
-    pending = [root]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                count += 1
-                if count > _MAX_FILES:
-                    raise CorruptFile(folder.name, found=f"more than {_MAX_FILES} files")
-                if entry.is_symlink() and not _inside(Path(entry.path), root):
-                    raise UnsafeFile(
-                        f"{folder.name}/{Path(entry.path).relative_to(root)}",
-                        found="a link out of the folder, or to nothing",
-                        expected="files of the folder itself",
-                        hint="copy the folder with what its links lead to (cp -rL)",
-                    )
-                if entry.is_dir():
-                    # A link to a folder that is walked anyway leads nowhere new.
-                    pending += [] if entry.is_symlink() else [Path(entry.path)]
-                    continue
-                state = entry.stat()
-                if not stat.S_ISREG(state.st_mode):
-                    raise UnsafeFile(
-                        f"{folder.name}/{Path(entry.path).relative_to(root)}",
-                        found="neither a file nor a folder",
-                    )
-                total += state.st_size
-    return total
-
-
-def _inside(link: Path, root: Path) -> bool:
-    try:
-        return link.resolve(strict=True).is_relative_to(root)
-    except (OSError, RuntimeError):
-        return False
 
 
 class Store(ABC):

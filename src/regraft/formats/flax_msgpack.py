@@ -92,7 +92,8 @@ def open(path: Path) -> Stored:
 def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> None:
     """Writes the tree that the names spell, one array at a time; metadata is kept.
 
-    `flax.serialization.msgpack_restore` reads it. A `/` in a name always begins an inner map.
+    `flax.serialization.msgpack_restore` reads it. A `/` in a name always begins an inner map. Ties
+    are lost: each of them is written whole.
 
     **Raises** `FormatError` where one name is another one's beginning, or where there is nothing
     to write: such a file could not be told from others.

@@ -17,7 +17,8 @@ from regraft.atomic import replacing_path
 from regraft.errors import CorruptFile, FormatError, MissingShard
 from regraft.formats import Sample, TensorSource, _ggml
 from regraft.formats._bytes import Mapped, Strided
-from regraft.formats._gguf_header import ALIGNMENT, MAGIC, Header, Info, parse
+from regraft.formats._gguf_header import ALIGNMENT, Header, Info, parse
+from regraft.formats._gguf_walk import MAGIC
 from regraft.tensors import CODED, Spread, Stored, StoredTensor, TensorInfo, numpy_dtype
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def open(path: Path) -> Stored:
 def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> None:
     """Writes tensors as they are, unquantized, one array at a time; metadata as strings.
 
-    Lost are the keys `split.*`, which speak of other files than the one that is written.
+    Lost are the keys `split.*`, which speak of other files than the one that is written, and ties:
+    each of them is written whole. An architecture that is not told is called `unknown`.
 
     **Raises** `FormatError` for what GGUF cannot hold: other dtypes than those of `WRITES`, more
     than four axes, names of more than 63 bytes, an alignment that is none; `MissingDependency`.

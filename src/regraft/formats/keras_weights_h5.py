@@ -108,7 +108,8 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
     """Writes one array at a time; names and metadata are kept in attributes.
 
     Keras' `load_weights` reads the file where `metadata` tells the layout of just these tensors
-    (which is then not kept as text: reading the file tells it again). Order is that of writing.
+    (which is then not kept as text: reading the file tells it again). Ties are lost: each of them
+    is written whole.
 
     **Raises** `FormatError` for dtypes that Keras' files do not hold, and for names that HDF5
     cannot: with empty parts or those of dots, or one that is the beginning of another;
