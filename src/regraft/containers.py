@@ -106,7 +106,7 @@ def asked(label: str, tree: Tree, wanted: str) -> Choice:
     prefix = tuple(part for part in wanted.split("/") if part)
     # A part's own name may contain the slash.
     exact = next((p for p in tree.count if "/".join(p) == wanted.strip("/")), prefix)
-    if exact not in tree.count:
+    if exact and exact not in tree.count:
         listed = [part for part in tree.containers() if part]
         raise FormatError(
             f"{label}, container {wanted!r}",

@@ -611,6 +611,15 @@ def test_graphs_in_circles_and_depths() -> None:
     assert names_of(b"", [], "here") == {}
 
 
+def test_slots_of_a_variable_with_many_values_are_no_loop_in_a_loop() -> None:
+    values = b"".join(tables.field(2, tables.field(3, b"%d" % i)) for i in range(20_000))
+    graph = node({"a": 1, "optimizer": 2}) + tables.field(1, values)
+    graph += node(slots=[(1, "m", 1)] * 20_000)
+    started = time.process_time()
+    assert names_of(graph, ["none"], "here") == {}
+    assert time.process_time() - started < 10
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_graph_gives_names_or_a_typed_error(data: st.DataObject) -> None:

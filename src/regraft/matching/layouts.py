@@ -91,11 +91,11 @@ def _key(leaf: Leaf) -> _Key:
 @lru_cache(maxsize=65536)
 def _between(source: _Key, target: _Key) -> tuple[Conversion, ...]:
     found: dict[object, Conversion] = {}
-    same_convention = source[2] == target[2]
+    unknown_alike = source[2] == target[2] == ""
     for start in _forms(*source):
         for end in _forms(*target):
             # Two files of one unknown origin are taken to agree: their layouts are the same.
-            if same_convention and start.convention != end.convention:
+            if unknown_alike and start.convention != end.convention:
                 continue
             if start.shape != end.shape or not _same_family(start.family, end.family):
                 continue
