@@ -117,3 +117,42 @@ def bundle(
     index.write_bytes(table({b"": header() if head is None else head, **entries}))
     (folder / "x.data-00000-of-00001").write_bytes(data)
     return index
+
+
+def snappy(data: bytes) -> bytes:
+    """Packs with snappy's format: four equal bytes or more become a copy."""
+    out, at, begin = varint(len(data)), 0, 0
+    seen: dict[bytes, int] = {}
+    while at < len(data):
+        before = seen.get(data[at : at + 4], -1)
+        seen[data[at : at + 4]] = at
+        length = 0
+        if before >= 0 and at - before < 1 << 16:
+            while length < 64 and at + length < len(data):
+                if data[before + length] != data[at + length]:
+                    break
+                length += 1
+        if length < 4:
+            at += 1
+            continue
+        out += literal(data[begin:at]) + copy(at - before, length, 2)
+        at += length
+        begin = at
+    return out + literal(data[begin:])
+
+
+def literal(data: bytes) -> bytes:
+    """Tags of literals, short ones and those whose length takes bytes of its own."""
+    if not data:
+        return b""
+    if len(data) <= 60:
+        return bytes([len(data) - 1 << 2]) + data
+    size = (len(data) - 1).bit_length() + 7 >> 3
+    return bytes([59 + size << 2]) + (len(data) - 1).to_bytes(size, "little") + data
+
+
+def copy(offset: int, length: int, kind: int) -> bytes:
+    """A copy with an offset of 11 bits, of two bytes or of four."""
+    if kind == 1:
+        return bytes([offset >> 8 << 5 | length - 4 << 2 | 1, offset & 0xFF])
+    return bytes([length - 1 << 2 | kind]) + offset.to_bytes(2 if kind == 2 else 4, "little")

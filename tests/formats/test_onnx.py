@@ -381,6 +381,35 @@ def test_a_loop_carries_its_state(tmp_path: Path) -> None:
         ]
 
 
+def test_a_scan_carries_its_state(tmp_path: Path) -> None:
+    def info(*names: str) -> list[Any]:
+        return [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names]
+
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["state", "w"], ["mixed"]),
+            helper.make_node("Add", ["mixed", "part"], ["next"]),
+            helper.make_node("Relu", ["next"], ["out"]),
+        ],
+        "body", info("state", "part"), info("next", "out"),
+        [numpy_helper.from_array(random_values("float32", (3, 3)), "w")],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "a.weight"], ["a"]),
+        helper.make_node("Conv", ["x", "b.weight"], ["b"]),
+        helper.make_node("Scan", ["a", "b"], ["last", "all"], body=body, num_scan_inputs=1),
+        helper.make_node("Gemm", ["all", "c.weight"], ["y"], transB=1),
+    ]
+    stored = [
+        numpy_helper.from_array(random_values("float32", (3, 3)), f"{n}.weight") for n in "abc"
+    ]
+    with checkpoints.open(saved(tmp_path / "a.onnx", model_of(nodes, stored))) as found:
+        told = [(node.owner, node.label, node.inputs) for node in found.flow]
+        assert told == [
+            ("a", "", ()), ("b", "", ()), ("w", "", (0,)), ("", "add", (2, 1)), ("c", "", (3,)),
+        ]  # fmt: skip
+
+
 def test_functions_are_looked_into(tmp_path: Path) -> None:
     value = random_values("float32", (3, 3))
     function = helper.make_function(

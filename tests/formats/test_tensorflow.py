@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import cramjam
 import ml_dtypes
 import numpy as np
 import pytest
@@ -326,19 +325,47 @@ def test_missing_and_foreign_data_files(tmp_path: Path) -> None:
     st.booleans(),
 )
 def test_tables_are_read(entries: dict[bytes, bytes], per_block: int, packed: bool) -> None:
-    pack = (lambda block: bytes(cramjam.snappy.compress_raw(block))) if packed else None
-    data = tables.table(entries, per_block, **({"pack": pack} if pack else {}))
+    data = tables.table(entries, per_block, **({"pack": tables.snappy} if packed else {}))
     assert list(_sstable.entries(data, "here")) == sorted(entries.items())
 
 
-@given(st.binary(max_size=5000), st.binary(max_size=60), st.integers(0, 200))
-def test_snappy_blocks_are_unpacked(data: bytes, piece: bytes, times: int) -> None:
+_TAGS = st.lists(
+    st.one_of(
+        st.binary(min_size=1, max_size=200),
+        st.tuples(st.integers(0, 2**12), st.integers(1, 64), st.sampled_from([1, 2, 3])),
+    ),
+    max_size=30,
+)
+
+
+@given(_TAGS, st.binary(min_size=1, max_size=70_000))
+def test_snappy_blocks_are_unpacked(tags: list[Any], start: bytes) -> None:
+    """Every kind of tag, copies that reach into themselves among them."""
+    out, packed = start, tables.literal(start)
+    for tag in tags:
+        if isinstance(tag, bytes):
+            out, packed = out + tag, packed + tables.literal(tag)
+            continue
+        far, length, kind = tag
+        offset = far % min(len(out), 2**11 - 1) + 1
+        length = 4 + length % 8 if kind == 1 else length
+        packed += tables.copy(offset, length, kind)
+        for _ in range(length):
+            out += out[-offset : len(out) - offset + 1]
+    packed = tables.varint(len(out)) + packed
+    assert _snappy.decompressed(packed, "here") == out
+    for cut in {0, 1, len(packed) // 2, len(packed) - 1}:
+        with pytest.raises(CorruptFile):
+            _snappy.decompressed(packed[:cut], "here")
+
+
+@given(st.binary(max_size=3000), st.binary(max_size=60), st.integers(0, 200))
+def test_snappy_of_others(data: bytes, piece: bytes, times: int) -> None:
+    cramjam = pytest.importorskip("cramjam")
     content = data + piece * times
     packed = bytes(cramjam.snappy.compress_raw(content))
     assert _snappy.decompressed(packed, "here") == content
-    for cut in {0, 1, len(packed) // 2, len(packed) - 1} - {len(packed)}:
-        with pytest.raises(CorruptFile):
-            _snappy.decompressed(packed[:cut], "here")
+    assert bytes(cramjam.snappy.decompress_raw(tables.snappy(content))) == content
 
 
 @given(st.binary(max_size=100))
@@ -353,7 +380,7 @@ def test_any_bytes_are_unpacked_or_refused(data: bytes) -> None:
 def test_checksums(size: int) -> None:
     assert _crc32c.crc32c(b"123456789") == 0xE3069283
     data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
-    expected = int(cramjam_crc(data.tobytes())) if size < 50_000 else None
+    expected = int(crc_by_bits(data.tobytes())) if size < 50_000 else None
     if expected is not None:
         assert _crc32c.crc32c_of(data) == expected
     else:  # in two parts, joined by the plain loop
@@ -365,7 +392,7 @@ def test_checksums(size: int) -> None:
         assert _crc32c.crc32c_of(data) == register ^ 0xFFFFFFFF
 
 
-def cramjam_crc(data: bytes) -> int:
+def crc_by_bits(data: bytes) -> int:
     """CRC-32C bit by bit, as its definition has it."""
     register = 0xFFFFFFFF
     for byte in data:
@@ -376,6 +403,28 @@ def cramjam_crc(data: bytes) -> int:
 
 
 W = np.arange(6, dtype=np.float32).tobytes()
+
+
+def test_several_data_files(tmp_path: Path) -> None:
+    values = {f"v{i}": np.arange(i, i + 5, dtype=np.float32) for i in range(6)}
+    entries, contents = {b"": tables.header(3)}, [b"", b"", b""]
+    for index, (name, value) in enumerate(values.items()):
+        shard = index % 3
+        entries[name.encode()] = tables.bundle_entry(
+            (5,), value.tobytes(), len(contents[shard]), shard=shard
+        )
+        contents[shard] += value.tobytes()
+    for shard, content in enumerate(contents):
+        (tmp_path / f"x.data-{shard:05d}-of-00003").write_bytes(content)
+    (tmp_path / "x.index").write_bytes(tables.table(entries))
+    found = values_of(tmp_path / "x")
+    for name, value in as_tensorflow_reads(tmp_path / "x").items():
+        same(found[name], value)
+        same(value, values[name])
+    (tmp_path / "x.data-00001-of-00003").unlink()
+    with pytest.raises(MissingShard) as caught:
+        checkpoints.open(tmp_path)
+    assert caught.value.problems == ("x.data-00001-of-00003",)
 
 
 def test_a_bundle_of_our_own_making_is_read_alike(tmp_path: Path) -> None:
@@ -609,6 +658,15 @@ def test_graphs_in_circles_and_depths() -> None:
     with pytest.raises(CorruptFile):
         names_of(node({"a": 9}), [], "here")
     assert names_of(b"", [], "here") == {}
+
+
+def test_slots_of_a_variable_with_many_values_are_no_loop_in_a_loop() -> None:
+    values = b"".join(tables.field(2, tables.field(3, b"%d" % i)) for i in range(20_000))
+    graph = node({"a": 1, "optimizer": 2}) + tables.field(1, values)
+    graph += node(slots=[(1, "m", 1)] * 20_000)
+    started = time.process_time()
+    assert names_of(graph, ["none"], "here") == {}
+    assert time.process_time() - started < 10
 
 
 @settings(max_examples=300, deadline=None)

@@ -76,8 +76,9 @@ def names_of(content: bytes, keys: Container[str], label: str) -> dict[str, tupl
                 found.setdefault(key, _named(way, attribute, full_name, key))
     for variable, slot, state in (slot for node in nodes for slot in node.slots):
         if max(variable, state) < len(nodes):
-            owner = next((found[k] for _, _, k in nodes[variable].values if k in found), None)
-            for _, _, key in nodes[state].values:
+            # A variable has one value; a node with more of them is none.
+            owner = next((found.get(key) for _, _, key in nodes[variable].values[:1]), None)
+            for _, _, key in nodes[state].values[:1]:
                 if owner and key in keys:
                     path, plain = ((OPTIMIZER, "/".join((*way, slot))) for way in owner)
                     found.setdefault(key, Named(path, plain))

@@ -27,8 +27,8 @@ _FUNCTION_NODE = 7
 _SETTINGS = {"perm", "transA", "transB"}
 # Domains whose operations are what their names say.
 _KNOWN_DOMAINS = {"", "ai.onnx", "com.microsoft"}
-_MAX_DEPTH, _MAX_NAME = 16, 64
-_MAX_DOC = 1 << 20
+_MAX_DEPTH, _MAX_PATH = 16, 256
+_MAX_DOC, _MAX_OPSETS = 1 << 20, 1000
 _MAX_NODE_FIELDS = 1 << 16
 
 
@@ -92,7 +92,7 @@ class Model:
                 self.metadata["ir_version"] = str(entry.value)
             elif number in _TEXTS and entry.size:
                 self.metadata[_TEXTS[number]] = message.text(entry, _MAX_DOC)
-            elif number == _OPSETS:
+            elif number == _OPSETS and len(opsets) < _MAX_OPSETS:
                 opset = message.inner(entry).gathered()
                 domain = message.text(opset[1][-1]) if 1 in opset else ""
                 opsets.append(f"{domain or 'ai.onnx'} {opset[2][-1].value if 2 in opset else 0}")
@@ -149,7 +149,7 @@ class Model:
     def _function(self, function: Message) -> None:
         """A function's operations: called by name, they are no part of the model's own row."""
         name = self._value_name(function)
-        scope = self._scope(f"{name[-_MAX_NAME:]}()")
+        scope = self._scope(f"{name[-_MAX_PATH:]}()")
         for entry in function:
             if entry.number == _FUNCTION_NODE:
                 self.whole = False
@@ -229,8 +229,9 @@ class Model:
     ) -> list[str]:
         """Lays a body flat; gives the values that leave it, as its operation gives them on."""
         attribute, graph = body
-        place = f"{(name or kind)[-_MAX_NAME:]}/{attribute[-_MAX_NAME:]}"
-        inner = self._scope(f"{scope.path}/{place}" if scope.path else place, scope)
+        place = f"{name or kind}/{attribute}"
+        path = f"{scope.path}/{place}" if scope.path else place
+        inner = self._scope(path[-_MAX_PATH:], scope)
         at = len(self.ops)
         inputs, outputs = self._graph(graph, inner, depth + 1)
         entering = [Op("", name, (a,), (b,)) for a, b in zip(taken, inputs, strict=False)]

@@ -19,6 +19,10 @@ from regraft.formats._op_names import owners_of
 from regraft.tensors import FlowNode
 
 _MAX_FLOW = 20_000
+# Moves of axes that are kept between two steps; more of them say no more than these.
+_MAX_MOVES = 8
+# Steps that a value may come from where control flow joins several.
+_MAX_ENDS = 64
 _BIASED = ("kernel", "quantized_kernel", "gamma")
 _NONE: frozenset[str] = frozenset()
 
@@ -260,7 +264,7 @@ class _Reader:
             (self._ends[v], self._via.get(v, ())) for v in op.inputs if v in self._ends
         )
         sources = tuple(dict.fromkeys(step for ends, _ in ways for step in ends))
-        return sources, tuple(move for _, via in ways for move in via)
+        return sources, tuple(move for _, via in ways for move in via)[:_MAX_MOVES]
 
     def _pass_on(self, op: Op) -> None:
         """A step without tensors of its own: it merges data, moves its axes, or lets it pass."""
@@ -270,13 +274,13 @@ class _Reader:
         if op.kind in known.sizes:
             return
         arriving = {self._ends[value] for value in op.inputs if value in self._ends}
-        if len(arriving) > 1 and op.kind:
-            self._step(op, None, op.kind.lower())
-            return
         sources, via = self._arriving(op)
+        if len(arriving) > 1 and (op.kind or len(sources) > _MAX_ENDS):
+            self._step(op, None, op.kind.lower() or "join")
+            return
         for value in op.outputs if sources else ():
             self._ends[value] = sources
-            self._via[value] = (*via, *self._moves(op))
+            self._via[value] = (*via, *self._moves(op))[:_MAX_MOVES]
         before = self._made.get(op.inputs[0]) if op.inputs else None
         if before and op.kind in known.unchanged | known.reshape | known.transpose:
             self._made[op.outputs[0]] = before  # a bias may follow yet

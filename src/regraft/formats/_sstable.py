@@ -21,6 +21,8 @@ _NO_COMPRESSION, _SNAPPY = 0, 1
 # All keys together may be so many times longer than the file: a key can repeat the one before.
 _MAX_KEYS = 64
 _SLACK = 1 << 16
+# Bytes of the file that an entry takes at least; a compressed block could hold many more.
+_MIN_ENTRY = 4
 # A plain loop takes a fifth of a second for each of these; longer tables are taken on trust.
 _CHECKED = 4 << 20
 
@@ -33,7 +35,7 @@ def entries(data: bytes, label: str) -> Iterator[tuple[bytes, bytes]]:
     _, at = _handle(footer, 0, label)
     (start, size), _ = _handle(footer, at, label)
     index = _block(data, start, size, label)
-    limit = len(data) * _MAX_KEYS + _SLACK
+    limit, left = len(data) * _MAX_KEYS + _SLACK, len(data) // _MIN_ENTRY
     done, last = 0, None
     for separator, handle in _pairs(index, label):
         (start, size), _ = _handle(handle, 0, label)
@@ -44,9 +46,9 @@ def entries(data: bytes, label: str) -> Iterator[tuple[bytes, bytes]]:
         for key, value in _pairs(_block(data, start, size, label), label):
             if last is not None and key <= last:
                 raise _wrong(label, f"key {key[:80]!r} after {last[:80]!r}", "sorted keys")
-            limit -= len(key)
-            if limit < 0:
-                raise _wrong(label, f"keys of more bytes than a file of {len(data)} may have")
+            limit, left = limit - len(key), left - 1
+            if min(limit, left) < 0:
+                raise _wrong(label, f"more entries or longer keys than {len(data)} bytes can hold")
             last = key
             yield key, value
 

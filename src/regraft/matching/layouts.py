@@ -105,12 +105,12 @@ def _key(leaf: Leaf) -> _Key:
 @lru_cache(maxsize=65536)
 def _between(source: _Key, target: _Key) -> tuple[Conversion, ...]:
     found: dict[object, Conversion] = {}
-    same_convention = source[2] == target[2]
+    unknown_alike = source[2] == target[2] == ""
     for start in _forms(*source):
         for end in _forms(*target):
             # Two files of one unknown origin are taken to agree: their layouts are the same.
             conventions = {start.convention, end.convention} - {_AS_STORED}
-            if same_convention and len(conventions) > 1:
+            if unknown_alike and len(conventions) > 1:
                 continue
             if start.shape != end.shape or not _same_family(start.family, end.family):
                 continue
