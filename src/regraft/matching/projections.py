@@ -102,20 +102,20 @@ def edge_of(path: tuple[str, ...]) -> str:
     return next((edge for edge, pattern in _EDGES if pattern.search(last)), "")
 
 
-# What stands behind a language model's body. All of them have dense layers as wide as the body.
+# What stands behind a language model's body: heads of several layers, all of which begin with a
+# dense layer as wide as the body.
 _HEADS = (
-    ("pooler", re.compile(r"^pool(er|ed)(_\w+)?$")),
-    ("masked words", re.compile(r"^(predictions|lm_head|mlm\w*|masked_lm\w*|vocab_\w+|"
-                                r"generator_\w+)$")),
-    ("next sentence", re.compile(r"^(seq_relationship|nsp\w*|next_sentence\w*)$")),
-    ("classifier", re.compile(r"^(classifier|pre_classifier|classification_head|qa_outputs)$")),
+    ("pooler", re.compile(r"(^|\.)(pooler\.|pooled_dense$)")),
+    ("masked words", re.compile(r"(^|\.)(cls\.predictions\.|lm_head\.|mlm\w*\.|masked_lm\w*(\.|$)|"
+                                r"vocab_transform$|vocab_layer_norm$|generator_predictions\.)")),
+    ("classifier", re.compile(r"(^|\.)(classifier\.|classification_head\.|pre_classifier$)")),
 )  # fmt: skip
 
 
 @lru_cache(maxsize=65536)
 def _head_of(path: tuple[str, ...]) -> str:
-    parts = [part.lower() for part in path]
-    return next((head for head, pattern in _HEADS if any(map(pattern.match, parts))), "")
+    name = ".".join(path).lower()
+    return next((head for head, pattern in _HEADS if pattern.search(name)), "")
 
 
 # In LLaMA's first code w1 is the gate and w3 what it gates.
