@@ -12,7 +12,6 @@ import pickletools
 import struct
 import warnings
 import zipfile
-
 from collections.abc import Callable
 from random import Random
 from typing import Any

@@ -166,7 +166,7 @@ def _keep(name: str, artifact: Path, made: Path) -> None:
             kept.write_bytes(content)
 
 
-def _shrunk(data: bytes, still, seconds: int = 60) -> bytes:  # noqa: ANN001
+def _shrunk(data: bytes, still, seconds: int = 60) -> bytes:
     """Leaves out pieces, larger ones first, as long as the fault stays."""
     started, size = time.monotonic(), len(data) // 2
     while size >= 8:
