@@ -133,7 +133,10 @@ def open(path: str | os.PathLike[str], *, container: str | None = None) -> Check
     **Raises** `UnknownFormat`, `CorruptFile`, `UnsafeFile`, `MissingShard`, `MissingDependency`,
     or `FormatError` where the path or the container does not exist.
     """
-    found = folders.found(locations.where(path))
+    try:
+        found = folders.found(locations.where(path))
+    except OSError as error:
+        raise FormatError(str(path)[:300], found=f"{error.strerror}", hint="check it") from error
     stored = shards.opened(found.path)
     try:
         return Checkpoint(found, stored, container)

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def sample_of(path: Path) -> Sample:
     """What formats may look at. **Raises** `FormatError` where there is nothing to look at."""
-    if not (path.is_file() or path.is_dir()):
+    try:
+        there = path.is_file() or path.is_dir()
+    except OSError as error:  # a name or a path that is too long
+        raise FormatError(str(path)[:300], found=f"{error.strerror}") from error
+    if not there:
         raise FormatError(
             str(path),
             found="no such file" if not path.exists() else "neither a file nor a folder",

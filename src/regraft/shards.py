@@ -3,6 +3,7 @@ itself that it is one of several (`Stored.spread`); both are held to what they s
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,13 +38,21 @@ def weight_map(index: Path) -> dict[str, str]:
     import msgspec  # not on the way to a single file
 
     try:
-        content = msgspec.json.decode(index.read_bytes(), type=dict[str, Any])
-        found = msgspec.convert(content.get("weight_map"), dict[str, str])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        data = index.read_bytes()
+        parts = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        found = msgspec.json.decode(parts["weight_map"], type=dict[str, str])
+        json.loads(data, object_pairs_hook=_unique)
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError) as error:
         raise CorruptFile(str(index), found=str(error), expected="a weight_map") from error
     if not found:
         raise CorruptFile(str(index), found="no shards", expected="a weight_map")
     return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    """Of two equal keys one reader takes the first, the next the last."""
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("two values of one name")
 
 
 def opened(path: Path) -> list[Stored]:

@@ -21,7 +21,7 @@ OPTIMIZER = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 
 
 @pytest.mark.parametrize(
-    "stage, processes", [(1, 1), (1, 3), (2, 2), (2, 4), (3, 1), (3, 2), (3, 3), (3, 7)]
+    ("stage", "processes"), [(1, 1), (1, 3), (2, 2), (2, 4), (3, 1), (3, 2), (3, 3), (3, 7)]
 )
 def test_weights_are_put_together(stage: int, processes: int, tmp_path: Path) -> None:
     expected = make(tmp_path / "global_step5", stage, processes)
@@ -29,10 +29,12 @@ def test_weights_are_put_together(stage: int, processes: int, tmp_path: Path) ->
     (tmp_path / "zero_to_fp32.py").write_text("raise SystemExit('never run')")
     for folder in (tmp_path, tmp_path / "global_step5"):
         with checkpoints.open(folder) as found:
-            assert found.format == "deepspeed_zero" and found.framework == "torch"
+            assert found.format == "deepspeed_zero"
+            assert found.framework == "torch"
             assert_same(found, expected)
             assert found.ties == (("stem.weight", "tied.weight"),)
-            assert found["half"].dtype == "float32" and found["count"].dtype == "int64"
+            assert found["half"].dtype == "float32"
+            assert found["count"].dtype == "int64"
 
 
 def test_files_of_before_the_zip_layout(tmp_path: Path) -> None:
@@ -150,7 +152,8 @@ def test_consolidated_weights_beside_are_preferred(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("global_step5")
     safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     with checkpoints.open(tmp_path) as found:
-        assert found.format == "safetensors" and list(found) == ["w"]
+        assert found.format == "safetensors"
+        assert list(found) == ["w"]
 
 
 def _model(path: Path, edit: Callable[[Any], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import pickle
@@ -47,7 +48,8 @@ def save(value: dict[str, Any], **options: Any) -> None:
 def test_pieces_of_two_processes(layout: str, full: Arrays) -> None:
     expected = {name: value for name, value in full.items() if name != "sharded"}
     with checkpoints.open(FIXTURES / layout) as found:
-        assert found.format == "torch_distcp" and found.framework == "torch"
+        assert found.format == "torch_distcp"
+        assert found.framework == "torch"
         assert found.container == ("" if layout == "hugging_face" else "model")
         assert_same(found, expected)
         if layout in ("pickled", "safetensors"):
@@ -85,7 +87,8 @@ def test_state_dicts_of_one_rank_are_read_or_left_out_by_name(full: Arrays) -> N
     for rank in (0, 1):
         with checkpoints.open(FIXTURES / f"shards_of_rank_{rank}.pt") as found:
             assert list(found) == ["plain"]
-            assert "ShardedTensor" in found.notes[0] and found.notes[0].endswith(": sharded")
+            assert "ShardedTensor" in found.notes[0]
+            assert found.notes[0].endswith(": sharded")
 
 
 @pytest.mark.parametrize("format", list(SerializationFormat))
@@ -226,7 +229,7 @@ def test_a_piece_of_another_shape_or_dtype(tmp_path: Path) -> None:
 
     for index, edit in enumerate((shape, dtype)):
         with checkpoints.open(_edited(tmp_path / str(index), edit)) as found:
-            with pytest.raises(CorruptFile, match="both.bias"):
+            with pytest.raises(CorruptFile, match=r"both\.bias"):
                 found.read("both.bias")
             assert found.read("plain").shape == (2, 2)
 
@@ -241,7 +244,8 @@ def test_entries_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with checkpoints.open(_edited(tmp_path / "x", edit)) as found:
         notes = "\n".join(found.notes)
         assert "extensions: model.both.bias" in notes
-        assert "complex32" in notes and "model.plain" in notes
+        assert "complex32" in notes
+        assert "model.plain" in notes
         assert {"plain", "both.bias"}.isdisjoint(found)
 
 
@@ -260,7 +264,7 @@ def test_metadata_that_runs_code_is_refused(tmp_path: Path) -> None:
 def test_other_folders_are_not_claimed(tmp_path: Path) -> None:
     (tmp_path / ".metadata").mkdir()  # an editor's
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(FormatError, match="0 checkpoints|without an index"):
+    with pytest.raises(FormatError, match=r"0 checkpoints|without an index"):
         checkpoints.open(tmp_path)
 
 
@@ -269,7 +273,7 @@ def test_other_folders_are_not_claimed(tmp_path: Path) -> None:
 
 def _cut(draw: st.DrawFn, begin: int, end: int) -> list[tuple[int, int]]:
     cuts = sorted(draw(st.sets(st.integers(begin, end), max_size=3)) | {begin, end})
-    return list(zip(cuts, cuts[1:], strict=False)) or [(begin, end)]
+    return list(itertools.pairwise(cuts)) or [(begin, end)]
 
 
 @st.composite

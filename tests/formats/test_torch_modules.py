@@ -242,7 +242,8 @@ def test_exported_programs(tmp_path: Path) -> None:
     torch.export.save(program, path)
     again = torch.export.load(path)
     with checkpoints.open(path) as found:
-        assert found.format == "torch_export" and found.container == "state_dict"
+        assert found.format == "torch_export"
+        assert found.container == "state_dict"
         assert_same(found, {name: array(t) for name, t in again.state_dict.items()})
         assert {"layer.weight", "again"} in [set(group) for group in found.ties]
     with checkpoints.open(path, container="constants") as found:
@@ -269,7 +270,7 @@ def test_exported_programs_of_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "old, new",
+    ("old", "new"),
     [(b'"as_int": 4}, {"as_int": 3}', b'"as_int": 9}, {"as_int": 3}'),
      (b'"strides": [{"as_int": 3}', b'"strides": [{"as_int": -3}'),
      (b'weight_0', b'weight_9'), (b'"storage_offset": {"as_int": 3}', b'"storage_offset": {"as_int": 8}'),

@@ -100,7 +100,8 @@ def test_dtypes_without_arrays_are_bytes_or_left_out_by_name(new: bool, tmp_path
         assert found["four"].dtype == found["bits"].dtype == "uint8"
         assert found.read("bits").tobytes() == found.read("wide").tobytes() == bytes(range(6))
         notes = "\n".join(found.notes)
-        assert "complex32" in notes and "half" in notes
+        assert "complex32" in notes
+        assert "half" in notes
         for name, dtype in (("four", "float4_e2m1fn_x2"), ("bits", "bits2x4"), ("wide", "bits16")):
             assert f"dtype {dtype}, listed as the bytes that it is stored in: {name}" in notes
 
@@ -151,8 +152,10 @@ def test_quantized(new: bool, tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", tensors, new)
     with checkpoints.open(path) as found:
         assert_same(found, loaded(path))
-        assert found["rows"].dtype == "qint8" and found["view"].dtype == "quint8"
-        assert found["quint4x2"].nbytes == 14 and found["quint2x4"].nbytes == 7
+        assert found["rows"].dtype == "qint8"
+        assert found["view"].dtype == "quint8"
+        assert found["quint4x2"].nbytes == 14
+        assert found["quint2x4"].nbytes == 7
         assert {found[name].dtype for name in found} <= CODED.keys()
         assert numpy_dtype(found["qint32"].dtype) == np.float32
 
@@ -189,7 +192,9 @@ def test_a_sparse_tensor_too_large_to_be_dense_is_read_in_slices(tmp_path: Path)
         with pytest.raises(FormatError, match="large"):
             found.read("large")
         part = found.read("large", (slice(2, 5), slice(0, 10)))
-        assert part.shape == (3, 10) and part[1, 5] == 1.5 and part.sum() == 1.5
+        assert part.shape == (3, 10)
+        assert part[1, 5] == 1.5
+        assert part.sum() == 1.5
         assert found.read("fine").shape == (2,)
 
 
@@ -269,8 +274,10 @@ def test_tensors_without_values_are_left_out_by_name(new: bool, tmp_path: Path) 
     with checkpoints.open(path) as found:
         assert list(found) == ["here"]
         notes = dict(reversed(note.split(": ")) for note in found.notes)
-        assert "meta" in notes["meta.weight"] and "nested" in notes["jagged"]
-        assert "lazy" in notes["lazy"] and "storage" in notes["storage"]
+        assert "meta" in notes["meta.weight"]
+        assert "nested" in notes["jagged"]
+        assert "lazy" in notes["lazy"]
+        assert "storage" in notes["storage"]
 
 
 @Layout
@@ -435,7 +442,7 @@ def test_views_of_storages_and_the_first_form_of_tensors(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "shape, strides, offset",
+    ("shape", "strides", "offset"),
     [((3,), (1,), -1), ((3,), (1,), 8), ((3,), (-1,), 5), ((11,), (1,), 0), ((2, 2), (1,), 0),
      ((2,), (9,), 1), ((1 << 40,), (0,), 0), ((1 << 62,) * 9, (0,) * 9, 0), ((0, 1 << 62), (1, 1), 0),
      ((2.0,), (1,), 0), ((True,), (1,), 0), (((3,),), (1,), 0), ((1,) * 99, (1,) * 99, 0)],
@@ -471,7 +478,8 @@ def test_a_file_of_no_tensors_says_so(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", {"meta": torch.empty(3, device="meta"), "epoch": 1}, True)
     for container in (None, ""):
         with checkpoints.open(path, container=container) as found:
-            assert len(found) == 0 and "meta" in found.notes[0]
+            assert len(found) == 0
+            assert "meta" in found.notes[0]
 
 
 def test_runs_of_opcodes_give_what_single_opcodes_give(tmp_path: Path) -> None:

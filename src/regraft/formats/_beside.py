@@ -17,9 +17,13 @@ def inside(index: Path, name: str) -> Path:
     outside = ".." in Path(name).parts or "\\" in name or "\0" in name or Path(name).is_absolute()
     if not outside:
         path = index.parent / name
-        folders = {index.parent.resolve(), index.resolve().parent}
-        if any(path.resolve().is_relative_to(folder) for folder in folders):
-            return path
+        try:
+            folders = {index.parent.resolve(), index.resolve().parent}
+            if any(path.resolve().is_relative_to(folder) for folder in folders):
+                path.is_file()  # a name may be too long for any file system
+                return path
+        except (OSError, RuntimeError):  # links that lead to themselves
+            pass
     raise UnsafeFile(
-        str(index), found=f"shard {name!r}", expected="a file in the folder of the index"
+        str(index), found=f"shard {name[:200]!r}", expected="a file in the folder of the index"
     )

@@ -101,6 +101,7 @@ class Mapped:
             )
         strides = place.strides or contiguous(place.shape)
         if is_local(self.path):
+            self._whole(place, strides, dtype.itemsize)
             buffer, shape, offset = self._mapped(), place.shape, place.offset
         else:
             buffer, shape = self._fetched(place, strides, slices or (), dtype.itemsize)
@@ -116,6 +117,22 @@ class Mapped:
         if place.big_endian and dtype.itemsize > 1:
             return part.byteswap()
         return part if part.flags.aligned else part.copy()
+
+    def _whole(self, place: Strided, strides: tuple[int, ...], width: int) -> None:
+        """**Raises** `CorruptFile` where the file has become shorter since it was listed: mapped
+        bytes that are gone end the process."""
+        last = sum((n - 1) * step for n, step in zip(place.shape, strides, strict=True))
+        size = self._size_now()
+        if place.offset + (last + 1) * width > size:
+            raise CorruptFile(
+                self.path.name,
+                found=f"{size} bytes",
+                expected=f"{self.size}, as when it was opened",
+                hint="the file is being written or was cut off; open it again when it is whole",
+            )
+
+    def _size_now(self) -> int:
+        return self.path.stat().st_size
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:

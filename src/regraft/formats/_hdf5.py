@@ -415,6 +415,9 @@ class Held(Mapped):
         self.size = len(data)
         self._map: Any = data
 
+    def _size_now(self) -> int:
+        return self.size
+
 
 class Hdf5Stored(Stored):
     """What the Keras formats hand over; a tensor's `where` is its path in the HDF5 file."""

@@ -19,7 +19,7 @@ _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex", "b": "bool"}
 
 
 class HeldArray(NamedTuple):
-    """An array whose bytes are in the pickle: as bytes, or as the text that Python 2 made of some."""
+    """An array whose bytes are in the pickle: as bytes, or as the text that Python 2 made of it."""
 
     data: bytes | str
     shape: tuple[int, ...]

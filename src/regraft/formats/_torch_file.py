@@ -20,8 +20,8 @@ _COUNT, _FIRST = 8, 1 << 18
 
 
 class Pickled(NamedTuple):
-    """The object, the storages that it refers to, the size of its pickle in bytes, and the file from
-    which arrays are read."""
+    """The object, the storages that it refers to, the size of its pickle in bytes, and the file
+    that arrays are read from."""
 
     root: Any
     storages: Storages

@@ -7,6 +7,7 @@ the member is: asking for each of them would be a request for each tensor.
 
 from __future__ import annotations
 
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -97,8 +98,10 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
     with path.open("rb", buffering=0) as file:
         end, entries = directory(file, start, stop, label)
         for entry in entries:
-            name, raw, _, method, crc, packed, unpacked, header = entry
+            name, raw, _, method, crc, packed, unpacked, header, _ = entry
             if name.endswith("/"):
+                if packed or unpacked:
+                    raise UnsafeFile(f"{label}, member {name!r}", found="a folder with bytes")
                 continue
             if name in found or len(found) >= _MAX_MEMBERS:
                 raise UnsafeFile(
@@ -113,7 +116,7 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
             listed.append((header, (offset if at_once else least) + packed, name))
             if not at_once:
                 found[name] = found[name]._replace(pending=Pending(entry, end))
-    _check_overlaps(listed, end, label)
+    _check_overlaps(listed, start, end, label)
     return found if at_once else _limited(found, listed)
 
 
@@ -128,10 +131,12 @@ def _limited(found: dict[str, Member], listed: list[tuple[int, int, str]]) -> di
 
 def _check(entry: Entry, label: str) -> None:
     """What can be told from the directory alone."""
-    name, _, flags, method, _, packed, size, _ = entry
+    name, _, flags, method, _, packed, size, _, mode = entry
+    if stat.S_ISLNK(mode):
+        raise UnsafeFile(f"{label}, member {name!r}", found="a symbolic link")
     if flags & _ENCRYPTED:
         raise CorruptFile(f"{label}, member {name!r}", found="an encrypted member")
-    if name.startswith(("/", "\\")) or "\0" in name or ".." in _parts(name):
+    if name.startswith(("/", "\\")) or "\0" in name or name[1:2] == ":" or ".." in _parts(name):
         raise UnsafeFile(f"{label}, member {name!r}", found="a name that leads outside the archive")
     if method == _STORED:
         if packed != size:
@@ -150,7 +155,9 @@ def _parts(name: str) -> list[str]:
 
 def _begin(entry: Entry, file: BinaryIO, label: str) -> int:
     """Where a member's bytes begin; its local header must agree with the directory's entry."""
-    name, raw, flags, method, crc, packed, size, header = entry
+    name, raw, flags, method, crc, packed, size, header, _ = entry
+    if header >= 1 << 62:
+        raise CorruptFile(f"{label}, member {name!r}", found=f"no local header at {header}")
     file.seek(header)
     head = file.read(_FIXED + len(raw))
     if len(head) < _FIXED + len(raw):
@@ -180,10 +187,14 @@ def _unlike(label: str, name: str) -> CorruptFile:
     )
 
 
-def _check_overlaps(listed: list[tuple[int, int, str]], limit: int, label: str) -> None:
+def _check_overlaps(listed: list[tuple[int, int, str]], start: int, limit: int, label: str) -> None:
     """Sorts members, as `(begin, end, name)`, and sees that no byte belongs to two of them."""
     listed.sort()
-    end = 0
+    end = start
+    if listed and listed[0][0] != start:
+        raise CorruptFile(
+            label, found=f"{listed[0][0] - start} bytes before the first member", expected="none"
+        )
     for begin, stop, name in listed:
         if begin < end:
             raise UnsafeFile(
@@ -265,6 +276,20 @@ def read(path: Path, member: Member, limit: int) -> bytes:
             where, found=f"{len(data)} bytes with another checksum", expected=f"{member.size} bytes"
         )
     return data
+
+
+def verify(path: Path, member: Member) -> None:
+    """Holds a stored member's bytes against its checksum, block by block; a remote one's are not
+    fetched for that. **Raises** `CorruptFile`."""
+    if not is_local(path) or not member.crc:
+        return
+    crc, left = 0, member.size
+    with path.open("rb") as file:
+        file.seek(member.offset)
+        while left and (block := file.read(min(left, _SMALL))):
+            crc, left = zlib.crc32(block, crc), left - len(block)
+    if crc != member.crc:
+        raise CorruptFile(f"{path.name}, member {member.name!r}", found="another checksum")
 
 
 def beginning(path: Path, member: Member, limit: int) -> bytes:

@@ -18,14 +18,15 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 # Signature, flags, method, checksum, packed and unpacked size; lengths of name, extra and comment;
 # disk; where the local header lies.
-_ENTRY = struct.Struct("<4s4x2H4x3I4H6xI")
+_ENTRY = struct.Struct("<4s4x2H4x3I4H4xHI")
 _COMMENT, _NO_16, _NO_32 = 0xFFFF, 0xFFFF, 0xFFFFFFFF
 _LIMITS = (_NO_16,) * 4 + (_NO_32,) * 2
 UTF8 = 1 << 11
 
 
 class Entry(NamedTuple):
-    """What the directory says of one member. `header`: where its local header lies."""
+    """What the directory says of one member. `header`: where its local header lies; `mode`: of the
+    file that it was, in Unix' bits."""
 
     name: str
     raw: bytes
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     packed: int
     size: int
     header: int
+    mode: int
 
 
 def directory(file: BinaryIO, start: int, stop: int, label: str) -> tuple[int, Iterator[Entry]]:
@@ -50,19 +52,19 @@ def _entries(data: bytes, length: int, count: int, start: int, label: str) -> It
     for _ in range(count):
         if position + _ENTRY.size > length:
             raise _damaged(label, f"{count} entries in a directory of {length} bytes")
-        signature, flags, method, crc, packed, unpacked, n, extra, comment, disk, header = unpack(
-            data, position
-        )
+        (signature, flags, method, crc, packed, unpacked, n, extra, comment, disk, mode,
+         header) = unpack(data, position)  # fmt: skip
         begin = position + _ENTRY.size
         position = begin + n + extra + comment
         if signature != b"PK\x01\x02" or disk or position > length:
             raise _damaged(label, f"a directory entry of another kind, {length - begin} bytes left")
         raw = data[begin : begin + n]
         if packed == _NO_32 or unpacked == _NO_32 or header == _NO_32:
-            large = wide(data[begin + n : begin + n + extra], [unpacked, packed, header], label)
+            where = f"{label}, member {raw[:100]!r}"
+            large = wide(data[begin + n : begin + n + extra], [unpacked, packed, header], where)
             unpacked, packed, header = large
         name = raw.decode() if raw.isascii() else _name(raw, flags, label)
-        yield Entry(name, raw, flags, method, crc, packed, unpacked, start + header)
+        yield Entry(name, raw, flags, method, crc, packed, unpacked, start + header, mode)
     if position != length or len(data) != length:
         raise _damaged(label, f"{count} entries in a directory of {length} bytes")
 
@@ -122,7 +124,7 @@ def wide(extra: bytes, narrow: list[int], label: str) -> list[int]:
         kind, length = struct.unpack_from("<2H", extra, at)
         if kind == 1:
             field = extra[at + 4 : at + 4 + length]
-            numbers = (n for (n,) in struct.iter_unpack("<Q", field[: length // 8 * 8]))
+            numbers = (n for (n,) in struct.iter_unpack("<Q", field[: len(field) // 8 * 8]))
             try:
                 return [next(numbers) if n == _NO_32 else n for n in narrow]
             except (StopIteration, struct.error):

@@ -26,7 +26,8 @@ SUFFIXES: tuple[str, ...] = ()
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MODEL = "model_config"
 _MAX_CONFIG = 4 << 20
-_MAX_UNPACKED = 2 << 30
+# Keras stores weights; what another tool has packed is unpacked in memory.
+_MAX_UNPACKED = 200 << 20
 
 
 def sniff(sample: Sample) -> bool:

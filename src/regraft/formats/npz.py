@@ -29,7 +29,8 @@ SUFFIXES = (".npz",)
 
 _METADATA = "__metadata__"
 _FIRST, _HEADER = 1 << 8, 1 << 16
-_MAX_OBJECTS = 1 << 31
+# Pickled objects and metadata are held in memory; packed ones, of all members together.
+_MAX_OBJECTS, _MAX_UNPACKED = 1 << 31, 8 << 20
 
 
 class _Packed(NamedTuple):
@@ -47,19 +48,19 @@ class _Npz(Stored):
         self._path = path
         self._file = Mapped(path)
         self._inner: dict[tuple[str, ...], PickledArrays] = {}
+        self._stored: dict[str, _zip.Member] = {}  # those whose checksum was not looked at yet
         found: list[StoredTensor] = []
         notes: list[str] = []
+        self._left = _MAX_UNPACKED
         for member in _zip.located(path, _zip.members(path).values()):
             name = member.name
             key = name.removesuffix(".npy")
             where = f"{path.name}, member {name!r}"
             head = header(_beginning(path, member), where)
             if key == _METADATA:
-                self.metadata = _metadata(
-                    _zip.read(path, member, _MAX_OBJECTS)[head.length :], where
-                )
+                self.metadata = _metadata(self._held(member)[head.length :], where)
             elif head.objects:
-                data = _zip.read(path, member, _MAX_OBJECTS)[head.length :]
+                data = self._held(member)[head.length :]
                 inner = PickledArrays("npz", data, where, (key,))
                 self._inner |= dict.fromkeys((t.path for t in inner.tensors), inner)
                 found += inner.tensors
@@ -70,6 +71,7 @@ class _Npz(Stored):
                 size = member.size - head.length
                 if member.stored:
                     place = place_of(head, member.offset + head.length, size, where)
+                    self._stored[key] = member
                 else:
                     place_of(head, head.length, size, where)
                     place = _Packed(member, head)
@@ -77,10 +79,21 @@ class _Npz(Stored):
         self.tensors = tuple(found)
         self.notes = tuple(notes)
 
+    def _held(self, member: _zip.Member) -> bytes:
+        """A member's bytes, to be held in memory."""
+        if member.stored:
+            return _zip.read(self._path, member, _MAX_OBJECTS)
+        data = _zip.read(self._path, member, self._left)
+        self._left -= len(data)
+        return data
+
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
         if tensor.path in self._inner:
             return self._inner[tensor.path].read(tensor, slices)
         if isinstance(tensor.where, Strided):
+            member = self._stored.pop(tensor.path[0], None) if slices is None else None
+            if member is not None:
+                _zip.verify(self._path, member)
             return self._file.array(tensor.where, slices)
         import numpy as np
 
@@ -106,7 +119,7 @@ def _beginning(path: Path, member: _zip.Member) -> bytes:
 def _metadata(data: bytes, where: str) -> dict[str, str]:
     try:
         return {str(key): str(value) for key, value in json.loads(data).items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CorruptFile(where, found=f"metadata: {error}") from error
 
 

@@ -26,6 +26,8 @@ SUFFIXES = (".safetensors",)
 
 # The library's own limit.
 _MAX_HEADER = 100_000_000
+# Up to this size metadata is searched for names that come twice; larger headers would cost.
+_CHECKED = 1 << 22
 _MAX_AXES, _MAX_NUMBER, _MAX_VALUES = 64, (1 << 63) - 1, 3_000_000
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
@@ -90,7 +92,8 @@ def _entries(path: Path, header: bytes) -> dict[str, Any]:
         raise _corrupt(path, "a header that is no JSON object")
     count = len(entries) - ("__metadata__" in entries)
     keys = (b'"data_offsets"', b'"dtype"', b'"shape"')
-    if b"\\" in header or any(header.count(key) != count for key in keys):
+    odd = b"\\" in header or any(header.count(key) != count for key in keys)
+    if odd or ("__metadata__" in entries and len(header) < _CHECKED):
         _check_unique(path, text)  # of two equal keys parsers keep one or the other
     return entries
 
@@ -104,13 +107,20 @@ def _check_unique(path: Path, text: str) -> None:
     json.loads(text, object_pairs_hook=unique)
 
 
+def _offsets(entry: dict[str, Any]) -> tuple[Any, Any]:
+    if len(entry) != 3:
+        raise KeyError("other fields than dtype, shape and data_offsets")
+    start, stop = entry["data_offsets"]
+    return start, stop
+
+
 def _listed(path: Path, entries: dict[str, Any], begin: int, size: int) -> list[StoredTensor]:
     """The tensors in the order of their bytes, which fill the file from `begin` on without gaps."""
     try:
         ordered = sorted(
             (start, stop, name, entry["dtype"], entry["shape"])
             for name, entry in entries.items()
-            for start, stop in (entry["data_offsets"],)
+            for start, stop in (_offsets(entry),)
         )
     except (TypeError, KeyError, ValueError) as error:
         raise _corrupt(path, f"a header with other entries than tensors: {error}"[:200]) from error
