@@ -192,9 +192,9 @@ def _outline(
     rows = limit or (max(_FEWEST, height - above - 2) if height else _ROWS)
 
     def order(fold: Fold) -> Any:
-        return _key(sort, fold.label, fold.nbytes, folding.first_tensor(fold.one))
+        return _key(sort, fold.label, fold.nbytes, fold.items[0][1])
 
-    root = folding.tree(infos, facts.again)
+    root = folding.whole(infos, facts.again)
     ordered = None if sort == "order" else order
     if whole:
         shown, left = list(islice(outline.whole(root, ordered), limit)), []
