@@ -250,8 +250,8 @@ def test_adapters_optimizers_and_metadata() -> None:
     state = [f"state.{i}.{n}" for i in range(3) for n in ("step", "exp_avg", "exp_avg_sq")]
     assert recognition.looks(Catalogue(infos(state)))[0].name == "Adam's state (PyTorch optimizer)"
     said = {
-        "general.architecture": "llama", "llama.block_count": "22",
-        "llama.embedding_length": "2048", "tokenizer.ggml.model": "gpt2",
+        "general.architecture": "llama", "llama.block_count": "22", "x.model_type": "y" * 101,
+        "llama.embedding_length": "2048", "llama.x": "9" * 5000, "tokenizer.ggml.model": "gpt2",
     }  # fmt: skip
     (look,) = recognition.looks(Catalogue(infos(["blk.0.attn_q.weight"]), metadata=said))
     assert (look.name, look.said, look.by) == ("llama", True, ("general.architecture",))
@@ -463,6 +463,7 @@ def test_ties_prefixes_and_rivals(inspect: Inspect, tmp_path: Path) -> None:
         "warning  other-weights: opened 'state_dict'; 'ema' holds 3 tensors, too: "
         "--container ema opens it\n"
     )
+    assert inspect("x.pth", "--container", "ema").err == ""
     found = json.loads(inspect("x.pth", "--json").out)
     assert (found["nbytes"], found["values"], found["prefix"]) == (332, 83, "module.")
     assert [w["code"] for w in found["warnings"]] == ["other-weights"]

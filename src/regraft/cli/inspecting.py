@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +79,13 @@ def inspect(
 
     Without options: what it is as a whole, and its modules, those that repeat as one row.
     PATTERNS are glob patterns for tensor names; what they match is listed tensor by tensor.
-    """  # fmt: skip
+    """
     if tree and stats:
         raise click.UsageError("--tree shows modules, --stats shows tensors: choose one")
     patterns = (*patterns, *more)
     with _without_collection():
         found = rg.open(source, container=container)
-    with found, _without_collection():
+    with found, nullcontext() if stats else _without_collection():
         facts = known.facts(found)
         odd = oddities.of_file(found, facts)
         infos, unmatched = _named(found, patterns)
