@@ -34,7 +34,7 @@ def infos(names: Iterable[str] | dict[str, tuple[int, ...]]) -> list[TensorInfo]
 
 def shown(tensors: Iterable[TensorInfo], rows: int = 40, again: tuple[str, ...] = ()) -> list[str]:
     """The folded view's names."""
-    found, _ = outline.screenful(folding.tree(tensors, again), rows)
+    found, _ = outline.screenful(folding.whole(tensors, again), rows)
     return [row.path + row.fold.label + ("" if row.fold.tensor else ".*") for row in found]
 
 
@@ -44,7 +44,7 @@ class TestFolding:
         assert shown(infos(names)) == [
             "layers.0-11.*", "layers.0-11.a.*", "layers.0-11.b.weight",
         ]  # fmt: skip
-        (whole,) = folding.of(folding.tree(infos(names))).inside()
+        (whole,) = folding.whole(infos(names)).inside
         assert (whole.tensors, whole.nbytes, whole.times) == (36, 36 * 12, 12)
 
     def test_blocks_that_differ_stand_apart(self) -> None:
@@ -74,7 +74,7 @@ class TestFolding:
 
     def test_layers_that_say_their_own_name_again(self) -> None:
         names = [f"conv_{i}/conv_{i}_1/{n}:0" for i in (1, 2, 3) for n in ("kernel", "bias")]
-        (row,), _ = outline.screenful(folding.tree(infos(names)), 9)
+        (row,), _ = outline.screenful(folding.whole(infos(names)), 9)
         assert row.fold.label == "conv_1-3/conv_1-3_1"
         assert row.fold.tensors == 6
 
@@ -83,26 +83,26 @@ class TestFolding:
         assert shown(infos(names), again=("layers.3.w",)) == [
             "layers.*", "layers.0-2.w", "layers.3.w",
         ]  # fmt: skip
-        assert folding.of(folding.tree(infos(names), ("layers.3.w",))).nbytes == 3 * 12
+        assert folding.whole(infos(names), ("layers.3.w",)).nbytes == 3 * 12
 
     def test_a_tensor_and_a_module_of_one_name(self) -> None:
         for names in (["a", "a.b", "a.c"], ["a.b", "a", "a.c"]):
-            top = folding.of(folding.tree(infos(names))).inside()
+            top = folding.whole(infos(names)).inside
             assert [fold.tensors for fold in top] == [3]
-            assert sorted(fold.label for fold in top[0].inside()) == ["", ".b", ".c"]
+            assert sorted(fold.label for fold in top[0].inside) == ["", ".b", ".c"]
 
     def test_flat_files_fit_a_screen(self) -> None:
         many = {f"t{i}": (3 + i % 7,) for i in range(20_000)}
         assert len(shown(infos(many))) == 7
         assert shown(infos(f"t{i}" for i in range(20_000))) == ["t0-19999"]
         words = ["".join(chr(97 + (i // 26**k) % 26) for k in range(4)) for i in range(20_000)]
-        found, left = outline.screenful(folding.tree(infos(words)), 40)
+        found, left = outline.screenful(folding.whole(infos(words)), 40)
         assert (len(found), len(left)) == (40, 19_960)
 
     def test_names_that_mean_harm(self) -> None:
         deep = "a" + ".a" * 100_000
         names = [deep, f"{deep}b", "", ".", "..", "/", "a//b", "9" * 5000, "9" * 4999 + "8"]
-        assert folding.of(folding.tree(infos(names))).tensors == len(names)
+        assert folding.whole(infos(names)).tensors == len(names)
         assert len(shown(infos(names))) >= 8
         numbers = [f"{'1,' * 200_000}{i}" for i in range(3)]
         assert len(shown(infos(numbers))) == 3
@@ -122,7 +122,7 @@ class TestFolding:
         self, shapes: dict[str, tuple[int, ...]]
     ) -> None:
         found: dict[str, tuple[int, ...]] = {}
-        for path, fold in leaves(folding.of(folding.tree(infos(shapes)))):
+        for path, fold in leaves(folding.whole(infos(shapes))):
             assert fold.tensor is not None
             names = list(spread(path))
             assert len(names) == fold.times
@@ -132,7 +132,7 @@ class TestFolding:
     def test_a_screenful_opens_equals_alike(self) -> None:
         names = [f"s{s}.{w}.x.{n}" for s, w in enumerate("abc") for n in "pqrstuvwxyz"]
         for rows in range(3, 60):
-            found, _ = outline.screenful(folding.tree(infos(names)), rows)
+            found, _ = outline.screenful(folding.whole(infos(names)), rows)
             assert len(found) in (3, 36)
             assert len(found) <= rows
 
@@ -140,7 +140,7 @@ class TestFolding:
 def leaves(fold: Fold, path: str = "") -> Iterator[tuple[str, Fold]]:
     if fold.tensor is not None:
         yield path, fold
-    for inner in fold.inside():
+    for inner in fold.inside:
         yield from leaves(inner, path + inner.label)
 
 
@@ -250,8 +250,8 @@ def test_adapters_optimizers_and_metadata() -> None:
     state = [f"state.{i}.{n}" for i in range(3) for n in ("step", "exp_avg", "exp_avg_sq")]
     assert recognition.looks(Catalogue(infos(state)))[0].name == "Adam's state (PyTorch optimizer)"
     said = {
-        "general.architecture": "llama", "llama.block_count": "22",
-        "llama.embedding_length": "2048", "tokenizer.ggml.model": "gpt2",
+        "general.architecture": "llama", "llama.block_count": "22", "x.model_type": "y" * 101,
+        "llama.embedding_length": "2048", "llama.x": "9" * 5000, "tokenizer.ggml.model": "gpt2",
     }  # fmt: skip
     (look,) = recognition.looks(Catalogue(infos(["blk.0.attn_q.weight"]), metadata=said))
     assert (look.name, look.said, look.by) == ("llama", True, ("general.architecture",))
@@ -463,6 +463,7 @@ def test_ties_prefixes_and_rivals(inspect: Inspect, tmp_path: Path) -> None:
         "warning  other-weights: opened 'state_dict'; 'ema' holds 3 tensors, too: "
         "--container ema opens it\n"
     )
+    assert inspect("x.pth", "--container", "ema").err == ""
     found = json.loads(inspect("x.pth", "--json").out)
     assert (found["nbytes"], found["values"], found["prefix"]) == (332, 83, "module.")
     assert [w["code"] for w in found["warnings"]] == ["other-weights"]

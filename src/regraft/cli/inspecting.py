@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +79,13 @@ def inspect(
 
     Without options: what it is as a whole, and its modules, those that repeat as one row.
     PATTERNS are glob patterns for tensor names; what they match is listed tensor by tensor.
-    """  # fmt: skip
+    """
     if tree and stats:
         raise click.UsageError("--tree shows modules, --stats shows tensors: choose one")
     patterns = (*patterns, *more)
     with _without_collection():
         found = rg.open(source, container=container)
-    with found, _without_collection():
+    with found, nullcontext() if stats else _without_collection():
         facts = known.facts(found)
         odd = oddities.of_file(found, facts)
         infos, unmatched = _named(found, patterns)
@@ -192,9 +192,9 @@ def _outline(
     rows = limit or (max(_FEWEST, height - above - 2) if height else _ROWS)
 
     def order(fold: Fold) -> Any:
-        return _key(sort, fold.label, fold.nbytes, folding.first_tensor(fold.one))
+        return _key(sort, fold.label, fold.nbytes, fold.items[0][1])
 
-    root = folding.tree(infos, facts.again)
+    root = folding.whole(infos, facts.again)
     ordered = None if sort == "order" else order
     if whole:
         shown, left = list(islice(outline.whole(root, ordered), limit)), []

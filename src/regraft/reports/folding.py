@@ -2,27 +2,31 @@
 
 A name is a path: `layers.3.attn.weight` has four labels. Two parts are equal where the names,
 shapes, dtypes and classes below them are; equal parts that stand beside one another and whose
-labels differ by numbers only become one `Fold`, `layers.0-11`. Every step is linear in the number
-of tensors but for sorting, and what repeats is folded once.
+labels differ by numbers only become one `Fold`, `layers.0-11`. What is inside is found when it is
+asked for, and only in the first of the parts: time is linear in the number of tensors on each level
+that is looked at, but for sorting.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Container, Iterable, Mapping, Sequence
+from copy import copy
+from functools import cached_property
 from operator import itemgetter
-from typing import NamedTuple
 
 from regraft.tensors import TensorInfo
 
-# Names of more labels than this are not taken apart: files may hold any, and recursion has an end.
+# Labels below this depth are not taken apart: files may hold any, and recursion has an end.
 _MAX_DEPTH = 64
 _NUMBERS = re.compile(r"([0-9]+)")
 _NUMBERED_WORD = re.compile(r"[^\W\d].*[0-9]")
 _MAX_DIGITS, _MAX_NUMBERS = 18, 8
 # More runs of numbers than this are cut in the middle, `0,2,4,…,40`.
 _MAX_RUNS = 5
+
+# What is left of a tensor's name inside a part, and the tensor.
+Items = Sequence[tuple[str, TensorInfo]]
 
 
 class Tied(TensorInfo):
@@ -35,99 +39,139 @@ class Tied(TensorInfo):
         return 0
 
 
-class Structure:
-    """What parts of equal structure have in common, of which there is one object: how many tensors
-    they hold, their bytes (shared ones counted once) and dtypes."""
+class Fold:
+    """Equal parts of the tree that stand beside one another, as one.
 
-    __slots__ = ("count", "dtypes", "nbytes")
-
-    def __init__(self, inside: Iterable[Part | TensorInfo]) -> None:
-        self.count = 0
-        self.nbytes = 0
-        self.dtypes: frozenset[str] = frozenset()
-        for one in inside:
-            module = isinstance(one, Part)
-            self.count += one.structure.count if module else 1
-            self.nbytes += one.structure.nbytes if module else one.nbytes
-            self.dtypes |= one.structure.dtypes if module else {one.dtype}
-
-
-class Part:
-    """A module: what is inside, by label (`.weight`), and its structure.
-
-    A tensor that has the module's own name is inside of it under an empty label.
+    - `label`: the labels they stand for, `.layers.0-11`, with those on the way to them where there
+      is nothing else on it; `last`: the last of these.
+    - `items`: the tensors in the first of them; `first`: its own last label.
+    - `times`: how many of them there are in the whole tree; `depth`: how far down.
     """
 
-    __slots__ = ("inside", "label", "structure")
-
-    def __init__(self, label: str) -> None:
+    def __init__(
+        self, label: str, last: str, first: str, items: Items, times: int, depth: int
+    ) -> None:
         self.label = label
-        self.inside: dict[str, Part | TensorInfo] = {}
-        self.structure: Structure = _NOTHING
+        self.last = last
+        self.first = first
+        self.items = items
+        self.times = times
+        self.depth = depth
+
+    @property
+    def tensor(self) -> TensorInfo | None:
+        """The tensor, where the parts are tensors and nothing else."""
+        return self.items[0][1] if len(self.items) == 1 and not self.items[0][0] else None
+
+    @property
+    def tensors(self) -> int:
+        return len(self.items) * self.times
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them, shared ones counted once."""
+        return sum(info.nbytes for _, info in self.items) * self.times
+
+    @property
+    def dtypes(self) -> set[str]:
+        return {info.dtype for _, info in self.items}
+
+    @cached_property
+    def inside(self) -> list[Fold]:
+        """What is inside, folded, in order. A module with but one thing in it is passed over, but
+        for its label."""
+        return [_through(fold, folded=True) for fold in self._folded]
+
+    def unfolded(self) -> list[Fold]:
+        """The same with every part for itself."""
+        found = (self._inner(label, [(label, items)]) for label, items in self._parts.items())
+        return [_through(fold, folded=False) for fold in found]
+
+    @cached_property
+    def _parts(self) -> dict[str, list[tuple[str, TensorInfo]]]:
+        """What is inside by label, in order. A tensor of the module's own name is under `""`."""
+        found: dict[str, list[tuple[str, TensorInfo]]] = {}
+        if self.tensor:
+            return found
+        for name, info in self.items:
+            cut = _label_end(name) if self.depth < _MAX_DEPTH else len(name)
+            label = name[:cut]
+            item = name[cut:], info
+            if label in found:
+                found[label].append(item)
+            else:
+                found[label] = [item]
+        return found
+
+    @cached_property
+    def _folded(self) -> list[Fold]:
+        return [self._inner(*group) for group in _grouped(self._parts)]
+
+    def _inner(self, label: str, parts: Sequence[tuple[str, Items]]) -> Fold:
+        """A fold of these parts inside of this one, of a common label."""
+        first, items = parts[0]
+        stem = _stem(self.first)
+        rest = label[1 + len(stem) :]
+        numbered = len(parts) > 1 and rest[:1] in "-,"
+        if stem and _relative(first, stem) != first and not numbered:
+            label = f"{label[0]}{self.last.lstrip('./')}{rest}"
+        return Fold(label, label, first, items, self.times * len(parts), self.depth + 1)
+
+    def only(self, folded: bool) -> Fold | None:
+        """What is inside where that is one thing, and nothing else beside it."""
+        parts = self._parts
+        if len(parts) > 1 and (not folded or _differ(parts)):
+            return None
+        return self._folded[0] if len(self._folded) == 1 else None
 
 
-_NOTHING = Structure(())
-_Modules = dict[str, Part]
-
-
-def tree(infos: Iterable[TensorInfo], again: Container[str] = ()) -> Part:
+def whole(infos: Iterable[TensorInfo], again: Container[str] = ()) -> Fold:
     """The tree of these tensors, in their order. `again`: names that share another's bytes."""
-    modules: _Modules = {"": Part("")}
-    for info in infos:
-        owner, label = _place(info.name, modules)
-        if again and info.name in again:
-            info = Tied(*info)
-        there = owner.inside.get(label)
-        if there is None:
-            owner.inside[label] = info
-        elif isinstance(there, Part):
-            there.inside[""] = info
-    _settle(modules)
-    return modules[""]
+    items = [(i.name, Tied(*i) if again and i.name in again else i) for i in infos]
+    return Fold("", "", "", items, 1, 0)
 
 
-def _place(name: str, modules: _Modules) -> tuple[Part, str]:
-    """The module that a name is in, made where it is missing, and its label there."""
-    path, separator, last = name.rpartition(".")
-    if "/" in last:
-        path, separator, last = name.rpartition("/")
-    owner = modules.get(path)
-    if owner is None:
-        if path.count(".") + path.count("/") >= _MAX_DEPTH:
-            return modules[""], name
-        around, label = _place(path, modules)
-        owner = modules[path] = Part(label)
-        there = around.inside.get(label)
-        if isinstance(there, TensorInfo):
-            owner.inside[""] = there
-        around.inside[label] = owner
-    return owner, separator + last
+def _label_end(name: str) -> int:
+    """Where the first label of a name ends; it may begin with a separator."""
+    dot = name.find(".", 1)
+    slash = name.find("/", 1) if "/" in name else -1
+    if dot < 0 or 0 < slash < dot:
+        dot = slash
+    return len(name) if dot < 0 else dot
 
 
-def _settle(modules: _Modules) -> None:
-    """Structures, from the leaves up: a module is made after the one that it is in."""
-    known: dict[object, Structure] = {}
-    for part in reversed(modules.values()):
-        inside = part.inside
-        key = [(label, _structure(one)) for label, one in inside.items()]
-        if stem := _stem(part.label):
-            key = [(_relative(label, stem), structure) for label, structure in key]
-        if len(key) > 1:  # the order of names is no structure: shards cut layers apart
-            key.sort(key=itemgetter(0))
-        found = known.get(joined := tuple(key))
-        part.structure = found or known.setdefault(joined, Structure(inside.values()))
+def _through(fold: Fold, folded: bool) -> Fold:
+    """Followed down as long as there is but one thing inside."""
+    while fold.tensor is None and (inner := fold.only(folded)):
+        label = fold.label + inner.label
+        fold = copy(inner)
+        fold.label = label
+    return fold
 
 
-def _structure(one: Part | TensorInfo) -> object:
-    """Equal for parts, and for tensors, of equal structure."""
-    if type(one) is TensorInfo:
-        return one[1:]
-    return one.structure if isinstance(one, Part) else (one[1:], "tied")
+def _structure(items: Items, stem: str) -> tuple[object, ...]:
+    """Equal for parts of equal structure. The order of names is none: shards cut layers apart."""
+    found = [(_relative(n, stem) if stem else n, _kind(info)) for n, info in items]
+    if len(found) > 1:
+        found.sort(key=itemgetter(0))
+    return tuple(found)
 
 
-@lru_cache(4096)  # labels are few where names are many
+def _kind(info: TensorInfo) -> object:
+    """All of a tensor but its name."""
+    return info[1:] if type(info) is TensorInfo else (info[1:], type(info))
+
+
+def _differ(parts: Mapping[str, Items]) -> bool:
+    """Whether the first two parts are of different structure: then there is no need to look on."""
+    (one, a), (other, b) = list(parts.items())[:2]
+    return _structure(a, _stem(one)) != _structure(b, _stem(other))
+
+
 def _stem(label: str) -> str:
     """What inner labels may say again: Keras writes `conv2d_3/conv2d_3_1/kernel:0`."""
+    if label[1:2].isdigit():  # quickly: most labels of blocks are mere numbers
+        return ""
     text = label.lstrip("./")
     return text if _NUMBERED_WORD.match(text) else ""
 
@@ -140,97 +184,16 @@ def _relative(label: str, stem: str) -> str:
     return label
 
 
-class Fold(NamedTuple):
-    """Equal parts of the tree that stand beside one another, as one.
-
-    - `label`: the labels they stand for, `.layers.0-11`, with those on the way to them where there
-      is nothing else on it; `last`: the last of these.
-    - `one`: the first of them; `first`: its own last label.
-    - `times`: how many there are in the whole tree.
-    """
-
-    label: str
-    last: str
-    first: str
-    one: Part | TensorInfo
-    times: int
-
-    @property
-    def tensor(self) -> TensorInfo | None:
-        return None if isinstance(self.one, Part) else self.one
-
-    @property
-    def tensors(self) -> int:
-        return (self.one.structure.count if isinstance(self.one, Part) else 1) * self.times
-
-    @property
-    def nbytes(self) -> int:
-        one = self.one.structure if isinstance(self.one, Part) else self.one
-        return one.nbytes * self.times
-
-    @property
-    def dtypes(self) -> frozenset[str]:
-        one = self.one
-        return one.structure.dtypes if isinstance(one, Part) else frozenset((one.dtype,))
-
-    def inside(self, *, fold: bool = True) -> list[Fold]:
-        """What is inside, in order. A module with but one thing in it is passed over, but for its
-        label."""
-        if not isinstance(self.one, Part):
-            return []
-        items = list(self.one.inside.items())
-        stem = _stem(self.first)
-        found: list[Fold] = []
-        for label, members in (
-            _grouped(items) if fold else [(label, [(label, one)]) for label, one in items]
-        ):
-            first, one = members[0]
-            shown = label
-            rest = label[1 + len(stem) :]
-            numbered = len(members) > 1 and rest[:1] in "-,"
-            if stem and _relative(first, stem) != first and not numbered:
-                shown = f"{label[0]}{self.last.lstrip('./')}{rest}"
-            made = Fold(shown, shown, first, one, self.times * len(members))
-            found.append(made._through(fold))
-        return found
-
-    def _through(self, folding: bool) -> Fold:
-        """Followed down as long as there is but one thing inside."""
-        found = self
-        while isinstance(found.one, Part) and _alike(found.one.inside.values()):
-            inner = found.inside(fold=folding)
-            if len(inner) != 1:
-                break
-            found = inner[0]._replace(label=found.label + inner[0].label)
-        return found
+_Group = list[tuple[tuple[str, ...], list[tuple[str, Items]]]]
 
 
-def of(root: Part) -> Fold:
-    """A whole tree as a fold."""
-    return Fold("", "", "", root, 1)
-
-
-def first_tensor(one: Part | TensorInfo) -> TensorInfo:
-    """A tensor itself, or the first in a module."""
-    while isinstance(one, Part):
-        one = next(iter(one.inside.values()))
-    return one
-
-
-def _alike(inside: Iterable[Part | TensorInfo]) -> bool:
-    first, *others = map(_structure, inside)
-    return all(other == first for other in others)
-
-
-_Items = Sequence[tuple[str, "Part | TensorInfo"]]
-
-
-def _grouped(items: _Items) -> list[tuple[str, _Items]]:
+def _grouped(parts: Mapping[str, Items]) -> list[tuple[str, list[tuple[str, Items]]]]:
     """Groups of equal parts, each with its common label, in order of their first."""
-    alike: dict[tuple[tuple[str, ...], object], list[tuple[tuple[str, ...], _Items]]] = {}
-    for item in items:
-        texts, numbers = _numbers(item[0])
-        alike.setdefault((texts, _structure(item[1])), []).append((numbers, (item,)))
+    alike: dict[tuple[tuple[str, ...], object], _Group] = {}
+    for label, items in parts.items():
+        texts, numbers = _numbers(label)
+        structure = _structure(items, _stem(label))
+        alike.setdefault((texts, structure), []).append((numbers, [(label, items)]))
     return [
         (_label(texts, numbers), members)
         for (texts, _), group in alike.items()
@@ -251,9 +214,6 @@ def _numbers(label: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _label(texts: tuple[str, ...], numbers: tuple[str, ...]) -> str:
     shown = map(_shortened, numbers)
     return texts[0] + "".join(n + text for n, text in zip(shown, texts[1:], strict=True))
-
-
-_Group = list[tuple[tuple[str, ...], _Items]]
 
 
 def _merged(group: _Group) -> _Group:

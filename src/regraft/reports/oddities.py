@@ -33,7 +33,8 @@ def of_file(found: Checkpoint, facts: Facts) -> list[Oddity]:
     refused to run) and `other-weights`."""
     told = [note for note in found.notes if note not in found.choice.notes]
     odd = [Oddity("note", note) for note in told]
-    for part in facts.rivals:
+    # Who asked for a part knows that there are others.
+    for part in facts.rivals if found.choice.notes else ():
         text = f"{part!r} holds {facts.others[part]:,} tensors, too: --container {part} opens it"
         odd.append(Oddity("other-weights", f"opened {found.container!r}; {text}"))
     return odd

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from regraft.reports import folding
-from regraft.reports.folding import Fold, Part, Tied
+from regraft.reports.folding import Fold, Tied
 
 # A module of tensors only is one row that names them, unless there are more than this.
 _NAMED = 6
@@ -33,14 +32,14 @@ class _Entry:
 
     def __init__(self, fold: Fold, order: Order | None) -> None:
         self.fold = fold
-        self.inner = _inside(fold, order)
+        self.inner = _sorted(fold.inside, order)
         self.entries: list[_Entry] = []
 
     @property
     def worth_opening(self) -> bool:
         """Whether a row that names what is inside would not tell everything."""
         return len(self.inner) > _NAMED or any(
-            inner.tensor is None or inner.times > self.fold.times or isinstance(inner.one, Tied)
+            inner.tensor is None or inner.times > self.fold.times or isinstance(inner.tensor, Tied)
             for inner in self.inner
         )
 
@@ -54,14 +53,14 @@ class _Entry:
             yield from entry.rows(depth + 1, path + self.fold.label)
 
 
-def screenful(root: Part, rows: int, order: Order | None = None) -> tuple[list[Row], list[Fold]]:
+def screenful(root: Fold, rows: int, order: Order | None = None) -> tuple[list[Row], list[Fold]]:
     """The folded tree, opened level by level while it has no more than so many rows; and what
     there is no room for even so.
 
     On each level the parts with the fewest rows are opened first, and those with equally many
     together, so that equals are shown alike.
     """
-    top = _inside(folding.of(root), order)
+    top = _sorted(root.inside, order)
     level = listed = [_Entry(fold, order) for fold in top[:rows]]
     shown = len(top)
     while level:
@@ -80,19 +79,18 @@ def _size(entry: _Entry) -> int:
     return len(entry.inner)
 
 
-def whole(root: Part, order: Order | None = None) -> Iterator[Row]:
+def whole(root: Fold, order: Order | None = None) -> Iterator[Row]:
     """Every module and every tensor, nothing folded."""
-    return _whole(folding.of(root), -1, "", order)
+    return _whole(root, -1, "", order)
 
 
 def _whole(fold: Fold, depth: int, path: str, order: Order | None) -> Iterator[Row]:
-    inner = _inside(fold, order, folded=False)
+    inner = _sorted(fold.unfolded(), order)
     if depth >= 0:
         yield Row(depth, path, fold, inner, bool(inner))
     for part in inner:
         yield from _whole(part, depth + 1, path + fold.label, order)
 
 
-def _inside(fold: Fold, order: Order | None, folded: bool = True) -> tuple[Fold, ...]:
-    inner = fold.inside(fold=folded)
+def _sorted(inner: list[Fold], order: Order | None) -> tuple[Fold, ...]:
     return tuple(sorted(inner, key=order) if order else inner)

@@ -78,9 +78,9 @@ def _gguf(metadata: Mapping[str, str], architecture: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     blocks = metadata.get(f"{architecture}.block_count", "")
     width = metadata.get(f"{architecture}.embedding_length", "")
-    if blocks.isdecimal():
+    if blocks.isdecimal() and len(blocks) < 10:
         found["blocks"] = (int(blocks),)
-    if width.isdecimal():
+    if width.isdecimal() and len(width) < 10:
         found["sizes"] = {"width": int(width)}
     return found
 
@@ -198,8 +198,8 @@ class _Names:
         found: dict[tuple[str, ...], set[str]] = defaultdict(set)
         for name in self._catalogue:
             if numbers := search(name):
-                *stage, block = numbers.groups()
-                found[tuple(stage)].add(block)
+                *stage, number = numbers.groups()
+                found[tuple(stage)].add(number)
         return tuple(len(blocks) for blocks in found.values())
 
 
