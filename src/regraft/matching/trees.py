@@ -166,6 +166,7 @@ class Trees:
                     place = around.pop() if len(around) == 1 else -2
                     groups.setdefault(place, ([], []))[side].append(container)
             for place, (left, right) in groups.items():
+                left, right = _stacks(left, right)
                 if place == -2 or len(left) != len(right):
                     continue
                 for pair in self._paired(left, right):
@@ -209,6 +210,29 @@ class Trees:
             self._classes[id(m)] for m in b.members
         ]
         return Aligned(a, b, weight, order)
+
+
+def _stacks(
+    left: list[Container], right: list[Container]
+) -> tuple[list[Container], list[Container]]:
+    """Of two stacks of unequal height, numbered without gaps, as many blocks as the lower one has.
+
+    A deeper or shallower model takes its blocks by number; which are left over is said.
+    """
+    if len(left) == len(right) or not (_numbered(left) and _numbered(right)):
+        return left, right
+    height = min(len(left), len(right))
+    return left[:height], right[:height]
+
+
+def _numbered(containers: Sequence[Container]) -> bool:
+    """Whether these are one family, in order, and all that tells them apart counts on from 0 or 1."""
+    if len(_families(containers)) != 1 or len(containers) < 2:
+        return False
+    varying = [place for place in zip(*(c.numbers for c in containers), strict=False)
+               if len(set(place)) > 1]  # fmt: skip
+    counted = [list(range(start, start + len(containers))) for start in (0, 1)]
+    return len(varying) == 1 and list(varying[0]) in counted
 
 
 def _families(containers: Iterable[Container]) -> dict[str, list[Container]]:
