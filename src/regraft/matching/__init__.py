@@ -103,7 +103,7 @@ class _Met:
         self.targets = modules_of(theirs, conventions_of(theirs))
         self.pairer = Pairer(ours, self.sources, theirs, self.targets)
         self.pairings = self.pairer.pairings()
-        self.left = Leftovers(self.sources, self.pairings)
+        self.left = Leftovers(self.sources, self.pairings, theirs.ties)
 
 
 def _with_flow(catalogue: Catalogue) -> Catalogue:

@@ -24,10 +24,17 @@ _NEARLY_ALL = 0.8
 class Leftovers:
     """The modules without a counterpart: `targets` that nothing fits, `sources` not used.
 
-    `partners`: the settled pairs, source first.
+    `partners`: the settled pairs, source first. `ties`: the target's, of which all are served by
+    one source.
     """
 
-    def __init__(self, sources: Sequence[Module], pairings: Iterable[Pairing]) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Module],
+        pairings: Iterable[Pairing],
+        ties: Iterable[tuple[str, ...]] = (),
+    ) -> None:
+        self._tied = {name: names[0] for names in ties for name in names}
         self.targets: list[Module] = []
         self.partners: list[tuple[Module, Module]] = []
         used: set[int] = set()
@@ -37,7 +44,9 @@ class Leftovers:
                 self.targets.append(pairing.target)
             elif pairing.settled:
                 self.partners.append((pairing.candidates[0].source, pairing.target))
+        self._all_sources = sources
         self.sources = [module for module in sources if id(module) not in used]
+        self._unused = {id(module) for module in self.sources}
 
     def pairs(
         self, fits: Callable[[Module, Module], bool], among: Callable[[Module], bool]
@@ -53,8 +62,14 @@ class Leftovers:
             source = self._narrowed(target, candidates)
             if source is not None:
                 chosen.append((source, target))
-        wanted = Counter(id(source) for source, _ in chosen)
-        return [(source, target) for source, target in chosen if wanted[id(source)] == 1]
+        wanted: dict[int, set[frozenset[str]]] = defaultdict(set)
+        for source, target in chosen:
+            wanted[id(source)].add(self._storage(target))
+        return [(source, target) for source, target in chosen if len(wanted[id(source)]) == 1]
+
+    def _storage(self, target: Module) -> frozenset[str]:
+        names = (leaf.info.name for leaf in target.leaves.values())
+        return frozenset(self._tied.get(name, name) for name in names)
 
     def _narrowed(self, target: Module, candidates: Sequence[Module]) -> Module | None:
         for agree in (self._same_name, _same_edge, self._same_container):
@@ -62,11 +77,14 @@ class Leftovers:
                 candidates = [c for c in candidates if agree(c, target)] or candidates
         return candidates[0] if len(candidates) == 1 else None
 
+    def is_unused(self, source: Module) -> bool:
+        return id(source) in self._unused
+
     # Names
 
     def called_like(self, target: Module) -> list[Module]:
-        """Left-over sources whose paths are equal, or differ by prefixes as those of settled layers
-        do."""
+        """Sources, used or not, whose paths are equal, or differ by prefixes as those of settled
+        layers do."""
         same = self._by_last_part.get(target.path[-1:], ())
         return [source for source in same if self._same_name(source, target)]
 
@@ -76,7 +94,7 @@ class Leftovers:
 
     @cached_property
     def _by_last_part(self) -> dict[Path, list[Module]]:
-        return _grouped((source.path[-1:], source) for source in self.sources)
+        return _grouped((source.path[-1:], source) for source in self._all_sources)
 
     @cached_property
     def same_naming(self) -> bool:

@@ -80,7 +80,10 @@ def _other_heads(left: Leftovers) -> dict[int, str]:
     ends = [source for source in left.sources if edge_of(source.path) == "head"]
     for target in left.targets:
         also = ends if edge_of(target.path) == "head" else []
-        for source in left.called_like(target) or also:
+        if not target.leaves.keys() & {"kernel", "scale"}:
+            continue  # a table, whose size no other layer depends on
+        named = [source for source in left.called_like(target) if left.is_unused(source)]
+        for source in named or also:
             counts = _outputs(source, target)
             if counts is None:
                 return {}  # it has other inputs: something inside the model has changed

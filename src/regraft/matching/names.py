@@ -89,15 +89,26 @@ class Names:
         return 1.0 if all(agree) else 0.3 * sum(agree) / len(agree)
 
     def strangers(self, source: Module, target: Module) -> bool:
-        """Whether nearly all layers have equal names, and these two not a word in common.
+        """Whether nearly all layers have equal names, and the words of these two are not the same.
 
-        The file then speaks the model's own language: layers of one shape and of names that have
-        nothing to do with one another are different layers (a head and another head).
+        The file then speaks the model's own language: layers of one shape that it calls by other
+        words are other layers (a projection head is no classification head).
         """
         if not self._told or self.exact(source, target):
             return False
-        a, b = _telling(source), _telling(target)
-        return bool(a and b) and a.isdisjoint(b)
+        a, b = (_telling(m) - w for m, w in zip((source, target), self._wrapping, strict=True))
+        return bool(a and b) and a != b
+
+    @cached_property
+    def _wrapping(self) -> tuple[frozenset[str], ...]:
+        """Words that most layers of either side have."""
+        sides = (Counter(w for m in side for w in _telling(m)) for side in
+                 (self._sources, self._targets))  # fmt: skip
+        sizes = len(self._sources), len(self._targets)
+        return tuple(
+            frozenset(word for word, count in words.items() if 2 * count > size)
+            for words, size in zip(sides, sizes, strict=True)
+        )
 
     @cached_property
     def _told(self) -> bool:
@@ -150,11 +161,13 @@ def _equal_paths(
                 if told and feasible(source, target):
                     votes[wrapper, prefix].append((source, target))
     result: set[tuple[int, int]] = set()
-    explained: dict[int, tuple[int, bool]] = {}  # target module → what its prefix had
+    explained: dict[int, tuple[int, bool]] = {}  # module of either side → what its prefix had
     for (wrapper, _), pairs in sorted(votes.items(), key=_standing, reverse=True):
         standing = len(pairs), not _average(wrapper)
         for source, target in pairs:
-            if explained.setdefault(id(target), standing) == standing:
+            better = [explained.get(id(module), standing) for module in (source, target)]
+            if better == [standing, standing]:
+                explained[id(source)] = explained[id(target)] = standing
                 result.add((id(source), id(target)))
     return result
 

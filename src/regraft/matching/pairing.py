@@ -223,8 +223,13 @@ class Pairer:
                     done |= {id(m) for m in (*left, *right)}
             sources = [m for m in sources if id(m) not in done]
             targets = [m for m in targets if id(m) not in done]
+        beyond = [m for m in targets if self.trees.is_surplus(m)]
+        sources = [m for m in sources if not self.trees.is_surplus(m)]
+        targets = [m for m in targets if not self.trees.is_surplus(m)]
         if targets:
             yield sources, targets
+        if beyond:
+            yield [], beyond
 
     def _pair_cell(self, sources: list[Module], targets: list[Module]) -> Iterable[Pairing]:
         if not sources:

@@ -70,6 +70,7 @@ class Trees:
         ours = self._containers([m for m in sources if classes[id(m)] in both])
         theirs = self._containers([m for m in targets if classes[id(m)] in both])
         self.pairs: list[Aligned] = []
+        self._surplus: set[int] = set()
         self._align(ours, theirs)
         self._by_source: dict[int, list[Aligned]] = defaultdict(list)
         self._target_levels: dict[int, list[Aligned]] = defaultdict(list)
@@ -121,8 +122,13 @@ class Trees:
         ours, theirs = self._outside.get(id(source)), self._outside.get(id(target))
         return ours if ours is not None and ours is theirs else None
 
+    def is_surplus(self, module: Module) -> bool:
+        """Whether a layer is in one of the blocks that a deeper stack has and the other has not."""
+        return id(module) in self._surplus
+
     def _note_outside(self, modules: Sequence[Module], side: str) -> None:
         inside = {id(m) for pair in self.pairs for m in getattr(pair, side).members}
+        inside |= self._surplus
         places = [i for i, m in enumerate(modules) if id(m) in inside]
         for place, module in enumerate(modules):
             if places and id(module) not in inside and not places[0] < place < places[-1]:
@@ -166,6 +172,8 @@ class Trees:
                     place = around.pop() if len(around) == 1 else -2
                     groups.setdefault(place, ([], []))[side].append(container)
             for place, (left, right) in groups.items():
+                left, right, surplus = _stacks(left, right)
+                self._surplus |= {id(m) for container in surplus for m in container.members}
                 if place == -2 or len(left) != len(right):
                     continue
                 for pair in self._paired(left, right):
@@ -209,6 +217,30 @@ class Trees:
             self._classes[id(m)] for m in b.members
         ]
         return Aligned(a, b, weight, order)
+
+
+def _stacks(
+    left: list[Container], right: list[Container]
+) -> tuple[list[Container], list[Container], list[Container]]:
+    """Of two stacks of unequal height, numbered without gaps, as many blocks as the lower one has;
+    and the other blocks of the higher one.
+
+    A deeper or shallower model takes its blocks by number; which are left over is said.
+    """
+    if len(left) == len(right) or not (_numbered(left) and _numbered(right)):
+        return left, right, []
+    height = min(len(left), len(right))
+    return left[:height], right[:height], [*left[height:], *right[height:]]
+
+
+def _numbered(containers: Sequence[Container]) -> bool:
+    """Whether these are one family, in order, told apart by a number that counts from 0 or 1."""
+    if len(_families(containers)) != 1 or len(containers) < 2:
+        return False
+    varying = [place for place in zip(*(c.numbers for c in containers), strict=False)
+               if len(set(place)) > 1]  # fmt: skip
+    counted = [list(range(start, start + len(containers))) for start in (0, 1)]
+    return len(varying) == 1 and list(varying[0]) in counted
 
 
 def _families(containers: Iterable[Container]) -> dict[str, list[Container]]:

@@ -72,23 +72,25 @@ def skeleton(model: object) -> Skeleton:
 _TOLD = frozenset(
     """num_heads num_attention_heads n_head n_heads nhead heads num_key_value_heads num_kv_heads
     n_kv_heads n_kv_head kv_heads head_dim eps epsilon variance_epsilon groups num_groups
-    hidden_size num_hidden_layers rope_theta activation hidden_act""".split()  # noqa: SIM905
+    hidden_size num_hidden_layers rope_theta activation hidden_act image_size img_size patch_size
+    grid_size""".split()  # noqa: SIM905
 )
 
 
 def _settings(model: Any) -> dict[str, dict[str, Any]]:
-    """Plain attributes of layers, and of the configs that they hold."""
+    """Plain attributes of layers, and of the configs that they hold; of pairs, as `grid_size`, both
+    parts, `grid_size.0` and `grid_size.1`."""
     found: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules():
         held: dict[str, Any] = {}
         config = getattr(module, "config", None) if path == "" or "." not in path else None
         for holder in (config, module):
             values = getattr(holder, "__dict__", None) or {}
-            held |= {
-                key: value
-                for key, value in values.items()
-                if (key in _TOLD or "head" in key) and isinstance(value, (int, float, str, bool))
-            }
+            told = {k: v for k, v in values.items() if k in _TOLD or "head" in k}
+            for key, value in told.items():
+                pair = isinstance(value, (tuple, list)) and len(value) == 2
+                parts = {f"{key}.{i}": v for i, v in enumerate(value)} if pair else {key: value}
+                held |= {k: v for k, v in parts.items() if isinstance(v, (int, float, str, bool))}
         if held:
             found[path] = held
     return found

@@ -45,8 +45,8 @@ def adapted(
     situation = Situation(ours, theirs, left)
     changes = [change for find in CASES for change in find(situation)]
     changes = [change for change in changes if _is_seen_as_stored(change, views)]
-    open_ = {c.target.info.name: _question(c) for c in changes if len(c.ways) != 1 and c.reason}
-    settled = _agreeing([change for change in changes if len(change.ways) == 1])
+    open_ = {c.target.info.name: _question(c) for c in changes if c.reason}
+    settled = _agreeing([change for change in changes if not change.reason])
     if not settled:
         return views, open_
     downs = {c.source.info.name: _of_source(c) for c in settled if c.ways[0].ops}

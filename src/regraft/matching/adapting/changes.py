@@ -31,8 +31,8 @@ class Way(NamedTuple):
 class Change(NamedTuple):
     """A source tensor and the target tensor of another size that is to be made of it.
 
-    One way is a settled one. Several, or none, are an open question: `reason` says what is not
-    known.
+    Without a `reason` there is one way, which is settled. A reason says what is not known, and
+    the ways, any number of them, are alternatives.
     """
 
     source: Leaf

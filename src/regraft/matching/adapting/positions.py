@@ -1,10 +1,10 @@
 """Learned positions for more or fewer places than the source has.
 
 *Grids* (vision): as timm's `resample_abs_pos_embed`. Up to two tokens before the grid (class,
-distillation) are kept as they are; their number is the one for which what is left is a square on
-both sides. The grid is resized bicubically with antialiasing. Grids that are not square are not
-known from a table `[1, N, D]` and stay open; tables that show their grid, `[1, H, W, D]`, need
-neither.
+distillation) are kept as they are; their number is the one for which what is left is a grid on both
+sides. The grid is resized bicubically with antialiasing. A table `[1, N, D]` does not show the
+sides of its grid: they are what a live model's settings say, else it is taken to be square, or the
+question stays open. Tables that show their grid, `[1, H, W, D]`, need neither.
 
 *Sequences* (text, sound): positions count from the start on both sides. A shorter table has the
 first rows; a longer one has the source's rows first, and the model's own behind them: what no
@@ -18,7 +18,7 @@ tells, both ways are open.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isqrt, prod
 
 from regraft.matching.adapting.changes import Change, Half, Situation, Way, only
@@ -34,7 +34,7 @@ _TOKENS_BEFORE = (0, 1, 2)
 def find(situation: Situation) -> Iterable[Change]:
     for source, target in situation.left.pairs(_fits, _is_table):
         kind = _kind(target, situation.target) or _kind(source, situation.source)
-        yield _change(only(source), only(target), kind)
+        yield _change(only(source), only(target), kind, (situation.source, situation.target))
 
 
 def is_position(module: Module) -> bool:
@@ -60,39 +60,40 @@ def _fits(source: Module, target: Module) -> bool:
     return len(here) == len(there) and here != there and here[-1] == there[-1]
 
 
-def _change(ours: Leaf, theirs: Leaf, kind: str) -> Change:
+def _change(ours: Leaf, theirs: Leaf, kind: str, halves: tuple[Half, Half]) -> Change:
     if len(_sizes(ours)) == 3:
         return Change(ours, theirs, (_shown_grid(ours, _sizes(theirs)[:2]),))
-    ways = {"grid": _grid(ours, theirs), "sequence": _sequence(ours, theirs)}
-    if kind == "sequence" or (kind == "grid" and ways["grid"]):
-        chosen = ways[kind]
-        return Change(ours, theirs, (chosen,) if chosen else ())
-    known = tuple(way for way in ways.values() if way)
+    grid, sequence = _grid(ours, theirs, halves), _sequence(ours, theirs)
+    if kind == "sequence":
+        return Change(ours, theirs, (sequence,))
     if kind == "grid":
-        return Change(ours, theirs, known, "positions of a grid that is not square: its sides are "
-                      "not known")  # fmt: skip
-    return Change(ours, theirs, known, "positions of a grid or of a sequence: no layer near by "
-                  "tells which")  # fmt: skip
+        unknown = "positions of a grid that is not square: its sides are not known"
+        return Change(ours, theirs, (grid,) if grid else (), "" if grid else unknown)
+    unknown = "positions of a grid or of a sequence: no layer near by tells which"
+    return Change(ours, theirs, (grid, sequence) if grid else (sequence,), unknown)
 
 
-def _grid(ours: Leaf, theirs: Leaf) -> Way | None:
-    """The square grid resized, the tokens before it kept apart."""
+def _grid(ours: Leaf, theirs: Leaf, halves: tuple[Half, Half]) -> Way | None:
+    """The grid resized, the tokens before it kept apart."""
     shape = ours.info.shape
     axis = len(shape) - 2
     before, after = shape[axis], _sizes(theirs)[0]
-    counts = [n for n in _TOKENS_BEFORE if _square(before - n) and _square(after - n)]
-    if len(counts) != 1:
+    found = {
+        apart: sides
+        for apart in _TOKENS_BEFORE
+        if all(sides := (_sides(halves[0], before - apart), _sides(halves[1], after - apart)))
+    }
+    if len(found) != 1:
         return None
-    apart = counts[0]
-    side, wanted = isqrt(before - apart), isqrt(after - apart)
+    [(apart, (here, there))] = found.items()
     lead, width = shape[:axis], shape[-1]
     resized: tuple[AnyOp, ...] = (
-        Reshape((*lead, side, side, width)),
-        Interpolate((axis, axis + 1), (wanted, wanted)),
-        Reshape((*lead, wanted * wanted, width)),
+        Reshape((*lead, *here, width)),
+        Interpolate((axis, axis + 1), there),
+        Reshape((*lead, prod(there), width)),
     )
-    text = f"a grid of positions resized from {side} × {side} to {wanted} × {wanted}, bicubic "
-    text += "with antialiasing, as timm does"
+    text = f"a grid of positions resized from {here[0]} × {here[1]} to {there[0]} × {there[1]}, "
+    text += "bicubic with antialiasing, as timm does"
     if not apart:
         return Way(text, resized)
     branches = ((Slice(axis, 0, apart),), (Slice(axis, apart, before), *resized))
@@ -118,8 +119,29 @@ def _sequence(ours: Leaf, theirs: Leaf) -> Way:
     )
 
 
-def _square(number: int) -> bool:
-    return number > 0 and isqrt(number) ** 2 == number
+def _sides(half: Half, places: int) -> tuple[int, ...]:
+    """The sides of a grid of so many places: as the model's settings say, else those of a square;
+    `()` where it is none."""
+    told = {sides for sides in _told_grids(half) if prod(sides) == places}
+    side = isqrt(max(places, 0))
+    if told:
+        return told.pop() if len(told) == 1 else ()
+    return (side, side) if places > 0 and side * side == places else ()
+
+
+def _told_grids(half: Half) -> Iterable[tuple[int, ...]]:
+    """Grids that layers of a live model name, or that follow from sizes of images and patches."""
+    for settings in half.catalogue.settings.values():
+
+        def sides(key: str, settings: Mapping[str, object] = settings) -> list[int]:
+            named = [settings.get(f"{key}.{i}", settings.get(key)) for i in (0, 1)]
+            return [value for value in named if isinstance(value, int) and value > 0]
+
+        image, patch = sides("image_size") or sides("img_size"), sides("patch_size")
+        if grid := sides("grid_size"):
+            yield tuple(grid)
+        elif len(image) == len(patch) == 2:
+            yield tuple(i // p for i, p in zip(image, patch, strict=True))
 
 
 def _kind(module: Module, half: Half) -> str:

@@ -27,8 +27,8 @@ def find(situation: Situation) -> Iterable[Change]:
     for source, target in situation.left.pairs(_fits, _is_table):
         ours, theirs = only(source), only(target)
         way = _shown(ours, theirs) if len(ours.info.shape) == 3 else _flat(ours, theirs)
-        reason = "relative positions of a window that is not square: its sides are not known"
-        yield Change(ours, theirs, (way,) if way else (), reason)
+        unknown = "relative positions of a window that is not square: its sides are not known"
+        yield Change(ours, theirs, (way,) if way else (), "" if way else unknown)
 
 
 def _is_table(module: Module) -> bool:

@@ -9,11 +9,12 @@ alternatives of the plan.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from regraft.matching.modules import Module, conventions_of, modules_of
-from regraft.matching.pairing import served
+from regraft.matching.pairing import number_classes, served
 from regraft.matching.rewrites import folded, fused, recurrent, reparametrised, rotary, stacked
 from regraft.matching.rewrites.finding import AskRotary, Finding, Sight
 from regraft.matching.views import View
@@ -65,7 +66,7 @@ def _taken(views: Views, side: str, finding: Finding) -> Views:
     if any(info.name not in view.catalogue for r in finding.rewrites for info in r.old):
         return views  # an earlier finding has touched these tensors
     after = _seen(views, side, finding)
-    if not finding.certain and _gain(views, after) <= 0:
+    if not finding.certain and _gain(views, after) <= 0 and not _cuts_to_fit(finding, views, after):
         return views
     variants = [(label, *_sides(v, finding.rewrites, side)) for label, *v in views.variants]
     base = (views.source, views.target)
@@ -89,6 +90,27 @@ def _sides(views: Sequence[View], rewrites: Sequence[object], side: str) -> tupl
 def _gain(before: Views, after: Views) -> int:
     """How many more layers have a counterpart, less those that a rewrite took out of the target."""
     return _unserved(before) - _unserved(after)
+
+
+def _cuts_to_fit(finding: Finding, before: Views, after: Views) -> bool:
+    """Whether layers that are only cut into smaller ones find more of the other side by size.
+
+    Of a deeper stack the surplus blocks are cut as well: counted, they outweigh what is served.
+    """
+    sizes = [(sum(x.size for x in r.old), sum(x.size for x in r.new)) for r in finding.rewrites]
+    return all(a == b for a, b in sizes) and _unserved_size(after) < _unserved_size(before)
+
+
+def _unserved_size(views: Views) -> int:
+    sources, targets = _modules(views.source), _modules(views.target)
+    classes = number_classes(sources, targets)
+    count: dict[int, int] = defaultdict(int)
+    size: dict[int, int] = {}
+    for sign, side in ((1, sources), (-1, targets)):
+        for module in side:
+            count[classes[id(module)]] += sign
+            size[classes[id(module)]] = module.size
+    return sum(abs(number) * size[one] for one, number in count.items())
 
 
 def _unserved(views: Views) -> int:
