@@ -134,7 +134,9 @@ def _bars(rows: list[Row]) -> Iterable[str]:
     bad = [row["name"] for row in rows if wrong(row, "plain")]
     probed = [row["name"] for row in rows if wrong(row, "probe") or wrong(row, "told")]
     waved = [
-        row["name"] for row in rows if row["plain"].get("waved_through") not in ("", "equal", None)
+        row["name"]
+        for row in solvable
+        if row["plain"].get("waved_through") not in ("", "equal", None)
     ]
     yield f"silently wrong: {len(bad)}" + "".join(f"\n  {name}" for name in bad)
     if any(helped(row) for row in rows):

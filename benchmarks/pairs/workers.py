@@ -166,14 +166,15 @@ def run_one(task: Task) -> Iterator[Row]:
         yield dict.fromkeys(task.parts, broken)
         return
     yield {"build_seconds": round(time.perf_counter() - started, 2)}
-    for part in task.parts:
-        try:
-            with _interrupted(task.seconds):
-                verdict = _part(bench, part)
-        except OutOfTime:
-            reason = f"more than {task.seconds:.0f} s"
-            verdict = judging.Verdict("timeout", reason, seconds=task.seconds)
-        yield {part: verdict.to_json()}
+    with bench:
+        for part in task.parts:
+            try:
+                with _interrupted(task.seconds):
+                    verdict = _part(bench, part)
+            except OutOfTime:
+                reason = f"more than {task.seconds:.0f} s"
+                verdict = judging.Verdict("timeout", reason, seconds=task.seconds)
+            yield {part: verdict.to_json()}
 
 
 @contextlib.contextmanager
