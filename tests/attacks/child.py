@@ -52,8 +52,8 @@ def _listed(path: Path) -> dict[str, Any]:
                     assert array.shape == info.shape, name
                     digests[name] = hashlib.sha256(array.tobytes()).hexdigest()
     except RegraftError as error:
-        outcome |= {"kind": "refused", "error": type(error).__name__, "where": error.where}
-        outcome |= {"text": str(error)}
+        outcome |= {"kind": "refused", "where": error.where, "text": str(error)}
+        outcome["errors"] = [kind.__name__ for kind in type(error).__mro__]
     except BaseException:
         outcome |= {"kind": "raised", "text": traceback.format_exc(limit=-6)[-3000:]}
     outcome.setdefault("seconds", time.process_time() - started)

@@ -99,4 +99,4 @@ def test_npy_headers(attack: str, outcomes: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.parametrize("name", ["a dtype with fields", "a dtype of raw bytes"])
 def test_what_is_no_tensor_is_said(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     assert "numeric" in outcomes[name]["text"]
-    assert outcomes[name]["error"] == CorruptFile.__name__
+    assert CorruptFile.__name__ in outcomes[name]["errors"]
