@@ -147,5 +147,3 @@ ATTACKS["shards that are missing"] = Attack(
 
 def test_gguf(attack: str, outcomes: dict[str, dict[str, Any]]) -> None:
     check(ATTACKS[attack], outcomes[attack])
-
-
