@@ -157,9 +157,6 @@ FILES: dict[str, tuple[bytes, Any, str]] = {
         model(graph(tensor(), nodes=[node("F", ["w"], ["o"]) + sub(7, "own")]), sub(25, sub(
             1, "F") + sub(4, "x") + sub(5, "y") + sub(7, node("F", ["x"], ["y"]) + sub(7, "own"))
             + sub(10, "own"))), None, ""),
-    "sparse values at places that are not there": (
-        model(graph(more=sparse(tensor("w", (2,), FLOAT, FLOATS[:8]), tensor(
-            "i", (2,), INT64, (99).to_bytes(8, "little") * 2), (4,)))), None, ""),
     "sparse values of a huge shape": (
         model(graph(more=sparse(tensor("w", (2,), FLOAT, FLOATS[:8]), tensor(
             "i", (2,), INT64, bytes(16)), (1 << 40,)))), None, ""),

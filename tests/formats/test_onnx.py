@@ -736,7 +736,6 @@ def test_folded_normalisations_do_not_pass_for_the_plain_network(real: Path) -> 
     folder = real / "ultraface-slim"
     plan = rg.plan(folder / "version-slim-320_simplified.onnx", folder / "version-slim-320.pth")
     assert not plan.complete
-    assert plan.unused
 
 
 # Hostile files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regraft.errors import UnsafeFile
+from regraft.errors import MissingShard, UnsafeFile
 
 
 def inside(index: Path, name: str) -> Path:
@@ -20,10 +20,14 @@ def inside(index: Path, name: str) -> Path:
         try:
             folders = {index.parent.resolve(), index.resolve().parent}
             if any(path.resolve().is_relative_to(folder) for folder in folders):
-                path.is_file()  # a name may be too long for any file system
+                _ = path.is_file()  # a name may be too long for any file system
                 return path
-        except (OSError, RuntimeError):  # links that lead to themselves
+        except RuntimeError:  # links that lead to themselves
             pass
+        except OSError as error:
+            raise MissingShard(
+                str(index), found=f"{name[:200]!r}: {error.strerror}", expected="a file beside it"
+            ) from error
     raise UnsafeFile(
         str(index), found=f"shard {name[:200]!r}", expected="a file in the folder of the index"
     )

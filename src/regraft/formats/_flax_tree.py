@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +70,7 @@ class Tree:
     """
 
     def __init__(self, path: Path) -> None:
+        os.fspath(path)  # a remote file says that it is none of this machine
         self._file = Mapped(path)
         with (
             path.open("rb") as file,

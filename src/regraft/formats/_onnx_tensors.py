@@ -169,7 +169,14 @@ def sparse_tensor_of(message: Message) -> Tensor:
     shape = tuple(message.integers(fields.get(3, ()), _MAX_AXES))
     count = math.prod(values.shape)
     fits = indices.shape in ((count,), (count, len(shape))) and indices.dtype == "int64"
-    if not fits or len(values.shape) != 1 or any(n < 0 for n in shape) or values.dtype == TEXT:
+    large = math.prod(max(n, 1) for n in shape) >= 1 << 62
+    if (
+        not fits
+        or len(values.shape) != 1
+        or min(shape, default=0) < 0
+        or large
+        or (values.dtype == TEXT)
+    ):
         raise CorruptFile(
             f"{message.label}, tensor {values.name!r}",
             found=f"{values.shape} values at {indices.shape} places",

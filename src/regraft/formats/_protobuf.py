@@ -202,7 +202,8 @@ class _Windowed:
 
 
 def opened(path: Path) -> Message:
-    """A file as a message. **Raises** `CorruptFile` for an empty one."""
+    """A file of this machine as a message. **Raises** `CorruptFile` for an empty one."""
+    os.fspath(path)  # a remote one says that it is none
     size = path.stat().st_size
     if not size:
         raise CorruptFile(str(path), found="an empty file")

@@ -95,12 +95,14 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
     found: dict[str, Member] = {}
     listed: list[tuple[int, int, str]] = []
     at_once = is_local(path)
+    first = stop
     with path.open("rb", buffering=0) as file:
         end, entries = directory(file, start, stop, label)
         for entry in entries:
             name, raw, _, method, crc, packed, unpacked, header, _ = entry
+            first = min(first, header)
             if name.endswith("/"):
-                if packed or unpacked:
+                if unpacked:
                     raise UnsafeFile(f"{label}, member {name!r}", found="a folder with bytes")
                 continue
             if name in found or len(found) >= _MAX_MEMBERS:
@@ -116,7 +118,11 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
             listed.append((header, (offset if at_once else least) + packed, name))
             if not at_once:
                 found[name] = found[name]._replace(pending=Pending(entry, end))
-    _check_overlaps(listed, start, end, label)
+    if listed and first != start:
+        raise CorruptFile(
+            label, found=f"{first - start} bytes before the first member", expected="none"
+        )
+    _check_overlaps(listed, end, label)
     return found if at_once else _limited(found, listed)
 
 
@@ -187,14 +193,10 @@ def _unlike(label: str, name: str) -> CorruptFile:
     )
 
 
-def _check_overlaps(listed: list[tuple[int, int, str]], start: int, limit: int, label: str) -> None:
+def _check_overlaps(listed: list[tuple[int, int, str]], limit: int, label: str) -> None:
     """Sorts members, as `(begin, end, name)`, and sees that no byte belongs to two of them."""
     listed.sort()
-    end = start
-    if listed and listed[0][0] != start:
-        raise CorruptFile(
-            label, found=f"{listed[0][0] - start} bytes before the first member", expected="none"
-        )
+    end = 0
     for begin, stop, name in listed:
         if begin < end:
             raise UnsafeFile(

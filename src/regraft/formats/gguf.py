@@ -8,6 +8,7 @@ A shape is numpy's, which has GGUF's dimensions in reverse.
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,6 +107,7 @@ def sniff(sample: Sample) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile`, `MissingShard`, `FormatError`."""
+    os.fspath(path)  # a remote file says that it is none of this machine
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
