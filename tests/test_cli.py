@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -196,12 +197,12 @@ def test_a_shape_mismatch_and_a_stale_plan(shell: Shell) -> None:
 
 
 def test_a_missing_extra_is_named(shell: Shell) -> None:
+    assert shell("convert", "base.pth", "base.npz").status == 0
     (shell.folder / "h5py.py").write_text("raise ImportError('not here')")
-    (shell.folder / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
     done = subprocess.run(
-        [sys.executable, "-m", "regraft", "inspect", "x.h5"],
+        [sys.executable, "-m", "regraft", "convert", "base.npz", "x.weights.h5"],
         cwd=shell.folder, capture_output=True, text=True,
-        env={"PYTHONPATH": str(shell.folder)},
+        env={**os.environ, "PYTHONPATH": f"{shell.folder}:{os.environ.get('PYTHONPATH', '')}"},
     )  # fmt: skip
     assert done.returncode == 8, done.stderr
     assert "pip install 'regraft[keras]'" in done.stderr
