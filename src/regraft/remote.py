@@ -368,7 +368,9 @@ class _File(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._content.size}[whence]
-        self._at = max(0, base + offset)
+        if base + offset < 0:
+            raise ValueError(f"a place {base + offset} before the file")
+        self._at = base + offset
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:

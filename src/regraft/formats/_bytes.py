@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from regraft.errors import CorruptFile
 from regraft.locations import is_local
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 _MAX_SPREAD = 1024
 _SMALL = 64 << 20
 _MAX_NUMBER = (1 << 63) - 1
+# Bytes of a remote file that are fetched first where nothing says how many are needed.
+_FIRST = 1 << 18
+
+T = TypeVar("T")
 
 
 class Strided(NamedTuple):
@@ -74,6 +80,23 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(strides)
 
 
+def beginning(path: Path, parse: Callable[[Any], T]) -> T:
+    """What `parse` makes of a file that begins with something of unknown length.
+
+    It is given the mapped file; of a remote one a beginning, and a longer one as long as it raises
+    `CorruptFile`, up to the whole file.
+    """
+    if is_local(path):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return parse(data)
+    size, length = path.stat().st_size, _FIRST
+    while length < size:
+        with path.open("rb") as file, suppress(CorruptFile):
+            return parse(file.read(length))
+        length *= 4
+    return parse(path.read_bytes())
+
+
 class Mapped:
     """A file's bytes as arrays: mapped when the first one is asked for; a remote file's are
     fetched, no more than the range from the first element to the last."""
@@ -92,7 +115,7 @@ class Mapped:
         if 0 in place.shape:
             whole = np.zeros(place.shape, dtype)
             return whole if slices is None else whole[slices]
-        if place.offset + dtype.itemsize > self.size:
+        if not 0 <= place.offset <= self.size - dtype.itemsize:
             raise CorruptFile(
                 self.path.name,
                 found=f"{self.size} bytes",

@@ -162,7 +162,7 @@ class Walk:
         try:
             for _ in range(count):
                 at += width + unpack(self.data, at)[0]
-        except struct.error:
+        except (struct.error, OverflowError):
             at = self.size + 1
         if at > self.size:
             raise self.corrupt(f"{count} strings beyond the end of the file")

@@ -14,9 +14,10 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol, cast, overload
 
 from regraft.errors import CorruptFile
+from regraft.locations import is_local
 
 
 class Data(Protocol):
@@ -168,13 +169,14 @@ class Message:
 
 
 class _Windowed:
-    """A large file, of which a window is held. A map would count as memory what it touches, and
-    systems map generously around a touch."""
+    """A large file or a remote one, of which a window is held. A map would count as memory what it
+    touches, and systems map generously around a touch."""
 
     def __init__(self, path: Path, size: int) -> None:
-        self._label, self._size = path.name, size
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
+        self._path, self._size = path, size
+        self._file = os.open(path, os.O_RDONLY) if is_local(path) else None
+        if self._file is not None:
+            weakref.finalize(self, os.close, self._file)
         self._window, self._start = b"", 0
 
     def __len__(self) -> int:
@@ -195,19 +197,21 @@ class _Windowed:
         return self._window[at]
 
     def _read(self, start: int, size: int) -> bytes:
-        found = os.pread(self._file, size, start)
+        if self._file is not None:
+            found = os.pread(self._file, size, start)
+        else:
+            found = bytes(cast(Any, self._path).fetch(start, start + size))
         if len(found) < size:
-            raise CorruptFile(self._label, found="a file that was cut off after it was opened")
+            raise CorruptFile(self._path.name, found="a file that was cut off after it was opened")
         return found
 
 
 def opened(path: Path) -> Message:
-    """A file of this machine as a message. **Raises** `CorruptFile` for an empty one."""
-    os.fspath(path)  # a remote one says that it is none
+    """A file as a message. **Raises** `CorruptFile` for an empty one."""
     size = path.stat().st_size
     if not size:
         raise CorruptFile(str(path), found="an empty file")
-    if size > _MAPPED:
+    if size > _MAPPED or not is_local(path):
         return Message(_Windowed(path, size), path.name)
     with path.open("rb") as file:
         return Message(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path.name)

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 from regraft.errors import CorruptFile, UnknownFormat
 from regraft.formats import _zip
-from regraft.formats._bytes import Mapped
+from regraft.formats._bytes import Mapped, beginning
 from regraft.formats._pickle import Global, Machine, Reference
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import LEGACY_HEADS, LEGACY_MAGIC, Storages, named, width
-from regraft.locations import ahead, is_local
+from regraft.locations import ahead
 
 _LEGACY_PROTOCOL = 1001
-# Bytes of a storage's number of elements, and of a remote file that are fetched first.
-_COUNT, _FIRST = 8, 1 << 18
+# Bytes of a storage's number of elements.
+_COUNT = 8
 
 
 class Pickled(NamedTuple):
@@ -48,20 +48,7 @@ def legacy(path: Path) -> Pickled:
     Storages are little-endian whatever machine wrote them; what the third pickle says of byte
     order is of no use, and PyTorch does not look at it either.
     """
-    if is_local(path):
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _legacy(path, data)
-    # Nothing says how long the pickles are: more of a remote file is fetched until they are whole.
-    size, length = path.stat().st_size, _FIRST
-    while True:
-        with path.open("rb") as file:
-            beginning = file.read(length)
-        try:
-            return _legacy(path, beginning)
-        except CorruptFile:
-            if length >= size:
-                raise
-        length *= 4
+    return beginning(path, lambda data: _legacy(path, data))
 
 
 def _legacy(path: Path, data: mmap.mmap | bytes) -> Pickled:

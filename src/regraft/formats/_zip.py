@@ -37,6 +37,7 @@ _SMALL = 1 << 20
 _TABLE = 1 << 10
 # What is asked for of a remote archive with each local header: the extra field, and what follows.
 _BEHIND = 512
+_FAR = 1 << 62
 
 
 class Pending(NamedTuple):
@@ -49,7 +50,8 @@ class Pending(NamedTuple):
 class Member(NamedTuple):
     """One file of the archive. `offset` is where its (packed) bytes begin; `stored`: unpacked.
 
-    In a remote archive `offset` is -1 and `pending` is set until the member is `located`.
+    In a remote archive `pending` is set until the member is `located`; until then `offset` is a
+    number far below zero, at which nothing can be read, and by which `Archived` knows the member.
     """
 
     name: str
@@ -112,7 +114,7 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
                     expected=f"up to {_MAX_MEMBERS} members whose names are unique",
                 )
             _check(entry, label)
-            offset = _begin(entry, file, label) if at_once else -1
+            offset = _begin(entry, file, label) if at_once else header - _FAR
             found[name] = Member(name, offset, packed, unpacked, method == _STORED, crc)
             least = header + _FIXED + len(raw)
             listed.append((header, (offset if at_once else least) + packed, name))
@@ -236,19 +238,18 @@ def located(path: Path, wanted: Iterable[Member]) -> list[Member]:
 
 
 class Archived(Mapped):
-    """Arrays that lie in stored members. In a remote archive a place is told by where the member's
-    local header lies, until it is read."""
+    """Arrays that lie in stored members of the archives of one file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._pending: dict[int, Member] = {}
 
     def start(self, member: Member) -> int:
-        """The `start` of places in a member."""
-        if member.pending is None:
-            return member.offset
-        self._pending[member.pending.entry.header] = member
-        return member.pending.entry.header
+        """The `start` of places in a member; in a remote archive one that only this object can
+        read, once it has found where the member's bytes begin."""
+        if member.pending is not None:
+            self._pending[member.offset] = member
+        return member.offset
 
     def array(self, place: Strided, slices: Slices | None = None) -> Array:
         member = self._pending.get(place.start)

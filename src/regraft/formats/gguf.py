@@ -7,8 +7,6 @@ A shape is numpy's, which has GGUF's dimensions in reverse.
 
 from __future__ import annotations
 
-import mmap
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.atomic import replacing_path
 from regraft.errors import CorruptFile, FormatError, MissingShard
 from regraft.formats import Sample, TensorSource, _ggml
-from regraft.formats._bytes import Mapped, Strided
+from regraft.formats._bytes import Mapped, Strided, beginning
 from regraft.formats._gguf_header import ALIGNMENT, Header, Info, parse
 from regraft.formats._gguf_walk import MAGIC
 from regraft.tensors import CODED, Spread, Stored, StoredTensor, TensorInfo, numpy_dtype
@@ -107,13 +105,8 @@ def sniff(sample: Sample) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile`, `MissingShard`, `FormatError`."""
-    os.fspath(path)  # a remote file says that it is none of this machine
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        header = parse(data, len(data), path.name)
-    return _Gguf(path, header)
+    size = path.stat().st_size
+    return _Gguf(path, beginning(path, lambda data: parse(data, size, path.name)))
 
 
 def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> None:

@@ -23,7 +23,13 @@ from regraft.formats._assembly import Piece, assembled, check, is_shape
 from regraft.formats._beside import inside
 from regraft.formats._bytes import Strided
 from regraft.formats._pickle import Machine, Opaque
-from regraft.formats._safetensors_header import MAX_HEADER, corrupt, length_of, places
+from regraft.formats._safetensors_header import (
+    MAX_HEADER,
+    corrupt,
+    length_of,
+    parsed,
+    place_of,
+)
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import dtype_of
 from regraft.formats._torch_tensors import Collected, few
@@ -303,7 +309,9 @@ class _Folder(Stored):
                 if length > MAX_HEADER or begin > end:
                     found = f"a header of {length} bytes, {end - offset} bytes left"
                     raise corrupt(path.name, found)
-                self._headers[name, offset] = places(file.read(length), begin, end, path.name)
+                tensors, metadata = parsed(file.read(length), begin, end, path.name)
+            places = {tensor.path[0]: place_of(tensor) for tensor in tensors}
+            self._headers[name, offset] = places, metadata
         return self._headers[name, offset]
 
     def close(self) -> None:
