@@ -31,6 +31,7 @@ from formats.samples import all_makers
 from regraft import checkpoints, formats, locations
 from regraft.checkpoints import Checkpoint
 from regraft.errors import CorruptFile, FormatError, MissingDependency, MissingShard, UnsafeFile
+from regraft.tensors import TensorInfo
 
 Values = dict[str, np.ndarray[Any, Any]]
 KIB, MIB = 1 << 10, 1 << 20
@@ -55,6 +56,24 @@ def _h5(path: Path, held: Values) -> None:
             group.attrs["weight_names"] = [name.encode() for name in named]
             for name in named:
                 group[name] = held[name]
+
+
+def _onnx(path: Path, held: Values) -> None:
+    """The kernels as initializers of layers in a row."""
+    from onnx import helper, numpy_helper, save_model
+
+    kernels = {name: array for name, array in held.items() if array.ndim == 2}
+    nodes = [
+        helper.make_node("MatMul", [f"x{i}", name], [f"x{i + 1}"], name=name)
+        for i, name in enumerate(kernels)
+    ]
+    graph = helper.make_graph(
+        nodes, "net",
+        [helper.make_tensor_value_info("x0", 1, [1, 256])],
+        [helper.make_tensor_value_info(f"x{len(kernels)}", 1, None)],
+        [numpy_helper.from_array(array, name) for name, array in kernels.items()],
+    )  # fmt: skip
+    save_model(helper.make_model(graph), str(path))
 
 
 def _sharded(folder: Path, held: Values) -> None:
@@ -89,6 +108,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez_compressed(made / "packed.npz", **held)
     np.save(made / "one array.npy", np.concatenate([held[f"layers.{i}.weight"] for i in range(9)]))
     _h5(made / "model.h5", held)
+    _onnx(made / "model.onnx", held)
+    items = [(TensorInfo(n, v.shape, v.dtype.name), lambda v=v: v) for n, v in held.items()]
+    checkpoints.write(made / "model.gguf", items)
     _sharded(made, held)
     return made
 
@@ -103,6 +125,8 @@ LISTED = {
     "packed.npz": (600, 5),
     "one array.npy": (80, 1),
     "model.h5": (900, 60),  # HDF5 follows pointers one by one
+    "model.onnx": (1000, 60),  # and so does protobuf
+    "model.gguf": (400, 2),
     "model.safetensors.index.json": (200, 6),
 }
 

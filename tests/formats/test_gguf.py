@@ -301,6 +301,8 @@ LIES: dict[str, Callable[[], bytes]] = {
         "a", 9, _array(8, 2, Raw().text("x") + struct.pack("<Q", 1 << 40))).bytes(),
     "a string that wraps around": lambda: Raw().key(
         "a", 9, _array(8, 1, struct.pack("<Q", HUGE - 7))).bytes(),
+    "a string behind one that ends nowhere": lambda: Raw().key(
+        "a", 9, _array(8, 2, struct.pack("<QQ", 1 << 63, 0))).bytes(),
     "2^40 strings": lambda: Raw().key("a", 9, _array(8, 1 << 40)).bytes(),
     "arrays nested too deep": lambda: Raw().key(
         "a", 9, b"".join(_array(9, 1) for _ in range(100_000))).bytes(),

@@ -35,8 +35,8 @@ _MAX_VARINT = 10
 _MAX_TEXT = 1 << 16
 # Fields of one message that are gathered at once; what has more is walked.
 _MAX_GATHERED = 4096
-# Files up to this size are mapped; of larger ones a window is read.
-_MAPPED, _WINDOW = 1 << 24, 1 << 15
+# Files up to this size are mapped; of larger ones a window is read, a small one of remote files.
+_MAPPED, _WINDOW, _REMOTE_WINDOW = 1 << 24, 1 << 15, 1 << 12
 
 
 class Span(NamedTuple):
@@ -177,6 +177,7 @@ class _Windowed:
         self._file = os.open(path, os.O_RDONLY) if is_local(path) else None
         if self._file is not None:
             weakref.finalize(self, os.close, self._file)
+        self._step = _REMOTE_WINDOW if self._file is None else _WINDOW
         self._window, self._start = b"", 0
 
     def __len__(self) -> int:
@@ -192,7 +193,7 @@ class _Windowed:
             return self._read(start, max(0, stop - start))
         at = place - self._start
         if not 0 <= at < len(self._window):
-            size = min(_WINDOW, self._size - place)
+            size = min(self._step, self._size - place)
             self._window, self._start, at = self._read(place, size), place, 0
         return self._window[at]
 
