@@ -10,7 +10,7 @@ from typing import Any
 from attacks.building import FLOATS, save
 from attacks.harness import REFUSED, Attack, Make, check, written
 from attacks.protobuf import num, sub, varint
-from regraft.errors import FormatError, MissingShard, UnsafeFile
+from regraft.errors import CorruptFile, FormatError, MissingShard, UnsafeFile
 
 FLOAT, STRING, INT64, INT4 = 1, 8, 7, 22
 
@@ -211,6 +211,23 @@ BESIDE: dict[str, tuple[Make, Any]] = {
 }  # fmt: skip
 ATTACKS = {
     **{n: Attack(written("x.onnx", c), e, where) for n, (c, e, where) in FILES.items()},
+    "sparse values at places that are not there": Attack(
+        written(
+            "x.onnx",
+            model(
+                graph(
+                    more=sparse(
+                        tensor("w", (2,), FLOAT, FLOATS[:8]),
+                        tensor("i", (2,), INT64, (99).to_bytes(8, "little") * 2),
+                        (4,),
+                    )
+                )
+            ),
+        ),
+        CorruptFile,
+        "w",
+        "read",
+    ),
     **{n: Attack(make, expects, W) for n, (make, expects) in BESIDE.items()},
 }
 

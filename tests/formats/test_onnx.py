@@ -155,11 +155,11 @@ def test_numbers_beyond_their_type_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"data_type": 0}, {"data_type": 99}, {"dims": [-1]}, {"dims": [1] * 65}, {"name": ""},
-     {"dims": [2**62, 2**62]}],
+     {"dims": [2**62, 2**62]}, {"dims": [0, 2**62], "raw_data": b""}],
 )  # fmt: skip
 def test_tensors_that_make_no_sense(change: dict[str, Any], tmp_path: Path) -> None:
     fields: dict[str, Any] = {"name": "w", "data_type": TensorProto.FLOAT, "dims": [1]}
-    tensor = TensorProto(**(fields | change), raw_data=b"\0\0\0\0")
+    tensor = TensorProto(**({"raw_data": b"\0\0\0\0"} | fields | change))
     with pytest.raises(CorruptFile):
         checkpoints.open(saved(tmp_path / "a.onnx", model_of([], [tensor])))
 

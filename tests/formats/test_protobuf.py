@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
 from regraft.errors import CorruptFile
 from regraft.formats import _packed
 from regraft.formats._protobuf import LENGTH, VARINT, Message, signed
+
+# Timings never fail a test.
+patient = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def written(fields: dict[int, list[Any]]) -> bytes:
@@ -44,6 +47,7 @@ values = st.one_of(
 )
 
 
+@patient
 @given(st.dictionaries(st.integers(1, 2**29 - 1), st.lists(values, min_size=1, max_size=4)))
 def test_what_is_written_is_walked(fields: dict[int, list[Any]]) -> None:
     data = written(fields)
@@ -63,6 +67,7 @@ def test_what_is_written_is_walked(fields: dict[int, list[Any]]) -> None:
     )
 
 
+@patient
 @given(
     st.lists(st.integers(-(2**63), 2**63 - 1), max_size=50),
     st.lists(st.integers(-(2**31), 2**31 - 1), max_size=50),
@@ -90,6 +95,7 @@ def test_packed_numbers_of_googles_writer(
     assert _packed.count_of(data, fields.get(4, []), 4) == len(floats)
 
 
+@patient
 @given(st.lists(st.one_of(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**64 - 1)))))
 def test_packed_and_single_numbers_mix(parts: list[Any]) -> None:
     packed = [p if isinstance(p, int) else b"".join(map(varint, p)) for p in parts]
@@ -113,6 +119,7 @@ def test_numbers_are_held_against_their_type(dtype: str) -> None:
             _packed.reinterpreted(np.array([beyond]).view(np.uint64), dtype, "here")
 
 
+@patient
 @given(st.binary(max_size=200))
 def test_any_bytes_are_walked_or_refused(data: bytes) -> None:
     try:

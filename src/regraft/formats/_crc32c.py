@@ -3,7 +3,7 @@
 Few bytes are taken one after the other. Many are cut into lanes that numpy takes side by side,
 two bytes of every lane at a time; lanes are then joined in pairs: a remainder is linear, so that
 what stands before n further bytes is multiplied by x^(8n), a fixed matrix over GF(2) for each n.
-Around 300 MB/s on one core where the plain loop does 10.
+Measured: about 300 MiB a second of processor time once its tables are made, 90 with making them.
 """
 
 from __future__ import annotations

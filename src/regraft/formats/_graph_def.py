@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from regraft.errors import CorruptFile
 from regraft.formats import _packed
-from regraft.formats._op_graph import Op
+from regraft.formats._ops import Op
 from regraft.formats._protobuf import LENGTH, Field, Message, Span
 from regraft.formats._tensorflow_types import OTHERS, TEXT, dtype_of, shape_of
 from regraft.tensors import DTYPE_BITS, numpy_dtype

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from regraft.errors import CorruptFile
 from regraft.formats._onnx_tensors import Tensor, sparse_tensor_of, tensor_of
-from regraft.formats._op_graph import Op
+from regraft.formats._ops import Op
 from regraft.formats._protobuf import Field, Message
 
 # Fields of ModelProto, with the wire types that they have; all that a model may begin with.

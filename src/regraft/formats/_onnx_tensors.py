@@ -35,6 +35,8 @@ _TYPED = {
     "int64": (_INT64S, "", 1), "uint32": (_UINT64S, "", 1), "uint64": (_UINT64S, "", 1),
 }  # fmt: skip
 _MAX_AXES = 64
+# Elements of 16 bytes that 63 bits can count.
+_MAX_BITS = 59
 # Values that are not packed, which nobody writes, take a field each: so many and no more.
 _MAX_SINGLES = 1 << 16
 
@@ -94,7 +96,7 @@ def tensor_of(message: Message) -> Tensor:
     name = message.text(single[_NAME]) if _NAME in single else ""
     where = f"{message.label}, tensor {name!r}"
     shape = tuple(message.integers(many.get(_DIMS, ()), _MAX_AXES))
-    if any(n < 0 for n in shape):
+    if _nonsense(shape):
         raise CorruptFile(where, found=f"shape {shape}")
     code = single[_TYPE].value if _TYPE in single else 0
     if code not in _DTYPES:
@@ -169,17 +171,15 @@ def sparse_tensor_of(message: Message) -> Tensor:
     shape = tuple(message.integers(fields.get(3, ()), _MAX_AXES))
     count = math.prod(values.shape)
     fits = indices.shape in ((count,), (count, len(shape))) and indices.dtype == "int64"
-    large = math.prod(max(n, 1) for n in shape) >= 1 << 62
-    if (
-        not fits
-        or len(values.shape) != 1
-        or min(shape, default=0) < 0
-        or large
-        or (values.dtype == TEXT)
-    ):
+    if _nonsense(shape) or not fits or len(values.shape) != 1 or values.dtype == TEXT:
         raise CorruptFile(
             f"{message.label}, tensor {values.name!r}",
             found=f"{values.shape} values at {indices.shape} places",
             expected=f"a place in {shape} for each value",
         )
     return Tensor(values.name, shape, values.dtype, Sparse(values, indices))
+
+
+def _nonsense(shape: tuple[int, ...]) -> bool:
+    """Whether no array has such a shape: numpy multiplies the sizes beside a zero, too."""
+    return any(n < 0 for n in shape) or math.prod(n for n in shape if n) >> _MAX_BITS > 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from regraft.formats._op_names import owners_of
+from regraft.formats._ops import Dialect, Op, Param, Reading, Use
 from regraft.tensors import FlowNode
 
 _MAX_FLOW = 20_000
@@ -24,82 +25,6 @@ _MAX_MOVES = 8
 # Steps that a value may come from where control flow joins several.
 _MAX_ENDS = 64
 _BIASED = ("kernel", "quantized_kernel", "gamma")
-_NONE: frozenset[str] = frozenset()
-
-
-class Op(NamedTuple):
-    """One operation; its kind is `""` where control flow joins values, an absent input is `""`.
-
-    `settings` are the integers among its attributes.
-    """
-
-    kind: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    settings: Mapping[str, tuple[int, ...]] = {}
-
-
-class Param(NamedTuple):
-    """A stored tensor, as far as a graph needs to know it."""
-
-    name: str
-    shape: tuple[int, ...]
-    floating: bool
-
-    @property
-    def vector(self) -> bool:
-        """More than one value along one axis, axes of size 1 not counted."""
-        return math.prod(self.shape) == max(self.shape, default=1) > 1
-
-
-class Dialect(NamedTuple):
-    """What the operations of one format mean, by their kinds.
-
-    - `parameters`: which inputs are a layer's tensors, and their roles.
-    - `dense`: operations that multiply matrices, with the settings that turn their two inputs.
-    - `add`, `subtract`, `multiply`: arithmetic of two inputs.
-    - `unchanged`: the output holds the first input's values as they are.
-    - `transpose`, `reshape`, `flatten`, `concat`: what moves axes, and what makes shapes for it.
-    - `sizes`: gives sizes, or makes tensors from sizes, which are no data.
-    - `steered`: takes stored tensors as settings: bounds, scales of a resize or a quantization.
-    """
-
-    parameters: Mapping[str, Mapping[int, str]]
-    dense: Mapping[str, tuple[str, str]]
-    add: frozenset[str]
-    subtract: frozenset[str]
-    multiply: frozenset[str]
-    unchanged: frozenset[str]
-    transpose: frozenset[str]
-    reshape: frozenset[str]
-    concat: frozenset[str]
-    sizes: frozenset[str]
-    steered: frozenset[str]
-    flatten: frozenset[str] = _NONE
-
-
-class Use(NamedTuple):
-    """What a tensor is to the layer that owns it."""
-
-    owner: str
-    module: str
-    role: str
-
-
-class Reading(NamedTuple):
-    """What a graph says.
-
-    - `uses`: by tensor, where it is a layer's.
-    - `order`: all tensors that are read, in the order of first use.
-    - `settings`: those that are never read but as settings.
-    - `flow`: the dataflow; empty where it is too long.
-    """
-
-    uses: dict[str, Use]
-    order: tuple[str, ...]
-    settings: frozenset[str]
-    flow: tuple[FlowNode, ...]
 
 
 def read(ops: Iterable[Op], params: Mapping[str, Param], dialect: Dialect) -> Reading:

@@ -10,13 +10,13 @@ See tensorflow/core/util/tensor_bundle/tensor_bundle.cc and core/protobuf/tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from regraft.errors import CorruptFile, FormatError, MissingShard
 from regraft.formats import _sstable
 from regraft.formats._beside import inside
+from regraft.formats._bundle_slices import extents_of, slice_key, tiles
 from regraft.formats._bytes import Mapped, Strided
 from regraft.formats._crc32c import crc32c_of, unmasked
 from regraft.formats._protobuf import Field, Message, fixed32, signed
@@ -32,7 +32,7 @@ _SHARDS, _ENDIANNESS, _VERSION = 1, 2, 3
 _DTYPE, _SHAPE, _SHARD, _OFFSET, _SIZE, _CRC, _SLICES = 1, 2, 3, 4, 5, 6, 7
 _KNOWN_VERSION = 1
 _MAX_SHARDS = 100_000
-_MAX_SLICES, _MAX_AXES = 1 << 16, 64
+_MAX_SLICES = 1 << 16
 _MAX_TEXT = 1 << 28
 
 
@@ -133,7 +133,7 @@ class Bundle:
         slices: list[tuple[tuple[int, int], ...]] = []
         for field in message:
             if field.number == _SLICES:
-                slices.append(_extents(message.inner(field)))
+                slices.append(extents_of(message.inner(field)))
                 if len(slices) > _MAX_SLICES:
                     raise CorruptFile(where, found=f"more than {_MAX_SLICES} slices")
             else:
@@ -176,9 +176,9 @@ class Bundle:
             for axis, (start, size) in enumerate(zip(begin, sizes, strict=True)):
                 edges[axis].add((start, start + size))
             pieces.append(Piece(begin, entry))
-        tiles = all(_tiles(found, n) for found, n in zip(edges, whole.shape, strict=True))
+        filled = all(tiles(found, n) for found, n in zip(edges, whole.shape, strict=True))
         distinct = {piece.begin for piece in pieces}
-        if not tiles or not len(pieces) == len(distinct) == math.prod(map(len, edges)):
+        if not filled or not len(pieces) == len(distinct) == math.prod(map(len, edges)):
             raise CorruptFile(where, found="slices that leave gaps or overlap", expected="a grid")
         return tuple(pieces)
 
@@ -232,7 +232,8 @@ class Bundle:
 
         wanted = slices or (slice(None),) * len(whole.shape)
         bounds = [part.indices(n)[:2] for part, n in zip(wanted, whole.shape, strict=True)]
-        out = np.empty([stop - start for start, stop in bounds], numpy_dtype(whole.dtype))
+        sizes = [max(0, stop - start) for start, stop in bounds]
+        out = np.empty(sizes, numpy_dtype(whole.dtype))
         for begin, entry in self.pieces[name]:
             axes = list(zip(bounds, begin, entry.shape, strict=True))
             # What of this slice is wanted, in places of the whole tensor.
@@ -295,42 +296,3 @@ def _place(entry: Entry) -> tuple[int, int]:
 def _stored(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of the values in a data file: one for each element that is smaller than a byte."""
     return math.prod(shape) * max(1, DTYPE_BITS[dtype] // 8)
-
-
-def _tiles(spans: set[tuple[int, int]], size: int) -> bool:
-    """Whether the spans of one axis lie end to end."""
-    at = 0
-    for start, stop in sorted(spans):
-        if start != at or stop <= start:
-            return False
-        at = stop
-    return at == size
-
-
-def _extents(message: Message) -> tuple[tuple[int, int], ...]:
-    """Start and length along each axis, of a TensorSliceProto."""
-    found: list[tuple[int, int]] = []
-    for field in message:
-        if field.number == 1:
-            extent = {f.number: signed(f.value) for f in message.inner(field)}
-            found.append((extent.get(1, 0), extent.get(2, -1)))
-            if len(found) > _MAX_AXES:
-                raise CorruptFile(message.label, found=f"more than {_MAX_AXES} axes")
-    return tuple(found)
-
-
-def slice_key(name: str, extents: Iterable[tuple[int, int]]) -> bytes:
-    """The key of a slice: TensorFlow's encoding that sorts as the numbers do (OrderedCode)."""
-    numbers = list(extents)
-    escaped = name.encode().replace(b"\x00", b"\x00\xff")
-    count = len(numbers).to_bytes(1, "big") if numbers else b""
-    head = b"\x00" + escaped + b"\x00\x01" + bytes([len(count)]) + count
-    return head + b"".join(_ordered(n) for extent in numbers for n in extent)
-
-
-def _ordered(number: int) -> bytes:
-    """A signed number: as many ones as it has bytes and then the sign, turned for negative ones."""
-    magnitude = ~number if number < 0 else number
-    length = magnitude.bit_length() // 7 + 1
-    marks = ((1 << length) - 1) << (8 * length - length)
-    return (number % (1 << 8 * length) ^ marks).to_bytes(length, "big")

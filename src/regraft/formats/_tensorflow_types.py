@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from regraft.errors import CorruptFile
 from regraft.formats._protobuf import Field, Message, signed
 
@@ -19,6 +21,8 @@ DTYPES = {
 # Types whose values are no numbers, or of no type that numpy has: named where they are left out.
 OTHERS = {20: "resource", 21: "variant", 27: "float8_e4m3b11fnuz"}
 _MAX_AXES = 64
+# Elements of 16 bytes that 63 bits can count.
+_MAX_BITS = 59
 
 
 def dtype_of(code: int, where: str) -> str:
@@ -42,6 +46,7 @@ def shape_of(message: Message, field: Field | None, where: str) -> tuple[int, ..
             raise CorruptFile(where, found="a shape of unknown rank")
         if len(sizes) > _MAX_AXES:
             raise CorruptFile(where, found=f"more than {_MAX_AXES} axes")
-    if any(n < 0 for n in sizes):
+    # numpy multiplies the sizes beside a zero, too.
+    if any(n < 0 for n in sizes) or math.prod(n for n in sizes if n) >> _MAX_BITS:
         raise CorruptFile(where, found=f"shape {tuple(sizes)}")
     return tuple(sizes)

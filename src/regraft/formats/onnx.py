@@ -28,7 +28,7 @@ from regraft.formats import Sample, _op_graph
 from regraft.formats._onnx_model import GRAPH, IR_VERSION, MODEL_FIELDS, Found, Model
 from regraft.formats._onnx_tensors import TEXT, External, Sparse, Tensor
 from regraft.formats._onnx_values import Files
-from regraft.formats._op_graph import Dialect, Param, Reading
+from regraft.formats._ops import Dialect, Param, Reading
 from regraft.formats._protobuf import opened
 from regraft.tensors import Stored, StoredTensor
 

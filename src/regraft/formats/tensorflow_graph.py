@@ -26,7 +26,7 @@ from regraft.formats._graph_def import (
     graph_of,
     typed_values,
 )
-from regraft.formats._op_graph import Dialect, Param, Reading, Use
+from regraft.formats._ops import Dialect, Param, Reading, Use
 from regraft.formats._protobuf import Message, opened
 from regraft.tensors import Stored, StoredTensor
 
