@@ -28,14 +28,15 @@ _BLOCK = 8 << 20
 class Checkpoint(Catalogue):
     """Stored tensors: a Mapping of name to TensorInfo, read only when asked.
 
-    - `path`, `format`: where from.
+    - `path`, `format`: where from; of a folder of steps, the one that was opened.
     - `container`: the part of the file that was chosen, `""` for its root.
     - `containers`: the parts that could be chosen, with their numbers of tensors.
     - `choice`: how the chosen part was found, and what of it was left out.
     """
 
     def __init__(self, found: Found, stored: list[Stored], container: str | None) -> None:
-        path = self.path = found.path
+        path = found.path
+        self.path = stored[0].at or path
         self.format = stored[0].format
         self._stored = stored
         self._places: dict[str, tuple[Stored, StoredTensor]] = {}

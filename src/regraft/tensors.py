@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -295,6 +297,8 @@ class Stored(ABC):
     flow: tuple[FlowNode, ...] = ()
     # Set where this file alone is not the whole checkpoint.
     spread: Spread | None = None
+    # What was opened, where it is only a part of what the caller named (the newest of its steps).
+    at: Path | None = None
 
     @abstractmethod
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:

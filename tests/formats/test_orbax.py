@@ -91,7 +91,8 @@ def check(path: Path, values: Values, **options: Any) -> checkpoints.Checkpoint:
             n: (v.shape, v.dtype.name) for n, v in values.items()
         }
         for name, value in values.items():
-            read = found.read(name)
+            found.read(name)
+            read = found.read(name)  # what was opened once is taken again
             assert read.dtype == value.dtype
             np.testing.assert_array_equal(read, value)
             if value.ndim:
@@ -149,6 +150,8 @@ def test_the_newest_step_of_a_manager_and_each_by_itself(tmp_path: Path) -> None
                 manager.save(step, args=ocp.args.StandardSave({"w": jnp.asarray(value)}))
             manager.wait_until_finished()
         found = check(root, {"w": values[10]})
+        assert found.path == root / ("run_10" if settings_ else "10")
+        assert found.label == root.name
         assert found.metadata["step"] == "10"
         others = ", ".join(f"run_{n}" if settings_ else f"{n}" for n in (2, 1))
         assert f"opened step 10, the newest; also there: {others}" in found.notes[0]

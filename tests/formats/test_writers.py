@@ -253,6 +253,14 @@ def test_much_metadata_comes_back(name: str, tmp_path: Path) -> None:
         assert {k: v for k, v in found.metadata.items() if k in metadata} == metadata
 
 
+@pytest.mark.parametrize("ending", [".gguf", ".msgpack"])
+def test_more_metadata_than_is_read_back_is_not_written(ending: str, tmp_path: Path) -> None:
+    item = [(TensorInfo("w", (1,), "float32"), lambda: np.ones(1, np.float32))]
+    with pytest.raises(FormatError, match="metadata"):
+        checkpoints.write(tmp_path / f"x{ending}", item, {"a": "x" * (33 << 20)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_attributes_that_lie(tmp_path: Path) -> None:
     value = np.ones(1, np.float32)
     items = [(TensorInfo(n, (1,), "float32"), lambda: value) for n in ("a", "b")]

@@ -18,7 +18,7 @@ _VERSIONS = (1, 2, 3)
 _MAX_NAME = (1 << 16) - 1
 _MAX_NESTING = 4
 # Text that is kept: of all values together (longer ones are told by their length), of all names.
-_MAX_TEXT = 32 << 20
+MAX_TEXT = 32 << 20
 _NUMBERS = {
     0: ("uint8", "B"), 1: ("int8", "b"), 2: ("uint16", "H"), 3: ("int16", "h"),
     4: ("uint32", "I"), 5: ("int32", "i"), 6: ("float32", "f"), 7: ("bool", "b"),
@@ -38,7 +38,7 @@ class Walk:
     def __init__(self, data: Any, size: int, label: str) -> None:
         self.data, self.size, self.label = data, size, label
         self.at = len(MAGIC)
-        self._text_left = self._names_left = _MAX_TEXT
+        self._text_left = self._names_left = MAX_TEXT
         if size < 16:
             raise self.corrupt(f"a file of {size} bytes")
         self.order, self.big_endian = "<", False

@@ -18,7 +18,7 @@ from regraft.errors import CorruptFile
 _MAX_VALUES = 1_000_000
 _MAX_DEPTH = 32
 # Of all text together.
-_MAX_TEXT = 32 << 20
+MAX_TEXT = 32 << 20
 
 _FIXED: dict[int, Any] = {0xC0: None, 0xC2: False, 0xC3: True}
 _NUMBERS = {
@@ -75,7 +75,7 @@ class Walk:
         self.data, self.at, self.stop, self.label = data, start, stop, label
         self.extensions: set[int] = set()
         self._values = 0
-        self._text_left = _MAX_TEXT
+        self._text_left = MAX_TEXT
 
     def corrupt(self, found: str, expected: str = "MessagePack") -> CorruptFile:
         return CorruptFile(
@@ -141,7 +141,7 @@ class Walk:
 
     def _text(self, length: int) -> str:
         if length > self._text_left:
-            raise self.corrupt(f"more than {_MAX_TEXT} bytes of text")
+            raise self.corrupt(f"more than {MAX_TEXT} bytes of text")
         self._text_left -= length
         start = self._take(length)
         try:

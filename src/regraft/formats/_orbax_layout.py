@@ -33,8 +33,10 @@ _SHOWN = 10
 
 
 class Located(NamedTuple):
-    """`items` are folders by name, `""` where there is only one; `step` is its number, if any."""
+    """`items` are folders by name, `""` where there is only one, all of them in the folder `at`;
+    `step` is its number where it was chosen among others."""
 
+    at: Path
     items: tuple[tuple[str, Path], ...]
     step: int | None = None
     notes: tuple[str, ...] = ()
@@ -46,9 +48,9 @@ def located(path: Path) -> Located | None:
     **Raises** `CorruptFile` for a step without an item.
     """
     if _is_item(path):
-        return Located((("", path),))
+        return Located(path, (("", path),))
     if _is_step(path):
-        return Located(_items(path))
+        return Located(path, _items(path))
     steps = _steps(path)
     if not steps:
         return None
@@ -62,7 +64,7 @@ def located(path: Path) -> Located | None:
             "(open the folder of one)",
         )
     items = (("", newest),) if _is_item(newest) else _items(newest)
-    return Located(items, number, notes)
+    return Located(newest, items, number, notes)
 
 
 def _folders(path: Path) -> list[Path]:

@@ -133,7 +133,9 @@ class Store(ABC):
         if array.nbytes > self._most:
             return _filled(array, tuple(map(len, ranges)), where)
         with _guarded(where):
-            opened = self._opened.get((name, version)) or self._open(name, version)
+            opened = self._opened.get((name, version))
+            if opened is None:
+                opened = self._open(name, version)
             return (opened[part] if part else opened).read().result()
 
     def context(self) -> Any:

@@ -95,13 +95,21 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
     `flax.serialization.msgpack_restore` reads it. A `/` in a name always begins an inner map. Ties
     are lost: each of them is written whole.
 
-    **Raises** `FormatError` where one name is another one's beginning, or where there is nothing
-    to write: such a file could not be told from others.
+    **Raises** `FormatError` where one name is another one's beginning, for more than is read back,
+    or where there is nothing to write: such a file could not be told from others.
     """
     listed = list(tensors)
     if not listed or len(listed) > MAX_TENSORS:
         raise FormatError(
             path.name, found=f"{len(listed)} tensors", expected=f"from 1 to {MAX_TENSORS}"
+        )
+    texts = (*(info.name for info, _ in listed), *metadata, *metadata.values())
+    length = sum(len(text.encode()) for text in texts)
+    if length > _msgpack.MAX_TEXT:
+        raise FormatError(
+            path.name,
+            found=f"{length} bytes of names and metadata",
+            expected=f"at most {_msgpack.MAX_TEXT}",
         )
     tree: dict[str, Any] = {}
     for index, (info, _) in enumerate(listed):

@@ -17,7 +17,7 @@ from regraft.errors import CorruptFile, FormatError, MissingShard
 from regraft.formats import Sample, TensorSource, _ggml
 from regraft.formats._bytes import Mapped, Strided, beginning
 from regraft.formats._gguf_header import ALIGNMENT, Header, Info, parse
-from regraft.formats._gguf_walk import MAGIC
+from regraft.formats._gguf_walk import MAGIC, MAX_TEXT
 from regraft.tensors import CODED, Spread, Stored, StoredTensor, TensorInfo, numpy_dtype
 
 if TYPE_CHECKING:
@@ -116,11 +116,17 @@ def write(path: Path, tensors: TensorSource, metadata: Mapping[str, str]) -> Non
     each of them is written whole. An architecture that is not told is called `unknown`.
 
     **Raises** `FormatError` for what GGUF cannot hold: other dtypes than those of `WRITES`, more
-    than four axes, names of more than 63 bytes, an alignment that is none; `MissingDependency`.
+    than four axes, names of more than 63 bytes, an alignment that is none, more metadata than is
+    read back; `MissingDependency`.
     """
     listed = list(tensors)
     for info, _ in listed:
         _check(path, info)
+    length = sum(len(key.encode()) + len(text.encode()) for key, text in metadata.items())
+    if length > MAX_TEXT:
+        raise FormatError(
+            path.name, found=f"{length} bytes of metadata", expected=f"at most {MAX_TEXT}"
+        )
     from regraft.values import bits
 
     gguf = _ggml.library("writing .gguf files")

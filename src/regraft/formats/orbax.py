@@ -195,6 +195,7 @@ class _Orbax(Stored):
         self._items: list[_Item] = []
         tensors: list[StoredTensor] = []
         notes, metadata = list(found.notes), dict[str, str]()
+        self.at = found.at
         if found.step is not None:
             metadata["step"] = str(found.step)
         try:
@@ -245,6 +246,8 @@ def sniff(sample: Sample) -> bool:
         return located(sample.path) is not None
     except CorruptFile:
         return True  # Orbax' own, though there is nothing in it
+    except OSError:  # a folder that may not be looked into
+        return False
 
 
 def open(path: Path) -> Stored:
