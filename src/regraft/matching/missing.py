@@ -54,7 +54,7 @@ def settle_missing(
             yield heads[id(module)]
         if id(module) in tail:
             yield "no source layer has this role and shape; a head at the model's end"
-        if _is_beyond(module, left):
+        if left.is_beyond(module):
             yield "the source has fewer of these blocks, and all of them have their place"
         if _has_a_new_name(module, left):
             yield "the source names its layers as the model does, and has none of this name"
@@ -110,21 +110,10 @@ def _outputs(source: Module, target: Module) -> tuple[int, int] | None:
     return None
 
 
-def _is_beyond(module: Module, left: Leftovers) -> bool:
-    """Whether settled layers of this family all have smaller numbers at one place, and the source
-    has no more layers of theirs."""
-    family = [(s, t) for s, t in left.partners if t.family == module.family]
-    rest = {source.family for source in left.sources}
-    return any(
-        all(target.numbers[place] < number for _, target in family)
-        for place, number in enumerate(module.numbers)
-    ) and bool(family) and not any(source.family in rest for source, _ in family)  # fmt: skip
-
-
 def _has_a_new_name(module: Module, left: Leftovers) -> bool:
     if not left.same_naming or left.called_like(module) or left.has_neighbours(module):
         return False
-    return not any(_could_be(source, module) for source in left.sources)
+    return not any(_could_be(source, module) for source in left.of_size(module))
 
 
 def _could_be(source: Module, target: Module) -> bool:
@@ -134,7 +123,7 @@ def _could_be(source: Module, target: Module) -> bool:
 def _question(module: Module, leaf: Leaf, left: Leftovers) -> Undecided:
     name = leaf.info.name
     ways: list[Alternative] = []
-    for source in islice((s for s in left.sources if _could_be(s, module)), _LISTED):
+    for source in islice((s for s in left.of_size(module) if _could_be(s, module)), _LISTED):
         served = fitting_leaves(source, module).get(leaf)
         if served:
             made = [graft(leaf.info, [served.info], c.ops) for c in conversions(served, leaf)]
