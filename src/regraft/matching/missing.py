@@ -53,7 +53,7 @@ def settle_missing(
         if id(module) in heads:
             yield heads[id(module)]
         if id(module) in tail:
-            yield "no source layer has this role and shape; a head at the model's end"
+            yield "behind the last layer that has a counterpart: a head of the model's own"
         if left.is_beyond(module):
             yield "the source has fewer of these blocks, and all of them have their place"
         if _has_a_new_name(module, left):
@@ -87,9 +87,11 @@ def _other_heads(left: Leftovers) -> dict[int, str]:
             counts = _outputs(source, target)
             if counts is None:
                 return {}  # it has other inputs: something inside the model has changed
-            found[id(target)] = (
-                f"another head: {source.name} has {counts[0]} outputs, this layer {counts[1]}"
-            )
+            before, after = counts
+            if before != after:
+                found[id(target)] = (
+                    f"another head: {source.name} has {before} outputs, this layer {after}"
+                )
     return found
 
 
@@ -140,4 +142,4 @@ def _question(module: Module, leaf: Leaf, left: Leftovers) -> Undecided:
             first = left.sources[0].name
             reason += f"; {len(left.sources)} source layers are unused, e.g. {first}"
     kept = Alternative((), (), 0.0, f"rg.fresh({name!r})")
-    return Undecided(spec_of(leaf.info), reason, (*ways, kept))
+    return Undecided(spec_of(leaf.info), reason, (*ways, kept), f"layer {module.name}")
