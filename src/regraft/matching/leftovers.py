@@ -165,8 +165,8 @@ class Leftovers:
         found: dict[Path, Path] = {}
         for source, target in self.partners:
             for cut in range(1, len(target.path)):
-                path = target.path[:cut]
-                found[path] = _common_start(found.get(path, source.path), source.path)
+                path, around = target.path[:cut], source.path[:-1]
+                found[path] = _common_start(found.get(path, around), around)
         return found
 
     @cached_property
