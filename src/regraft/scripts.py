@@ -201,9 +201,9 @@ def _single(op: o.Op, x: str, shape: o.Shape) -> str:
         case o.Tile(axis, times):
             return f"np.concatenate([{x}] * {times}, {axis})"
         case o.Scale(factor):
-            return f"np.multiply({x}, {factor}).astype({x}.dtype)"
+            return f"({x}.astype('f8') * {factor}).astype({x}.dtype)"
         case o.Sum(axis):
-            return f"np.sum({x}, axis={axis}, keepdims=True)"
+            return f"np.sum({x}, axis={axis}, keepdims=True, dtype='f8').astype({x}.dtype)"
         case o.Norm(axis):
             return f"norm({x}, {axis})"
         case o.Cast(dtype):

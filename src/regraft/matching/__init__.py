@@ -91,7 +91,7 @@ def match(
     _settle_counters(source, target, state)
     if read_source and read_target:
         _settle_by_values(source, target, state, read_source, read_target)
-    return _plan(source, target, rules, state, left_alone, all_sources, met.pairer, read_source)
+    return _plan(source, target, rules, state, all_sources, met.pairer, read_source)
 
 
 class _Met:
@@ -199,7 +199,6 @@ def _plan(
     target: Catalogue,
     rules: tuple[Rule, ...],
     state: Settled,
-    left_alone: set[str],
     sources: Sequence[Module],
     pairer: Pairer,
     read_source: Read | None,
@@ -212,9 +211,7 @@ def _plan(
     read = {name for g in grafts.values() for name in g.sources}
     read |= {n for u in undecided.values() for way in u.alternatives for n in way.sources}
     unused = tuple(
-        name
-        for name, info in source.items()
-        if name not in read and name not in left_alone and not is_constant(info)
+        name for name, info in source.items() if name not in read and not is_constant(info)
     )
     warnings = [*_doubts(grafts, pairer)]
     if read_source:

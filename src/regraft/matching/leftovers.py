@@ -108,6 +108,41 @@ class Leftovers:
         found = (_prefixes(source.path, target.path) for source, target in self.partners)
         return Counter((here, there) for here, there, shared in found if shared)
 
+    # Stacks
+
+    def is_beyond(self, target: Module) -> bool:
+        """Whether the target is numbered beyond all settled layers whose names differ from its own
+        by number only, and no source is left over of the kind that these have got."""
+        highest, families = self._families.get(target.family, ([], set()))
+        beyond = any(a > b for a, b in zip(target.numbers, highest, strict=False))
+        return beyond and not families & self._families_left
+
+    @cached_property
+    def _families(self) -> dict[str, tuple[list[int], set[str]]]:
+        """By the family of settled targets their highest numbers, place by place, and the families
+        of their partners."""
+        found: dict[str, tuple[list[int], set[str]]] = {}
+        for source, target in self.partners:
+            highest, families = found.setdefault(target.family, ([*target.numbers], set()))
+            highest[:] = map(max, highest, target.numbers)
+            families.add(source.family)
+        return found
+
+    @cached_property
+    def _families_left(self) -> set[str]:
+        return {source.family for source in self.sources}
+
+    def of_size(self, target: Module) -> list[Module]:
+        """Left-over sources whose largest tensor has as many values as the target's."""
+        return self._by_size.get(_largest(target), [])
+
+    @cached_property
+    def _by_size(self) -> dict[int, list[Module]]:
+        found: dict[int, list[Module]] = defaultdict(list)
+        for source in self.sources:
+            found[_largest(source)].append(source)
+        return found
+
     # Places
 
     def has_neighbours(self, target: Module) -> bool:
@@ -121,23 +156,26 @@ class Leftovers:
 
     def _counterpart_of_container(self, target: Module) -> Path:
         """What holds the partners of the settled layers that are nearest to the target."""
-        for cut in range(len(target.path) - 1, 0, -1):
-            partners = self._partners_in.get(target.path[:cut])
-            if partners:
-                return _common_start([module.path for module in partners])
-        return ()
+        around = (target.path[:cut] for cut in range(len(target.path) - 1, 0, -1))
+        return next((self._counterparts[path] for path in around if path in self._counterparts), ())
 
     @cached_property
-    def _partners_in(self) -> dict[Path, list[Module]]:
-        return _grouped(
-            (target.path[:cut], source)
-            for source, target in self.partners
-            for cut in range(1, len(target.path))
-        )
+    def _counterparts(self) -> dict[Path, Path]:
+        """For each container of settled targets the innermost one that holds all their partners."""
+        found: dict[Path, Path] = {}
+        for source, target in self.partners:
+            for cut in range(1, len(target.path)):
+                path, around = target.path[:cut], source.path[:-1]
+                found[path] = _common_start(found.get(path, around), around)
+        return found
 
     @cached_property
     def _containers(self) -> set[Path]:
         return {s.path[:cut] for s in self.sources for cut in range(1, len(s.path))}
+
+
+def _largest(module: Module) -> int:
+    return max(leaf.info.size for leaf in module.leaves.values())
 
 
 def _same_edge(source: Module, target: Module) -> bool:
@@ -160,9 +198,8 @@ def _prefixes(source: Path, target: Path) -> tuple[Path, Path, Path]:
     return source[: rest[0]], target[: rest[1]], source[rest[0] :]
 
 
-def _common_start(paths: Sequence[Path]) -> Path:
-    first, last = min(paths), max(paths)
+def _common_start(a: Path, b: Path) -> Path:
     same = 0
-    while same < min(len(first), len(last)) and first[same] == last[same]:
+    while same < min(len(a), len(b)) and a[same] == b[same]:
         same += 1
-    return first[:same]
+    return a[:same]

@@ -53,8 +53,8 @@ def settle_missing(
         if id(module) in heads:
             yield heads[id(module)]
         if id(module) in tail:
-            yield "no source layer has this role and shape; a head at the model's end"
-        if _is_beyond(module, left):
+            yield "behind the last layer that has a counterpart: a head of the model's own"
+        if left.is_beyond(module):
             yield "the source has fewer of these blocks, and all of them have their place"
         if _has_a_new_name(module, left):
             yield "the source names its layers as the model does, and has none of this name"
@@ -87,9 +87,11 @@ def _other_heads(left: Leftovers) -> dict[int, str]:
             counts = _outputs(source, target)
             if counts is None:
                 return {}  # it has other inputs: something inside the model has changed
-            found[id(target)] = (
-                f"another head: {source.name} has {counts[0]} outputs, this layer {counts[1]}"
-            )
+            before, after = counts
+            if before != after:
+                found[id(target)] = (
+                    f"another head: {source.name} has {before} outputs, this layer {after}"
+                )
     return found
 
 
@@ -110,21 +112,10 @@ def _outputs(source: Module, target: Module) -> tuple[int, int] | None:
     return None
 
 
-def _is_beyond(module: Module, left: Leftovers) -> bool:
-    """Whether settled layers of this family all have smaller numbers at one place, and the source
-    has no more layers of theirs."""
-    family = [(s, t) for s, t in left.partners if t.family == module.family]
-    rest = {source.family for source in left.sources}
-    return any(
-        all(target.numbers[place] < number for _, target in family)
-        for place, number in enumerate(module.numbers)
-    ) and bool(family) and not any(source.family in rest for source, _ in family)  # fmt: skip
-
-
 def _has_a_new_name(module: Module, left: Leftovers) -> bool:
     if not left.same_naming or left.called_like(module) or left.has_neighbours(module):
         return False
-    return not any(_could_be(source, module) for source in left.sources)
+    return not any(_could_be(source, module) for source in left.of_size(module))
 
 
 def _could_be(source: Module, target: Module) -> bool:
@@ -134,7 +125,7 @@ def _could_be(source: Module, target: Module) -> bool:
 def _question(module: Module, leaf: Leaf, left: Leftovers) -> Undecided:
     name = leaf.info.name
     ways: list[Alternative] = []
-    for source in islice((s for s in left.sources if _could_be(s, module)), _LISTED):
+    for source in islice((s for s in left.of_size(module) if _could_be(s, module)), _LISTED):
         served = fitting_leaves(source, module).get(leaf)
         if served:
             made = [graft(leaf.info, [served.info], c.ops) for c in conversions(served, leaf)]
@@ -151,4 +142,4 @@ def _question(module: Module, leaf: Leaf, left: Leftovers) -> Undecided:
             first = left.sources[0].name
             reason += f"; {len(left.sources)} source layers are unused, e.g. {first}"
     kept = Alternative((), (), 0.0, f"rg.fresh({name!r})")
-    return Undecided(spec_of(leaf.info), reason, (*ways, kept))
+    return Undecided(spec_of(leaf.info), reason, (*ways, kept), f"layer {module.name}")

@@ -181,6 +181,11 @@ class Pairer:
             return False
         return not at_odds(source.path, target.path)
 
+    def _strangers(self, source: Module, target: Module) -> bool:
+        """Whether names tell the two apart, and no block that both are in says otherwise."""
+        strangers = self._names.strangers(source, target)
+        return strangers and self.trees.agreement(source, target) <= 0
+
     @cached_property
     def _prints(self) -> tuple[dict[int, dataflow.Fingerprint], ...]:
         sides = zip(self._catalogues, (self._sources, self._targets), strict=True)
@@ -239,7 +244,7 @@ class Pairer:
         scores = np.full((len(targets), len(sources)), -np.inf)
         for row, target in enumerate(targets):
             for column, source in enumerate(sources):
-                if self._feasible(source, target) and not self._names.strangers(source, target):
+                if self._feasible(source, target) and not self._strangers(source, target):
                     reasons = self._evidence(source, target, sources, targets)
                     evidence[row, column] = reasons
                     scores[row, column] = sum(e.weight for e in reasons)

@@ -103,9 +103,21 @@ def _rename(
     return hits
 
 
+def _keeps(op: operations.Op) -> bool:
+    branches = op.branches if isinstance(op, operations.Each) else ()
+    return isinstance(op, operations.Keep) or any(_keeps(o) for ops in branches for o in ops)
+
+
 def _pin(
     rule: Pin, source: Catalogue, target: Catalogue, state: Settled, says: Evidence
 ) -> list[str]:
+    ends = bool(rule.ops) and isinstance(rule.ops[-1], operations.Keep)
+    if any(map(_keeps, rule.ops[:-1] if ends else rule.ops)):
+        raise PlanError(
+            _text(rule),
+            found="a Keep among other operations",
+            expected="Keep as the last one: it gives the tensor that the target holds",
+        )
     hits: list[str] = []
     for name in target:
         found = pattern(rule.target).fullmatch(name)

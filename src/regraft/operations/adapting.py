@@ -85,7 +85,10 @@ class Keep(Op, frozen=True):
 
 
 class Sum(Op, frozen=True):
-    """Sums over `axis`, which stays with size 1 (RGB kernels for grey images)."""
+    """Sums over `axis`, which stays with size 1 (RGB kernels for grey images).
+
+    In float64, returned in the input's dtype.
+    """
 
     axis: int
 
@@ -95,7 +98,8 @@ class Sum(Op, frozen=True):
         return (*shape[: self.axis], 1, *shape[self.axis + 1 :])
 
     def run_one(self, array: Array) -> Array:
-        return np.asarray(np.sum(array, axis=self.axis, keepdims=True, dtype=array.dtype))
+        total = np.sum(array, axis=self.axis, keepdims=True, dtype=np.float64)
+        return np.asarray(total.astype(array.dtype))
 
     @property
     def adapts(self) -> bool:
@@ -201,7 +205,10 @@ class Tile(Op, frozen=True):
 
 
 class Scale(Op, frozen=True):
-    """Multiplies by a constant (3/4 where three input channels become four)."""
+    """Multiplies by a constant (3/4 where three input channels become four).
+
+    In float64, returned in the input's dtype.
+    """
 
     factor: float
 
@@ -209,7 +216,7 @@ class Scale(Op, frozen=True):
         return shape
 
     def run_one(self, array: Array) -> Array:
-        return np.multiply(array, np.asarray(self.factor, array.dtype))
+        return (array.astype(np.float64) * self.factor).astype(array.dtype)
 
     def push(self, wanted: tuple[Slices, ...], shapes: Shapes) -> Pushed:
         return (self,), wanted

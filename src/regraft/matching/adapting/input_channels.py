@@ -58,9 +58,11 @@ def _fits_along(ours: Leaf, theirs: Leaf, axis: int) -> bool:
 
 
 def _is_first(module: Module, half: Half) -> bool:
-    """Whether data comes in here: by the graph, else by the order of definition; a side that
-    tells neither is believed where it has as many channels as images have."""
+    """Whether data comes in here, ungrouped: by the graph, else by the order of definition; a side
+    that tells neither is believed where it has as many channels as images have."""
     catalogue = half.catalogue
+    if catalogue.settings.get(module.name, {}).get("groups", 1) != 1:
+        return False
     nodes = [n for n in catalogue.flow if n.owner and tuple(parts_of(n.owner)) == module.path]
     if nodes:
         return all(not node.inputs for node in nodes)
