@@ -456,7 +456,7 @@ def test_ties_prefixes_and_rivals(inspect: Inspect, tmp_path: Path) -> None:
     save(tmp_path, {"state_dict": state, "ema": dict(state), "optimizer": {"m": torch.ones(9)}})
     done = inspect("x.pth")
     assert "83 values · 332 B" in done.out
-    assert "tied        module.head.weight = module.embed.weight, counted once" in done.out
+    assert "tied        module.head.weight = module.embed.weight; counted once" in done.out
     assert "begin with module." in done.out
     assert "ema (3 tensors), optimizer (1 tensor)" in done.out
     assert done.err == (
@@ -470,6 +470,18 @@ def test_ties_prefixes_and_rivals(inspect: Inspect, tmp_path: Path) -> None:
     row = next(line for line in done.out.splitlines() if "module.head.weight  " in line)
     assert row.split()[1:3] == ["20×4", "tied"]
     assert row.endswith("= module.embed.weight")
+
+
+def test_of_many_facts_the_first_are_shown(inspect: Inspect, tmp_path: Path) -> None:
+    shared = torch.ones(2)
+    state = {f"w{i}": shared for i in range(6)} | {"b": torch.ones(9)}
+    parts = {f"optimizer{i}": {"m": torch.ones(3)} for i in range(5)}
+    save(tmp_path, {"state_dict": state, **parts, **{f"note{i}": i for i in range(9)}})
+    done = inspect("x.pth")
+    assert (done.status, done.err) == (0, "")
+    assert "optimizer2 (1 tensor), … 2 more; --container NAME" in done.out
+    assert "w1 = w0, w2 = w0, w3 = w0, … 2 more; counted once" in done.out
+    assert "note5=5, … 3 more\n" in done.out
 
 
 def test_what_was_left_out_is_a_warning(inspect: Inspect, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from regraft.cli.output import say
 from regraft.errors import INTERRUPTED, FormatError, RegraftError
 
 INTERNAL = 70
+# Modules that others are built on that finish something at exit: frameworks, remote files,
+# measurements of coverage.
+_WITH_ENDINGS = frozenset(("numpy", "asyncio", "concurrent.futures", "multiprocessing", "coverage"))
 # The module of each command.
 _COMMANDS = {
     "inspect": "inspecting",
@@ -86,4 +89,19 @@ def main() -> None:
         say(f"internal error: {type(error).__name__}: {error}", fg="red")
         say("  this is a defect of regraft; REGRAFT_TRACEBACK=1 shows where")
         code = INTERNAL
-    sys.exit(code if isinstance(code, int) else 0)
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> None:
+    """Ends the process; at once where it has loaded nothing that could have something to finish.
+
+    Python takes apart what it holds piece by piece, which is an eighth of the time of a listing.
+    """
+    if not _WITH_ENDINGS.isdisjoint(sys.modules):
+        sys.exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = 0
+    os._exit(code)

@@ -25,6 +25,7 @@ DTYPES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 METADATA = "__metadata__"
+_FIELDS = 3
 _MAX_AXES, _MAX_NUMBER, _MAX_VALUES = 64, (1 << 63) - 1, 3_000_000
 
 
@@ -94,12 +95,14 @@ def _check_unique(text: str, entries: dict[str, Any], label: str) -> None:
 
 
 def _listed(entries: dict[str, Any], begin: int, end: int, label: str) -> list[StoredTensor]:
+    ordered: list[tuple[Any, Any, str, Any, Any]] = []
     try:
-        ordered = sorted(
-            (start, stop, name, entry["dtype"], entry["shape"])
-            for name, entry in entries.items()
-            for start, stop in (_offsets(entry),)
-        )
+        for name, entry in entries.items():
+            start, stop = entry["data_offsets"]
+            ordered.append((start, stop, name, entry["dtype"], entry["shape"]))
+            if len(entry) != _FIELDS:
+                raise KeyError("other fields than dtype, shape and data_offsets")
+        ordered.sort()
     except (TypeError, KeyError, ValueError) as error:
         raise corrupt(label, f"a header with other entries than tensors: {error}"[:200]) from error
     tensors: list[StoredTensor] = []
@@ -125,13 +128,6 @@ def _listed(entries: dict[str, Any], begin: int, end: int, label: str) -> list[S
     if begin + at != end:
         raise corrupt(label, f"{end} bytes", f"{begin + at}")
     return tensors
-
-
-def _offsets(entry: dict[str, Any]) -> tuple[Any, Any]:
-    if len(entry) != 3:
-        raise KeyError("other fields than dtype, shape and data_offsets")
-    start, stop = entry["data_offsets"]
-    return start, stop
 
 
 def _counts(start: Any, stop: Any, shape: list[Any]) -> bool:

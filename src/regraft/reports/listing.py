@@ -86,11 +86,11 @@ def remarks(found: Checkpoint, facts: Facts) -> Iterator[tuple[str, str]]:
         known = " ".join(f"{p}: {WRAPPERS[p]}." for p in facts.prefix.split(".") if p)
         yield "all names", f"begin with {facts.prefix}  ({known.removesuffix('.')})"
     if facts.others:
-        listed = ", ".join(f"{part} ({_counted(count)})" for part, count in _few(facts.others))
+        listed = _few(f"{part} ({_counted(count)})" for part, count in facts.others.items())
         yield "also there", printable(f"{listed}; --container NAME opens it")
     if facts.again:
-        pairs = ", ".join(f"{name} = {first}" for name, first in _few(facts.again))
-        yield "tied", printable(f"{pairs}, counted once")
+        pairs = _few(f"{name} = {first}" for name, first in facts.again.items())
+        yield "tied", printable(f"{pairs}; counted once")
     if facts.lineage:
         yield "lineage", "regraft trace tells where each tensor came from"
     told = {key for look in facts.looks for key in look.by}
@@ -100,12 +100,15 @@ def remarks(found: Checkpoint, facts: Facts) -> Iterator[tuple[str, str]]:
         if key not in told and 0 < len(value) <= _METADATA_LENGTH
     }
     if short:
-        yield "metadata", printable(", ".join(f"{k}={v}" for k, v in _few(short, _METADATA_SHOWN)))
+        pairs = _few((f"{key}={value}" for key, value in short.items()), _METADATA_SHOWN)
+        yield "metadata", printable(pairs)
 
 
-def _few(mapping: Mapping[str, Any], shown: int = _SHOWN) -> list[tuple[str, Any]]:
-    listed = list(mapping.items())
-    return listed[:shown] + [("…", f"{len(listed) - shown} more")] * (len(listed) > shown)
+def _few(texts: Iterable[str], shown: int = _SHOWN) -> str:
+    """The first of them, and how many more there are."""
+    listed = list(texts)
+    more = [f"… {len(listed) - shown:,} more"] if len(listed) > shown else []
+    return ", ".join([*listed[:shown], *more])
 
 
 def _look(look: Look) -> str:
