@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from formats.torch_truth import array, assert_same, loaded, named
 from regraft import checkpoints
 from regraft.errors import CorruptFile, FormatError, UnsafeFile
-from regraft.formats import _pickle
-from regraft.formats._pickle import Machine, Reference
+from regraft.formats import _pickle_runs
+from regraft.formats._pickle import Machine
+from regraft.formats._pickle_records import Reference
 from regraft.tensors import CODED, DTYPE_BITS, numpy_dtype
 
 # torch warns of what is in beta or going; nothing of ours warns.
@@ -501,7 +502,7 @@ def test_runs_of_opcodes_give_what_single_opcodes_give(tmp_path: Path) -> None:
         with checkpoints.open(path) as found:
             quick = {n: (i, found.read(n).tobytes()) for n, i in found.items()}, found.ties
         with pytest.MonkeyPatch.context() as patch, checkpoints.open(path) as before:
-            patch.setattr(_pickle, "_TENSOR", _Never())
+            patch.setattr(_pickle_runs, "TENSOR", _Never())
             with checkpoints.open(path) as found:
                 slow = {n: (i, found.read(n).tobytes()) for n, i in found.items()}, found.ties
             assert list(before) == list(found)
@@ -527,9 +528,9 @@ def test_runs_of_opcodes_are_taken(tmp_path: Path) -> None:
             taken[0] += found is not None
             return found
 
-    pattern = _pickle._TENSOR
+    pattern = _pickle_runs.TENSOR
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_pickle, "_TENSOR", Counting())
+        patch.setattr(_pickle_runs, "TENSOR", Counting())
         Machine(data, "x", Reference).load()
     assert taken[0] > 250
 

@@ -6,7 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regraft.errors import CorruptFile
-from regraft.formats._pickle import Global, Machine, Opaque, walk
+from regraft.formats._pickle import Machine
+from regraft.formats._pickle_records import Global, Opaque
+from regraft.formats._pickle_walk import walk
 from regraft.tensors import DTYPE_BITS, Stored, StoredTensor, numpy_dtype
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 
 from regraft.errors import CorruptFile
 from regraft.formats import _zip
-from regraft.formats._pickle import Machine, Reference
+from regraft.formats._pickle import Machine
+from regraft.formats._pickle_records import Reference
 from regraft.formats._torch_storages import Locate, Storages
 
 _MAX_PICKLE, _MAX_INFLATED = 1 << 30, 4 << 20

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from regraft.errors import CorruptFile, UnknownFormat
 from regraft.formats import _zip
 from regraft.formats._bytes import Mapped, beginning
-from regraft.formats._pickle import Global, Machine, Reference
+from regraft.formats._pickle import Machine
+from regraft.formats._pickle_records import Global, Reference
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import LEGACY_HEADS, LEGACY_MAGIC, Storages, named, width
 from regraft.locations import ahead

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from regraft.errors import CorruptFile
 from regraft.formats._bytes import Strided
 from regraft.formats._numpy_pickles import HeldArray, held
-from regraft.formats._pickle import Global, Opaque, Reference
+from regraft.formats._pickle_records import Global, Opaque, Reference
 from regraft.formats._torch_derived import Mirrored, Quantized
 from regraft.formats._torch_sparse import COMPRESSED_LAYOUTS, Compressed, Coordinates
 from regraft.formats._torch_storages import INTEGERS, Storage, Storages, dtype_of, width
@@ -25,7 +25,8 @@ _REPLICATED, _SHARDED = "Replicate", ("Shard", "_StridedShard")
 
 
 class Built(NamedTuple):
-    """A tensor: its shape and dtype, and where its values are."""
+    """A tensor that is more than a place in the file: its shape and dtype, what reads its values,
+    and a remark."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -45,7 +46,7 @@ class Parts(NamedTuple):
     tensors: dict[str, Any]
 
 
-Found = Built | LeftOut | Parts | list[Any] | None
+Found = Strided | Built | LeftOut | Parts | list[Any] | None
 
 
 class Rebuilds:
@@ -55,8 +56,8 @@ class Rebuilds:
         self._storages = storages
 
     def __call__(self, path: tuple[str, ...], record: Opaque) -> Found:
-        """A list for an array of objects, `None` where the record makes no tensor. **Raises**
-        `CorruptFile`."""
+        """A plain tensor is its place. A list for an array of objects, `None` where the record
+        makes no tensor. **Raises** `CorruptFile`."""
         if record.path in _DENSE:
             return self._dense(path, record.path, record.args)
         function, args, state = self._unwrapped(path, record)
@@ -85,30 +86,28 @@ class Rebuilds:
     def _where(self, path: tuple[str, ...]) -> str:
         return f"{self._storages.label}, tensor {'.'.join(path)!r}"
 
-    def _dense(self, path: tuple[str, ...], function: str, args: Any) -> Built | LeftOut:
+    def _dense(self, path: tuple[str, ...], function: str, args: Any) -> Strided | Built | LeftOut:
         """`(storage, offset, shape, strides, …)`, counted in elements."""
-        typed = function in _WITH_DTYPE
-        dtype = args[6] if typed and len(args) > 6 else None
-        flags = args[6 + typed] if len(args) > 6 + typed else None
         if len(args) < 4 or type(args[0]) is not Reference:
             raise self._corrupt(path, "a tensor without storage, shape or strides")
-        reference, first, shape, strides = args[:4]
-        storage = self._storages.of(reference)
-        stored, remark = storage.dtype, ""
-        if dtype is not None:
-            stored, remark = dtype_of(dtype)
+        storage = self._storages.of(args[0])
+        stored, remark, flags = storage.dtype, "", None
+        if len(args) > 6:
+            typed = function in _WITH_DTYPE
+            flags = args[6 + typed] if len(args) > 6 + typed else None
+            stored, remark = dtype_of(args[6]) if typed else (stored, "")
             if not stored:
                 return LeftOut(remark)
         if stored in CODED:
             return LeftOut(f"dtype {stored} without scale and zero point")
-        place = self._place(path, storage, first, shape, strides, stored)
+        place = self._place(path, storage, args[1], args[2], args[3], stored)
         if flags:
             mirrored = {"conj", "neg"}
             if not isinstance(flags, dict) or not flags.keys() <= mirrored:
                 raise self._corrupt(path, "flags that PyTorch does not have")
             mirror = Mirrored(place, bool(flags.get("conj")), bool(flags.get("neg")))
-            return Built(shape, stored, mirror, remark)
-        return Built(shape, stored, place, remark)
+            return Built(place.shape, stored, mirror, remark)
+        return Built(place.shape, stored, place, remark) if remark else place
 
     def _place(
         self,
@@ -202,7 +201,7 @@ class Rebuilds:
     def _vector(self, path: tuple[str, ...], part: Any, count: int) -> Any:
         """One number for each channel: a tensor, or in old files a list."""
         if isinstance(part, Opaque):
-            return self._inner(path, part, "scales or zero points", (count,)).place
+            return self._inner(path, part, "scales or zero points", (count,))
         numbers: list[Any] = part if isinstance(part, list) else []
         if len(numbers) == count and all(
             type(n) in (int, float) and abs(n) < _MAX_NUMBER for n in numbers
@@ -212,11 +211,11 @@ class Rebuilds:
 
     def _inner(
         self, path: tuple[str, ...], part: Any, what: str, shape: tuple[int, ...] | None = None
-    ) -> Built:
+    ) -> Strided:
         """A plain dense tensor that another one is made of."""
         function, args, _ = self._unwrapped(path, part) if isinstance(part, Opaque) else ("", (), 0)
         found = self._dense(path, function, args) if function in _DENSE else None
-        if not isinstance(found, Built) or not isinstance(found.place, Strided):
+        if not isinstance(found, Strided):
             raise self._corrupt(path, f"{what} that are no dense tensor")
         if shape is not None and found.shape != shape:
             raise self._corrupt(path, f"{what} of shape {found.shape}")
@@ -236,13 +235,12 @@ class Rebuilds:
             type(n) is int and 0 <= n < 1 << 62 for n in shape
         ):
             raise self._corrupt(path, "a sparse tensor without shape")
-        tensors = [self._inner(path, part, "parts of a sparse tensor") for part in data[:parts]]
-        places = [tensor.place for tensor in tensors]
+        places = [self._inner(path, part, "parts of a sparse tensor") for part in data[:parts]]
         place = Coordinates(shape, *places) if parts == 2 else Compressed(shape, name, *places)
         place.check(self._where(path))
-        return Built(shape, tensors[-1].dtype, place)
+        return Built(shape, places[-1].dtype, place)
 
-    def _converted(self, path: tuple[str, ...], args: tuple[Any, ...]) -> Built | LeftOut:
+    def _converted(self, path: tuple[str, ...], args: tuple[Any, ...]) -> Strided | Built | LeftOut:
         """`(tensor or array, dtype, device, …)`, as devices without storages are saved."""
         data, dtype = args[0] if args else None, args[1] if len(args) > 1 else None
         wanted, reason = dtype_of(dtype)
@@ -255,7 +253,7 @@ class Rebuilds:
             return LeftOut(f"{found.dtype} that is to be converted to {wanted or reason}")
         return found
 
-    def _wrapped(self, path: tuple[str, ...], args: Any, state: Any) -> Built | LeftOut | Parts:
+    def _wrapped(self, path: tuple[str, ...], args: Any, state: Any) -> Strided | LeftOut | Parts:
         """`(class, dtype, shape, …)` and the attributes, tensors among them."""
         cls = args[0].name if args and isinstance(args[0], Global) else ""
         shape = args[2] if len(args) > 2 else None
@@ -274,7 +272,7 @@ class Rebuilds:
 
     def _of_mesh(
         self, path: tuple[str, ...], shape: Any, attributes: dict[str, Any]
-    ) -> Built | LeftOut:
+    ) -> Strided | LeftOut:
         """A DTensor, read where this process' part of it is the whole."""
         spec = attributes.get("_spec")
         state = spec.state if isinstance(spec, Opaque) else None
@@ -287,7 +285,7 @@ class Rebuilds:
             return local
         return LeftOut(f"a DTensor ({', '.join(kinds)[:100]}) of which this file has one part")
 
-    def _of_shards(self, path: tuple[str, ...], shape: Any, state: Any) -> Built | LeftOut:
+    def _of_shards(self, path: tuple[str, ...], shape: Any, state: Any) -> Strided | LeftOut:
         """A ShardedTensor, read where this process has its only shard."""
         local = state[0] if isinstance(state, tuple) and state else None
         shards = local if isinstance(local, list) else []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from regraft.errors import CorruptFile
-from regraft.formats._pickle import Global, Reference
+from regraft.formats._pickle_records import Global, Reference
 from regraft.tensors import DTYPE_BITS
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -63,6 +63,7 @@ _BITS = {
 _NO_NUMPY = {"complex32": "neither numpy nor ml_dtypes has complex numbers of 32 bits"}
 
 _MAX_COUNT = 1 << 62
+_KEYS = frozenset({str, int})
 _WIDTHS = {name: DTYPE_BITS[INTEGERS.get(name, name)] // 8 for name in (*DTYPE_BITS, *INTEGERS)}
 
 # Storage key and bytes that tensors expect of it → start and size of its bytes in the file.
@@ -93,7 +94,7 @@ class Storages:
         key, dtype, count, view = named(reference.pid, self.label)
         storage = self._known.get(key)
         if storage is None:
-            start, size = self._locate(key, count * width(dtype))
+            start, size = self._locate(key, count * _WIDTHS[dtype])
             self._known[key] = storage = Storage(key, dtype, count, start, size)
         elif storage.dtype != dtype or storage.elements != count:
             raise CorruptFile(
@@ -122,13 +123,14 @@ def named(pid: Any, label: str) -> tuple[str, str, int, tuple[int, int] | None]:
         cls, key, count = pid[1], pid[2], pid[4]
         dtype = STORAGES.get(cls.name) if type(cls) is Global else None
         view = pid[5] if len(pid) > 5 else None  # pyright: ignore[reportUnknownArgumentType]
-        if dtype is not None and type(key) in (str, int) and _is_count(count):
+        if dtype is not None and type(key) in _KEYS and _is_count(count):
+            key = key if type(key) is str else str(key)
             if view is None:
-                return str(key), dtype, count, None
+                return key, dtype, count, None
             if type(view) is tuple and len(view) == 3:  # pyright: ignore[reportUnknownArgumentType]
                 _, first, length = view
                 if _is_count(first) and _is_count(length):
-                    return str(key), dtype, count, (first, length)
+                    return key, dtype, count, (first, length)
     raise CorruptFile(
         f"{label}, a tensor's storage", found="a persistent id that names no storage of PyTorch's"
     )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from regraft.formats._bytes import Mapped, Strided
 from regraft.formats._numpy_pickles import HeldArray
-from regraft.formats._pickle import Opaque, Reference, walk
+from regraft.formats._pickle_records import Opaque, Reference
+from regraft.formats._pickle_walk import walk
 from regraft.formats._torch_rebuilds import Built, LeftOut, Parts, Rebuilds
 from regraft.formats._torch_storages import Storages
 from regraft.tensors import Stored, StoredTensor
@@ -64,18 +65,22 @@ class Collected:
         walked = _Walked(self, storages, prefix, declared)
         walk(root, self._label, walked.visit, size)
 
-    def tensor(self, path: tuple[str, ...], owner: str, built: Built) -> None:
-        shape, dtype, place, remark = built
+    def tensor(self, path: tuple[str, ...], owner: str, found: Strided | Built) -> None:
+        """Lists one tensor, a part of a module of class `owner`."""
         path = path or (PurePath(self._label).stem,)  # a tensor saved alone
+        if isinstance(found, Strided):
+            shape, dtype, place, offset = found.shape, found.dtype, found, found.offset
+        else:
+            shape, dtype, place, remark = found.shape, found.dtype, found.place, found.remark
+            offset = _offset(place)
+            if remark:
+                self._remarks.setdefault(remark, []).append(".".join(path))
         leaf = path[-1]
         kind = _KINDS.get(leaf[leaf.rfind(".") + 1 :], _WEIGHT)
         tensor = StoredTensor(path, shape, dtype, place, owner, "", kind)
         self._found.append(tensor)
-        offset = place.offset if type(place) is Strided else _offset(place)
         if self._first.setdefault(offset, tensor) is not tensor:
             self._beside.append(tensor)
-        if remark:
-            self._remarks.setdefault(remark, []).append(".".join(path))
 
     def left_out(self, path: tuple[str, ...], reason: str) -> None:
         self._remarks.setdefault(f"left out, {reason}", []).append(".".join(path))
@@ -131,9 +136,10 @@ class _Walked:
     def visit(self, path: tuple[str, ...], value: Any) -> Any:
         if type(value) is Opaque:
             found = self._rebuilt(path, value)
-            if type(found) is Built:
+            if isinstance(found, (Strided, Built)):
                 owner = self._owners.get(path[:-1], "") if self._owners else ""
-                self._into.tensor(self._named(path), owner, found)
+                named = self._named(path) if self._dotted or self._prefix else path
+                self._into.tensor(named, owner, found)
                 return None
             if isinstance(found, LeftOut):
                 self._into.left_out(self._named(path), found.reason)

@@ -7,10 +7,14 @@ the member is: asking for each of them would be a request for each tensor.
 
 from __future__ import annotations
 
+import mmap
+import os
+import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -35,6 +39,10 @@ _MAX_MEMBERS = 1 << 18
 _MAX_RATIO = 1100
 _SMALL = 1 << 20
 _TABLE = 1 << 10
+# Of an entry: its name's bytes, and where its local header lies.
+_RAW, _AT = 1, 7
+# What a name may have that leads elsewhere.
+_ODD = re.compile(r"[/\\]|.:|.*(?:\.\.|\\|\0)", re.DOTALL).match
 # What is asked for of a remote archive with each local header: the extra field, and what follows.
 _BEHIND = 512
 _FAR = 1 << 62
@@ -80,8 +88,8 @@ def member_names(path: Path) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             _, entries = directory(file, 0, path.stat().st_size, path.name)
-            for entry in entries:
-                yield entry.name
+            for name, *_ in entries:
+                yield name
     except (CorruptFile, OSError, ValueError, struct.error):
         return
 
@@ -98,11 +106,12 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
     listed: list[tuple[int, int, str]] = []
     at_once = is_local(path)
     first = stop
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file, _bytes_of(file, at_once) as held:
         end, entries = directory(file, start, stop, label)
         for entry in entries:
-            name, raw, _, method, crc, packed, unpacked, header, _ = entry
-            first = min(first, header)
+            name, raw, flags, method, crc, packed, unpacked, header, mode = entry
+            if header < first:
+                first = header
             if name.endswith("/"):
                 if unpacked:
                     raise UnsafeFile(f"{label}, member {name!r}", found="a folder with bytes")
@@ -113,8 +122,10 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
                     found="two members of one name, or too many of them",
                     expected=f"up to {_MAX_MEMBERS} members whose names are unique",
                 )
-            _check(entry, label)
-            offset = _begin(entry, file, label) if at_once else header - _FAR
+            plain = method == _STORED and packed == unpacked and not flags & _ENCRYPTED
+            if not plain or stat.S_ISLNK(mode) or _ODD(name):
+                _check(entry, label)
+            offset = _begin(entry, held, label) if held else header - _FAR
             found[name] = Member(name, offset, packed, unpacked, method == _STORED, crc)
             least = header + _FIXED + len(raw)
             listed.append((header, (offset if at_once else least) + packed, name))
@@ -126,6 +137,17 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
         )
     _check_overlaps(listed, end, label)
     return found if at_once else _limited(found, listed)
+
+
+@contextmanager
+def _bytes_of(file: BinaryIO, local: bool) -> Generator[mmap.mmap | None]:
+    """A file's bytes, for the many local headers; of a remote one, none."""
+    size = os.fstat(file.fileno()).st_size if local else 0
+    if not size:
+        yield None
+        return
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as held:
+        yield held
 
 
 def _limited(found: dict[str, Member], listed: list[tuple[int, int, str]]) -> dict[str, Member]:
@@ -161,13 +183,12 @@ def _parts(name: str) -> list[str]:
     return name.replace("\\", "/").split("/") if ".." in name else []
 
 
-def _begin(entry: Entry, file: BinaryIO, label: str) -> int:
+def _begin(entry: Entry, held: mmap.mmap | BinaryIO, label: str) -> int:
     """Where a member's bytes begin; its local header must agree with the directory's entry."""
     name, raw, flags, method, crc, packed, size, header, _ = entry
     if header >= 1 << 62:
         raise CorruptFile(f"{label}, member {name!r}", found=f"no local header at {header}")
-    file.seek(header)
-    head = file.read(_FIXED + len(raw))
+    head = _range(held, header, _FIXED + len(raw))
     if len(head) < _FIXED + len(raw):
         raise CorruptFile(f"{label}, member {name!r}", found=f"no local header at {header}")
     signature, flags_here, method_here, crc_here, packed_here, size_here, n, extra = _LOCAL(head)
@@ -182,11 +203,18 @@ def _begin(entry: Entry, file: BinaryIO, label: str) -> int:
     begin = header + _FIXED + n + extra
     if not flags & _SIZES_FOLLOW:
         if size_here == _NO_32 or packed_here == _NO_32:
-            file.seek(begin - extra)
-            size_here, packed_here = wide(file.read(extra), [size_here, packed_here], label)
+            field = _range(held, begin - extra, extra)
+            size_here, packed_here = wide(field, [size_here, packed_here], label)
         if crc_here != crc or packed_here != packed or size_here != size:
             raise _unlike(label, name)
     return begin
+
+
+def _range(held: mmap.mmap | BinaryIO, begin: int, count: int) -> bytes:
+    if isinstance(held, mmap.mmap):
+        return held[begin : begin + count]
+    held.seek(begin)
+    return held.read(count)
 
 
 def _unlike(label: str, name: str) -> CorruptFile:
@@ -219,7 +247,7 @@ def located(path: Path, wanted: Iterable[Member]) -> list[Member]:
     listed = list(wanted)
     behind = _FIXED + _BEHIND
     heads = [m.pending.entry for m in listed if m.pending]
-    ahead(path, [(e.header, e.header + len(e.raw) + behind) for e in heads])
+    ahead(path, [(e[_AT], e[_AT] + len(e[_RAW]) + behind) for e in heads])
     found: list[Member] = []
     with path.open("rb") as file:
         for member in listed:
@@ -228,7 +256,7 @@ def located(path: Path, wanted: Iterable[Member]) -> list[Member]:
                 continue
             entry, limit = member.pending
             offset = _begin(entry, file, path.name)
-            if offset + entry.packed > limit:
+            if offset + member.packed > limit:
                 raise UnsafeFile(
                     f"{path.name}, member {member.name!r}",
                     found="bytes that another member has, too",

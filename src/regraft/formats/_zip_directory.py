@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from regraft.errors import CorruptFile
 
@@ -24,19 +24,10 @@ _LIMITS = (_NO_16,) * 4 + (_NO_32,) * 2
 UTF8 = 1 << 11
 
 
-class Entry(NamedTuple):
-    """What the directory says of one member. `header`: where its local header lies; `mode`: of the
-    file that it was, in Unix' bits."""
-
-    name: str
-    raw: bytes
-    flags: int
-    method: int
-    crc: int
-    packed: int
-    size: int
-    header: int
-    mode: int
+# What the directory says of one member: its name as text and as bytes, flags, method, checksum,
+# packed size, size, where its local header lies, and the mode of the file that it was, in Unix'
+# bits. A plain tuple, since there may be very many.
+Entry = tuple[str, bytes, int, int, int, int, int, int, int]
 
 
 def directory(file: BinaryIO, start: int, stop: int, label: str) -> tuple[int, Iterator[Entry]]:
@@ -64,7 +55,7 @@ def _entries(data: bytes, length: int, count: int, start: int, label: str) -> It
             large = wide(data[begin + n : begin + n + extra], [unpacked, packed, header], where)
             unpacked, packed, header = large
         name = raw.decode() if raw.isascii() else _name(raw, flags, label)
-        yield Entry(name, raw, flags, method, crc, packed, unpacked, start + header, mode)
+        yield name, raw, flags, method, crc, packed, unpacked, start + header, mode
     if position != length or len(data) != length:
         raise _damaged(label, f"{count} entries in a directory of {length} bytes")
 

@@ -27,9 +27,10 @@ from regraft.formats import Sample
 from regraft.formats._assembly import Piece, assembled, is_shape
 from regraft.formats._beside import inside
 from regraft.formats._bytes import Strided
-from regraft.formats._pickle import Opaque, collection_paused
+from regraft.formats._pickle_records import Opaque
+from regraft.formats._pickle_walk import collection_paused
 from regraft.formats._torch_file import Pickled, pickled
-from regraft.formats._torch_rebuilds import Built, Rebuilds
+from regraft.formats._torch_rebuilds import Rebuilds
 from regraft.formats._torch_storages import width
 from regraft.formats._torch_tensors import Collected, TorchStored
 from regraft.tensors import Stored, StoredTensor
@@ -107,9 +108,9 @@ class _File:
     def place(self, record: Any, name: str) -> Strided:
         """Of a dense tensor. **Raises** `CorruptFile`."""
         found = self._rebuilt((name,), record) if isinstance(record, Opaque) else None
-        if not isinstance(found, Built) or not isinstance(found.place, Strided):
+        if not isinstance(found, Strided):
             raise CorruptFile(f"{self.path}, {name}", found="no dense tensor")
-        return found.place
+        return found
 
     def flat(self, record: Any, name: str) -> Strided:
         """Of a vector without gaps."""

@@ -22,7 +22,8 @@ from regraft.formats import Sample
 from regraft.formats._assembly import Piece, assembled, check, is_shape
 from regraft.formats._beside import inside
 from regraft.formats._bytes import Strided
-from regraft.formats._pickle import Machine, Opaque
+from regraft.formats._pickle import Machine
+from regraft.formats._pickle_records import Opaque
 from regraft.formats._safetensors_header import (
     MAX_HEADER,
     corrupt,

@@ -16,7 +16,6 @@ from regraft.errors import CorruptFile
 from regraft.formats import Sample
 from regraft.formats._bytes import Strided, contiguous
 from regraft.formats._torch_archive import Archive
-from regraft.formats._torch_rebuilds import Built
 from regraft.formats._torch_storages import width
 from regraft.formats._torch_tensors import Collected, TorchStored
 from regraft.tensors import Stored
@@ -165,4 +164,4 @@ def _raw(
             archive.big_endian,
         )  # fmt: skip
         place.check(where)
-        into.tensor(path, "", Built(shape, dtype, place))
+        into.tensor(path, "", place)

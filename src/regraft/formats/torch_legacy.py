@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from regraft.formats import Sample
-from regraft.formats._pickle import collection_paused
+from regraft.formats._pickle_walk import collection_paused
 from regraft.formats._torch_file import legacy
 from regraft.formats._torch_storages import LEGACY_HEADS
 from regraft.formats._torch_tensors import Collected, TorchStored

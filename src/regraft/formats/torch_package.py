@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft.formats import Sample
-from regraft.formats._pickle import Machine, Opaque, Reference
+from regraft.formats._pickle import Machine
+from regraft.formats._pickle_records import Opaque, Reference
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_tensors import Collected, TorchStored
 from regraft.tensors import Stored

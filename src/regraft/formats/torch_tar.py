@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from regraft.errors import CorruptFile
 from regraft.formats import Sample
 from regraft.formats._bytes import Mapped
-from regraft.formats._pickle import Global, Machine, Opaque, Reference
+from regraft.formats._pickle import Machine
+from regraft.formats._pickle_records import Global, Opaque, Reference
 from regraft.formats._torch_storages import STORAGES, Storages, width
 from regraft.formats._torch_tensors import Collected, TorchStored
 from regraft.tensors import Stored

@@ -16,7 +16,7 @@ from regraft.atomic import replacing
 from regraft.errors import CorruptFile
 from regraft.formats import Sample, TensorSource, _zip
 from regraft.formats._bytes import contiguous
-from regraft.formats._pickle import collection_paused
+from regraft.formats._pickle_walk import collection_paused
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import STORAGE_OF
 from regraft.formats._torch_tensors import Collected, TorchStored
