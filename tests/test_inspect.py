@@ -566,7 +566,8 @@ def test_sizes_have_three_digits() -> None:
 def test_it_needs_neither_numpy_nor_a_table_library(tmp_path: Path) -> None:
     save(tmp_path, {f"layers.{i}.w": torch.ones(2) for i in range(3)})
     code = (
-        "import sys; sys.argv = ['regraft', 'inspect', sys.argv[1]]\n"
+        "import os, sys; sys.argv = ['regraft', 'inspect', sys.argv[1]]\n"
+        "os._exit = sys.exit  # the command ends at once\n"
         "from regraft.cli import main\n"
         "try: main()\n"
         "finally: print([m for m in ('numpy', 'rich', 'msgspec', 'torch') if m in sys.modules])"
