@@ -22,10 +22,11 @@ from regraft.matching import (
     ties,
     values,
 )
+from regraft.matching.fitting import fitting_leaves
 from regraft.matching.flattening import flattened
 from regraft.matching.leftovers import Leftovers
 from regraft.matching.modules import Leaf, Module, conventions_of, is_constant, modules_of, parts_of
-from regraft.matching.pairing import Pairer, fitting_leaves
+from regraft.matching.pairing import Pairer
 from regraft.matching.settling import Pair, Settled, graft, spec_of
 from regraft.matching.views import without
 from regraft.operations import Cast
@@ -99,8 +100,7 @@ class _Met:
 
     def __init__(self, views: rewrites.Views) -> None:
         ours, theirs = views.source.catalogue, views.target.catalogue
-        self.sources = modules_of(ours, conventions_of(ours))
-        self.targets = modules_of(theirs, conventions_of(theirs))
+        self.sources, self.targets = views.source.modules, views.target.modules
         self.pairer = Pairer(ours, self.sources, theirs, self.targets)
         self.pairings = self.pairer.pairings()
         self.left = Leftovers(self.sources, self.pairings, theirs.ties)

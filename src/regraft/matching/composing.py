@@ -65,7 +65,7 @@ def _compose_one(
         return
     evidence = tuple(_evidence(held, known, views))
     if not open_:
-        ways = {part: _Way(g.sources, g.ops, g.kind) for part, g in grafts.items()}
+        ways = {g.target: _Way(g.sources, g.ops, g.kind) for g in known}
         made = list(_readings(info, ways, views, evidence))
         if len(made) == 1:
             state.grafts[name] = made[0]
@@ -123,8 +123,8 @@ def _graft(
         way = ways[part]
         ops = tuple(op for op in way.ops if not isinstance(op, Cast))
         made[part] = composed(Expression(way.names, ops), source.made)
-    shapes = {name: tensor.shape for name, tensor in source.stored.items()}
-    whole = tidied(composed(held, made), shapes)
+    joined = composed(held, made)
+    whole = tidied(joined, {name: source.stored[name].shape for name in joined.names})
     adapted = any(
         ways[part].kind == "adapt"
         or part in target.adapted
@@ -144,7 +144,11 @@ def _alternatives(
 ) -> Iterator[Alternative]:
     """Combinations of the parts' ways; parts of one group change together."""
     open_ = {part: undecided[part] for part in held.names if part in undecided}
-    settled = {p: _Way(g.sources, g.ops, g.kind) for p, g in grafts.items() if p in held.names}
+    settled = {
+        part: _Way(g.sources, g.ops, g.kind)
+        for part in held.names
+        if (g := grafts.get(part)) is not None
+    }
     groups: dict[str, list[str]] = {}
     for part, question in open_.items():
         groups.setdefault(question.group or part, []).append(part)

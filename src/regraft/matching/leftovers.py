@@ -19,6 +19,8 @@ from regraft.matching.projections import at_odds, edge_of
 Path = tuple[str, ...]
 # From this share on, what holds for settled layers is taken to hold for the others.
 _NEARLY_ALL = 0.8
+# Of more layers than these that are left over, only those of equal names are looked at.
+_MOST = 256
 
 
 class Leftovers:
@@ -54,11 +56,12 @@ class Leftovers:
         """Left-over layers that `fits` allows and that belong together, source first; of those
         that `among` chooses on either side."""
         sources = [module for module in self.sources if among(module)]
+        places = {id(source) for source in sources}
         chosen: list[tuple[Module, Module]] = []
         for target in (module for module in self.targets if among(module)):
-            candidates = [
-                s for s in sources if fits(s, target) and not at_odds(s.path, target.path)
-            ]
+            many = len(sources) > _MOST
+            near = [s for s in self.called_like(target) if id(s) in places] if many else sources
+            candidates = [s for s in near if fits(s, target) and not at_odds(s.path, target.path)]
             source = self._narrowed(target, candidates)
             if source is not None:
                 chosen.append((source, target))

@@ -19,17 +19,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 
+from regraft.matching.fitting import fitting_leaves
 from regraft.matching.layouts import conversions, entries_wanted
 from regraft.matching.leftovers import Leftovers
 from regraft.matching.modules import Leaf, Module
-from regraft.matching.pairing import fitting_leaves
 from regraft.matching.projections import at_odds, edge_of
 from regraft.matching.settling import Settled, alternative, graft, spec_of
 from regraft.plans import Alternative, Evidence, Graft, Undecided
 
 # Below this share of layers with a counterpart nothing is said of the others.
 _BELIEVABLE = 0.5
-_LISTED = 4
+_LISTED, _LOOKED_AT = 4, 64
 
 
 def settle_missing(
@@ -118,6 +118,11 @@ def _has_a_new_name(module: Module, left: Leftovers) -> bool:
     return not any(_could_be(source, module) for source in left.of_size(module))
 
 
+def _alike(module: Module, left: Leftovers) -> Iterator[Module]:
+    near = islice(left.of_size(module), _LOOKED_AT)
+    return (source for source in near if _could_be(source, module))
+
+
 def _could_be(source: Module, target: Module) -> bool:
     return bool(fitting_leaves(source, target)) and not at_odds(source.path, target.path)
 
@@ -125,7 +130,7 @@ def _could_be(source: Module, target: Module) -> bool:
 def _question(module: Module, leaf: Leaf, left: Leftovers) -> Undecided:
     name = leaf.info.name
     ways: list[Alternative] = []
-    for source in islice((s for s in left.of_size(module) if _could_be(s, module)), _LISTED):
+    for source in islice(_alike(module, left), _LISTED):
         served = fitting_leaves(source, module).get(leaf)
         if served:
             made = [graft(leaf.info, [served.info], c.ops) for c in conversions(served, leaf)]

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from regraft.matching import roles
 from regraft.matching.roles import Role
@@ -109,24 +109,33 @@ _COUNTED: dict[str, str] = {
 def tokens(path: Iterable[str]) -> list[str]:
     """Lower-case words and numbers of a path. Numbers, too, are `first`, `one`, a part called `a`,
     and the letter behind a number (`block1a`)."""
+    return [token for part in path for token in _tokens(part)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _tokens(part: str) -> tuple[str, ...]:
     found: list[str] = []
-    for part in path:
-        last = ""
-        for token in (word.lower() for word in _TOKEN.findall(part)):
-            counts = token == part or last.isdigit()
-            plain = _LETTERS.get(token, token) if counts else token
-            found.append(str(_COUNTED.get(token, plain)))
-            last = token
-    return found
+    last = ""
+    for token in (word.lower() for word in _TOKEN.findall(part)):
+        counts = token == part or last.isdigit()
+        plain = _LETTERS.get(token, token) if counts else token
+        found.append(str(_COUNTED.get(token, plain)))
+        last = token
+    return tuple(found)
 
 
 def parts_of(name: str) -> list[str]:
     """The parts of a tensor's name; TensorFlow's `:0` and words said twice in a row are dropped."""
+    return list(_parts(name))
+
+
+@lru_cache(maxsize=1 << 16)
+def _parts(name: str) -> tuple[str, ...]:
     parts: list[str] = []
     for part in _SEPARATORS.split(re.sub(r":\d+$", "", name)):
         if part and (not parts or parts[-1] != part or part.isdigit()):
             parts.append(part)
-    return parts
+    return tuple(parts)
 
 
 # Tensors that a model computes for itself: masks, frequencies, tables of positions.

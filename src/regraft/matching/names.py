@@ -46,6 +46,9 @@ _CANONICAL = {
 _NEARLY_ALL = 0.8
 # A wrapper may add this many parts before the names that both sides share.
 _MAX_PREFIX = 3
+# The end of a path that more layers of one side have is that of repeated blocks: it tells none of
+# their wrappers.
+_MOST_ALIKE = 16
 
 
 class Names:
@@ -61,48 +64,33 @@ class Names:
         feasible: Callable[[Module, Module], bool],
     ) -> None:
         self._sources, self._targets = sources, targets
-        self._exact = _equal_paths(sources, targets, feasible)
+        # Pairs of modules, by id, whose paths are equal under the prefixes that most vote for.
+        self.exact_pairs = _equal_paths(sources, targets, feasible)
         self._rarity = _rarity((*sources, *targets))
         self._slots = {id(side): _slot_values(side) for side in (sources, targets)}
         self._shifts: dict[tuple[str, str], tuple[int, ...] | None] = {}
 
-    def exact(self, source: Module, target: Module) -> float:
-        """1 where the paths are equal under the prefixes that most layers vote for."""
-        return float((id(source), id(target)) in self._exact)
-
     def words(self, source: Module, target: Module) -> float:
         """Share of the words that both have, rare words counting more; 0 to 1."""
-        a, b = _canonical(source), _canonical(target)
+        a, b = word_counts(source), word_counts(target)
         union = sum(self._rarity[w] * max(a[w], b[w]) for w in a.keys() | b.keys())
         common = sum(self._rarity[w] * min(a[w], b[w]) for w in a.keys() & b.keys())
         return common / union if union else 0.0
 
-    def numbers(self, source: Module, target: Module) -> float:
-        """1 where all positions agree, up to 0.3 where some do, 0 where none or no numbers."""
-        shifts = self._shift(source, target)
-        if shifts is None:
-            return 0.0
-        agree = [
-            b - a == shift
-            for a, b, shift in zip(source.numbers, target.numbers, shifts, strict=True)
-        ]
-        return 1.0 if all(agree) else 0.3 * sum(agree) / len(agree)
+    def other_words(self, source: Module, target: Module) -> bool:
+        """Whether the words of these two are not the same.
 
-    def strangers(self, source: Module, target: Module) -> bool:
-        """Whether nearly all layers have equal names, and the words of these two are not the same.
-
-        The file then speaks the model's own language: layers of one shape that it calls by other
-        words are other layers (a projection head is no classification head).
+        Where nearly all layers have equal names (`told`), the file speaks the model's own language:
+        layers of one shape that it calls by other words are other layers (a projection head is no
+        classification head).
         """
-        if not self._told or self.exact(source, target):
-            return False
-        a, b = (_telling(m) - w for m, w in zip((source, target), self._wrapping, strict=True))
+        a, b = (telling(m) - w for m, w in zip((source, target), self._wrapping, strict=True))
         return bool(a and b) and a != b
 
     @cached_property
     def _wrapping(self) -> tuple[frozenset[str], ...]:
         """Words that most layers of either side have."""
-        sides = (Counter(w for m in side for w in _telling(m)) for side in
+        sides = (Counter(w for m in side for w in telling(m)) for side in
                  (self._sources, self._targets))  # fmt: skip
         sizes = len(self._sources), len(self._targets)
         return tuple(
@@ -111,11 +99,12 @@ class Names:
         )
 
     @cached_property
-    def _told(self) -> bool:
+    def told(self) -> bool:
+        """Whether nearly all layers have equal names."""
         fewer = min(len(self._sources), len(self._targets))
-        return len({target for _, target in self._exact}) > _NEARLY_ALL * fewer
+        return len({target for _, target in self.exact_pairs}) > _NEARLY_ALL * fewer
 
-    def _shift(self, source: Module, target: Module) -> tuple[int, ...] | None:
+    def shift(self, source: Module, target: Module) -> tuple[int, ...] | None:
         """What to add to the source's numbers, place by place, to get the target's."""
         if not source.numbers or len(source.numbers) != len(target.numbers):
             return None
@@ -153,7 +142,10 @@ def _equal_paths(
     for target in targets:
         for cut in range(min(_MAX_PREFIX, len(target.path)) + 1):
             rest, prefix = target.path[cut:], target.path[:cut]
-            for source, wrapper in ends.get(rest, ()):
+            alike = ends.get(rest, ())
+            if len(alike) > _MOST_ALIKE and rest != target.path:
+                continue
+            for source, wrapper in alike:
                 # Equal further out as well: the shorter prefix says the same and more.
                 if wrapper and prefix and wrapper[-1] == prefix[-1]:
                     continue
@@ -198,18 +190,19 @@ _KINDS = frozenset({"conv", "norm", "dense", "block", "proj"})
 _HEADS = frozenset({"output", "final", "last", "top", "class", "classification", "logit", "preds"})
 
 
-def _telling(module: Module) -> frozenset[str]:
+def telling(module: Module) -> frozenset[str]:
     """Words that tell a layer from others; names for the last one are as good as one another."""
     words = (word for word in canonical_words(module.words) if word not in _KINDS)
     return frozenset("head" if word in _HEADS else word for word in words)
 
 
-def _canonical(module: Module) -> Counter[str]:
+def word_counts(module: Module) -> Counter[str]:
+    """Words of the path, each as the one that stands for it and its synonyms."""
     return Counter(canonical_words(module.words))
 
 
 def _rarity(modules: Sequence[Module]) -> defaultdict[str, float]:
-    count = Counter(word for m in modules for word in set(_canonical(m)))
+    count = Counter(word for m in modules for word in set(word_counts(m)))
     rarity = {w: math.log1p(len(modules) / n) for w, n in count.items()}
     return defaultdict(float, rarity)
 

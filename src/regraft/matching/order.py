@@ -33,7 +33,8 @@ class Order:
     ) -> None:
         a = [classes[id(m)] for m in sources]
         b = [classes[id(m)] for m in targets]
-        self._pairs: set[tuple[int, int]] = set()
+        # Pairs of modules, by id, at the same place.
+        self.pairs: set[tuple[int, int]] = set()
         common = 0
         for step in LCSseq.opcodes(a, b):
             if step.tag == "equal":
@@ -42,15 +43,11 @@ class Order:
                     range(step.dest_start, step.dest_end),
                     strict=True,
                 ):
-                    self._pairs.add((id(sources[i]), id(targets[j])))
+                    self.pairs.add((id(sources[i]), id(targets[j])))
                     common += 1
         self.agreement = common / max(1, min(len(a), len(b)))
         surplus = max(0.0, (self.agreement - _LEAST_AGREEMENT) / (1 - _LEAST_AGREEMENT))
         self.belief = surplus * min(1.0, _log10_orders(b) / _SURE)
-
-    def aligned(self, source: Module, target: Module) -> bool:
-        """Whether the alignment puts these two at the same place."""
-        return (id(source), id(target)) in self._pairs
 
 
 def sequence(catalogue: Catalogue, modules: Sequence[Module]) -> list[Module]:

@@ -68,17 +68,23 @@ def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
     return next((parts for pattern, parts in _FUSED if pattern.search(last)), ())
 
 
+def claims(path: tuple[str, ...]) -> tuple[str, str, str]:
+    """What a layer says it is: which projection, of which head, which end of a model."""
+    return projection_of(path), _head_of(path), edge_of(path)
+
+
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
     """Whether two layers say that they are different projections, different ends of a model, or
     parts of different heads."""
-    a, b = projection_of(source), projection_of(target)
+    ours, theirs = claims(source), claims(target)
+    (a, of, edge), (b, of_other, other_edge) = ours, theirs
     if a and b and _SAME.get(a, a) != _SAME.get(b, b):
         return True
-    a, b = _head_of(source), _head_of(target)
-    if a and b and a != b:
+    if of and of_other and of != of_other:
         return True
-    a, b = edge_of(source), edge_of(target)
-    return bool(a and b) and a != b and {a, b} != {"last norm", "final norm"}
+    if not edge or not other_edge or edge == other_edge:
+        return False
+    return {edge, other_edge} != {"last norm", "final norm"}
 
 
 _EDGES = (

@@ -7,6 +7,7 @@ may stand for one another at all"; where the axes go is `layouts`' question.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal
 
 Role = Literal[
@@ -71,6 +72,7 @@ NORMS = re.compile(r"norm", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"(conv|convolution)\dd?_?transpose|convtranspose|deconv", re.IGNORECASE)
 
 
+@lru_cache(maxsize=1 << 14)
 def split_leaf(leaf: str) -> tuple[str, str]:
     """A name's last part as (rest of the owner's name, role word); no word known: `("", leaf)`.
 
@@ -91,6 +93,7 @@ def known(leaf: str) -> bool:
     return split_leaf(leaf)[1] in _WORDS or re.match(r"^[wb]_[a-z]", leaf.lower()) is not None
 
 
+@lru_cache(maxsize=1 << 14)
 def of(word: str, rank: int, sisters: frozenset[str], module: str) -> Role:
     """The role of a tensor.
 

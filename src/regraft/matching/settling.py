@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from regraft.matching.fitting import fitting_leaves
 from regraft.matching.flattening import Flat, variants
 from regraft.matching.layouts import Conversion, conversions
 from regraft.matching.modules import Leaf, Module
-from regraft.matching.pairing import Pairing, fitting_leaves
+from regraft.matching.pairing import Pairing
 from regraft.operations import AnyOp, Cast, Keep, dtype_of
 from regraft.plans import Alternative, Evidence, Graft, Spec, Undecided, kind_of
 from regraft.tensors import TensorInfo, numpy_dtype

@@ -72,55 +72,20 @@ class Trees:
         self.pairs: list[Aligned] = []
         self._surplus: set[int] = set()
         self._align(ours, theirs)
-        self._by_source: dict[int, list[Aligned]] = defaultdict(list)
-        self._target_levels: dict[int, list[Aligned]] = defaultdict(list)
-        self._outside: dict[int, bool] = {}
+        # By id of modules outside of all paired blocks: whether they stand before or behind these.
+        self.outside: dict[int, bool] = {}
+        self._levels: dict[int, list[int]] = defaultdict(list)
         for side, modules in (("source", sources), ("target", targets)):
             self._note_outside(modules, side)
-        for pair in self.pairs:
-            for module in pair.source.members:
-                self._by_source[id(module)].append(pair)
-            for module in pair.target.members:
-                self._target_levels[id(module)].append(pair)
+        for number, pair in enumerate(self.pairs):
+            for module in (*pair.source.members, *pair.target.members):
+                self._levels[id(module)].append(number)
 
-    def levels(self, source: Module) -> Sequence[Aligned]:
-        """The paired containers around a source module, outermost first."""
-        return self._by_source.get(id(source), ())
-
-    def strong(self, source: Module) -> Sequence[Aligned]:
-        """Those of a source module's levels that can be relied on."""
-        return [p for p in self.levels(source) if p.weight >= STRONG]
-
-    def strong_of_target(self, target: Module) -> Sequence[Aligned]:
-        """The same for a target module."""
-        return [p for p in self._target_levels.get(id(target), ()) if p.weight >= STRONG]
-
-    def holds(self, pair: Aligned, target: Module) -> bool:
-        return any(pair is level for level in self._target_levels.get(id(target), ()))
-
-    def agreement(self, source: Module, target: Module) -> float:
-        """How many levels of paired containers two layers share, less those that part them."""
-        score = 0.0
-        for pair in self.levels(source):
-            score += pair.weight if self.holds(pair, target) else -pair.weight
-        return score
-
-    def same_place(self, source: Module, target: Module) -> bool:
-        """Whether both are the n-th of their class in the innermost containers that they share,
-        which hold layers of the same classes in the same order."""
-        inner = [p for p in self.levels(source) if self.holds(p, target)]
-        if not inner or not inner[-1].same_order:
-            return False
-        pair, number = inner[-1], self._classes[id(source)]
-        ours = [m for m in pair.source.members if self._classes[id(m)] == number]
-        theirs = [m for m in pair.target.members if self._classes[id(m)] == number]
-        return ours.index(source) == theirs.index(target)
-
-    def before_blocks(self, source: Module, target: Module) -> bool | None:
-        """For two layers outside of all paired blocks: whether both stand before these, or both
-        behind them; `None` where that is not so, or there are no blocks."""
-        ours, theirs = self._outside.get(id(source)), self._outside.get(id(target))
-        return ours if ours is not None and ours is theirs else None
+    def strong(self, module: Module) -> Sequence[int]:
+        """The paired containers around a module that can be relied on, by their numbers in `pairs`,
+        outermost first."""
+        numbers = self._levels.get(id(module), ())
+        return [number for number in numbers if self.pairs[number].weight >= STRONG]
 
     def is_surplus(self, module: Module) -> bool:
         """Whether a layer is in one of the blocks that a deeper stack has and the other has not."""
@@ -132,7 +97,7 @@ class Trees:
         places = [i for i, m in enumerate(modules) if id(m) in inside]
         for place, module in enumerate(modules):
             if places and id(module) not in inside and not places[0] < place < places[-1]:
-                self._outside[id(module)] = place < places[0]
+                self.outside[id(module)] = place < places[0]
 
     # Containers
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
+from regraft.matching.modules import Module, conventions_of, modules_of
 from regraft.operations import AnyOp, Concat, Each, Slice, infer, simplify
 from regraft.plans import Evidence
 from regraft.tensors import Catalogue, FlowNode, Skeleton, TensorInfo
@@ -66,6 +68,16 @@ class View:
         default_factory=dict[str, tuple[Evidence, ...]]
     )
     adapted: frozenset[str] = frozenset()
+
+    @cached_property
+    def framework(self) -> str:
+        """Whose layouts the seen tensors follow."""
+        return conventions_of(self.catalogue)
+
+    @cached_property
+    def modules(self) -> list[Module]:
+        """The layers that are seen."""
+        return modules_of(self.catalogue, self.framework)
 
     @classmethod
     def plain(cls, catalogue: Catalogue) -> View:

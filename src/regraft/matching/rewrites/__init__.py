@@ -13,8 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from regraft.matching.modules import Module, conventions_of, modules_of
-from regraft.matching.pairing import number_classes, served
+from regraft.matching.fitting import number_classes, served
 from regraft.matching.rewrites import folded, fused, recurrent, reparametrised, rotary, stacked
 from regraft.matching.rewrites.finding import AskRotary, Finding, Sight
 from regraft.matching.views import View
@@ -102,7 +101,7 @@ def _cuts_to_fit(finding: Finding, before: Views, after: Views) -> bool:
 
 
 def _unserved_size(views: Views) -> int:
-    sources, targets = _modules(views.source), _modules(views.target)
+    sources, targets = views.source.modules, views.target.modules
     classes = number_classes(sources, targets)
     count: dict[int, int] = defaultdict(int)
     size: dict[int, int] = {}
@@ -114,11 +113,7 @@ def _unserved_size(views: Views) -> int:
 
 
 def _unserved(views: Views) -> int:
-    sources = _modules(views.source)
-    targets = _modules(views.target)
+    sources = views.source.modules
+    targets = views.target.modules
     count = served(sources, targets)
     return len(targets) - count + len(sources) - count
-
-
-def _modules(view: View) -> list[Module]:
-    return modules_of(view.catalogue, conventions_of(view.catalogue))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-from regraft.matching.modules import Leaf, Module, conventions_of, modules_of
+from regraft.matching.modules import Leaf, Module
 from regraft.matching.views import Rewrite, View
 from regraft.tensors import Catalogue, Read, TensorInfo
 
@@ -48,13 +48,13 @@ class Sight:
     def catalogue(self) -> Catalogue:
         return self.view.catalogue
 
-    @cached_property
+    @property
     def framework(self) -> str:
-        return conventions_of(self.view.catalogue)
+        return self.view.framework
 
-    @cached_property
+    @property
     def modules(self) -> list[Module]:
-        return modules_of(self.view.catalogue, self.framework)
+        return self.view.modules
 
     @cached_property
     def by_leaf(self) -> Mapping[str, dict[str, TensorInfo]]:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
+from regraft.matching.fitting import number_classes
 from regraft.matching.modules import Module
-from regraft.matching.pairing import number_classes
 from regraft.matching.projections import fused_of, projection_of
 from regraft.matching.rewrites.finding import Finding, Sight, kernel_of
 from regraft.matching.rewrites.heads import head_counts

@@ -22,9 +22,10 @@ _MOST = 1024
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
     """Families of subtrees: all layers of one stack, the experts of all layers."""
     families: dict[str, list[Rewrite]] = defaultdict(list)
+    longest = _longest_row(there)
     for prefix, infos in _subtrees(here):
         count = infos[0].shape[0]
-        if _numbered(there, count):
+        if longest >= count:
             family = re.sub(r"\d+", "#", prefix)
             families[family] += [_unstacked(prefix, info, count) for info in infos]
     return [Finding(rewrites) for rewrites in families.values()]
@@ -44,16 +45,18 @@ def _subtrees(here: Sight) -> Iterator[tuple[str, list[TensorInfo]]]:
             continue
         if max(len(info.shape) for info in infos) < 3 and len(infos) < 4:
             continue  # a plain layer: its kernel and bias begin alike, too
+        if 2 * sum(len(info.shape) == 1 for info in infos) >= len(infos):
+            continue  # layers whose tensors are single values
         yield prefix, infos
 
 
-def _numbered(there: Sight, count: int) -> bool:
-    """Whether the other side has layers in a row, or tensors of one layer for each."""
+def _longest_row(there: Sight) -> int:
+    """How many layers, or tensors of one layer for each, the other side has in a row."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for module in there.modules:
         for place, number in enumerate(module.numbers):
             numbers[f"{module.family} {place}"].add(number)
-    return any(len(values) >= count for values in numbers.values())
+    return max(map(len, numbers.values()), default=0)
 
 
 def _unstacked(prefix: str, info: TensorInfo, count: int) -> Rewrite:
