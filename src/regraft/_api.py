@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft import checkpoints, keras_layout, lineage, matching, targets, transfer
+from regraft import checkpoints, keras_layout, lineage, matching, plans, targets, transfer
 from regraft._sides import Given, Side, source_side, target_side
 from regraft.checkpoints import Checkpoint
 from regraft.errors import (
@@ -68,6 +68,14 @@ def plan(
     # Without a probe nothing is run: names, shapes and the graph are all that is needed.
     theirs = target_side(target, arguments=arguments, meta=probe is None)
     return _plan(ours, theirs, _rules(rules), probe)
+
+
+def _catalogue_of(given: Given) -> Catalogue:
+    """What a path, a live model or a Catalogue holds, without its values."""
+    return target_side(given, meta=True).catalogue
+
+
+plans.catalogue_of = _catalogue_of
 
 
 def _rules(rules: Rules) -> tuple[Rule, ...]:

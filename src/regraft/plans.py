@@ -7,7 +7,7 @@ script without either file. It is saved as JSON that a person can read, edit and
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -287,6 +287,33 @@ class Plan(msgspec.Struct, frozen=True):
             unused=tuple(name for name in unused if name not in read),
         )
 
+    def for_target(self, larger: Any, source: Any = None) -> Plan:
+        """The plan for a larger model of the same family: more layers, wider ones.
+
+        **Arguments:**
+
+        - `larger`: a live model or a Catalogue, whose tensors are named as this plan's target.
+        - `source`: the larger source (a Checkpoint, a Catalogue, a live model), to check at once
+          that it has the tensors that the plan expects; otherwise `apply` does.
+
+        **Raises** `PlanError`, with all findings, where names and sizes do not tell (heads that are
+        interleaved, resized tables): plan for the larger source itself then; `StalePlan` where
+        `source` has other tensors.
+        """
+        from regraft.scaling import scaled
+
+        return scaled(self, catalogue_of(larger), None if source is None else catalogue_of(source))
+
+    def to_key_mapping(self) -> dict[str, str]:
+        """The regular expressions that transformers' `from_pretrained(key_mapping=…)` takes.
+
+        **Raises** `PlanError` where the plan does more than rename (and cast), or where expressions
+        that are applied one after another would mix names up.
+        """
+        from regraft.key_mappings import key_mapping
+
+        return key_mapping(self)
+
     def to_python(self) -> str:
         """A stand-alone script that does the conversion with numpy and without regraft."""
         from regraft.scripts import conversion_script
@@ -302,6 +329,16 @@ class Plan(msgspec.Struct, frozen=True):
     def to_json(self) -> dict[str, Any]:
         """The plan as plain Python values, the same as `save` writes."""
         return msgspec.to_builtins(self)
+
+
+def _only_catalogues(given: Any) -> Catalogue:
+    if isinstance(given, Catalogue):
+        return given
+    raise PlanError(type(given).__name__, found="no Catalogue", expected="a Catalogue")
+
+
+# Plans know no framework and no file: the wiring room says what the tensors of a live model are.
+catalogue_of: Callable[[Any], Catalogue] = _only_catalogues
 
 
 def _same(planned: Side, tensors: Mapping[str, Spec], present: Catalogue | None, what: str) -> None:
