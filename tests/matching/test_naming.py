@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 
 from regraft import matching
 from regraft.operations import run
@@ -104,3 +105,50 @@ def test_layers_are_not_fresh_where_unused_ones_may_hold_their_values() -> None:
     plan = planned(stem | source, stem | listed)
     assert not plan.fresh
     assert {f"experts.{i}.fc{j}.weight" for i in range(3) for j in (1, 2)} == set(plan.undecided)
+
+
+# Attentions of a decoder
+
+# Names of the layers of a decoder's block, in one order.
+DECODERS = {
+    "authors of Whisper": (
+        ("attn.query", "attn.key", "attn.value", "attn.out"),
+        ("cross_attn.query", "cross_attn.key", "cross_attn.value", "cross_attn.out"),
+        ("attn_ln", "cross_attn_ln", "mlp_ln"),
+    ),
+    "transformers": (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+        ("encoder_attn.q_proj", "encoder_attn.k_proj", "encoder_attn.v_proj",
+         "encoder_attn.out_proj"),
+        ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+    ),
+    "T5": (
+        ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v", "SelfAttention.o"),
+        ("EncDecAttention.q", "EncDecAttention.k", "EncDecAttention.v", "EncDecAttention.o"),
+        ("attention_norm", "cross_attention_norm", "ffn_norm"),
+    ),
+}  # fmt: skip
+
+
+def decoder(style: str, body: str) -> Values:
+    # Learned positions: there is no question of a rotary layout.
+    shapes: dict[str, tuple[int, ...]] = {f"{body.partition('.')[0]}.positions.weight": (5, 8)}
+    for block in range(2):
+        attentions = [layer for layers in DECODERS[style][:2] for layer in layers]
+        for layer in attentions:
+            shapes[f"{body}.{block}.{layer}.weight"] = 8, 8
+            shapes[f"{body}.{block}.{layer}.bias"] = (8,)
+        for norm in DECODERS[style][2]:
+            shapes[f"{body}.{block}.{norm}.weight"] = (8,)
+            shapes[f"{body}.{block}.{norm}.bias"] = (8,)
+    return random(shapes)
+
+
+@pytest.mark.parametrize("ours", DECODERS)
+@pytest.mark.parametrize("theirs", DECODERS)
+def test_attentions_of_a_decoder_are_told_apart_by_their_names(ours: str, theirs: str) -> None:
+    """Shuffled, so that no order says which is which."""
+    source, target = decoder(ours, "model.decoder.layers"), decoder(theirs, "dec.blocks")
+    names = list(source)
+    np.random.default_rng(0).shuffle(names)
+    check(planned({name: source[name] for name in names}, target), source, target)

@@ -85,7 +85,8 @@ def _sorted_as_text(owners: Collection[tuple[str, ...]]) -> bool:
     """Whether owners that differ by number stand in the order of text, and not of numbers."""
     if all(a <= b for a, b in pairwise(map(_natural_path, owners))):
         return False
-    return any(all(a <= b for a, b in pairwise(texts)) for texts in (owners, map("/".join, owners)))
+    joined = ["/".join(owner) for owner in owners]
+    return list(owners) == sorted(owners) or joined == sorted(joined)
 
 
 def _natural_path(path: Sequence[str]) -> list[list[tuple[int, int, str]]]:

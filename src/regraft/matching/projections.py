@@ -69,16 +69,49 @@ def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
-    """Whether two layers say that they are different projections, different ends of a model, or
-    parts of different heads."""
+    """Whether two layers say that they are different projections, parts of different attentions or
+    heads, or different ends of a model."""
     a, b = projection_of(source), projection_of(target)
     if a and b and _SAME.get(a, a) != _SAME.get(b, b):
+        return True
+    a, b = sublayer_of(source), sublayer_of(target)
+    if a and b and a != b:
         return True
     a, b = _head_of(source), _head_of(target)
     if a and b and a != b:
         return True
     a, b = edge_of(source), edge_of(target)
     return bool(a and b) and a != b and {a, b} != {"last norm", "final norm"}
+
+
+# The sublayers of a decoder's block, each with a norm of its own. An attention that is called
+# nothing else is the one to itself: where there is a cross-attention, that one says so. (torch's
+# says `multihead_attn`, which elsewhere is what any attention may be called.)
+_SUBLAYERS = (
+    ("cross-attention", re.compile(
+        r"cross|(^|_)x_?att|^enc(oder)?_(dec(oder)?_)?att|^encdec_?att|(^|_)(src|context|memory)_att")),
+    ("self-attention", re.compile(
+        r"^self_?att|(^|_)self_(attn|attention)|^(attn|attention|mhsa|sa)$|"
+        r"^(attn|attention|sa)_(layer_?)?(norm|ln)$|^(ln|(layer_?)?norm)_(attn|attention|sa)$")),
+    ("feed-forward", re.compile(
+        r"^(mlp|ffn?|feed_?forward)$|^(mlp|ffn?|feed_?forward)_(layer_?)?(norm|ln)$|"
+        r"^(ln|(layer_?)?norm)_(mlp|ffn?|feed_?forward)$")),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def sublayer_of(path: tuple[str, ...]) -> str:
+    """Which sublayer of a decoder's block a layer is in, by its own name and those around it,
+    innermost first; `""` where they do not say."""
+    for part in reversed(path[-4:]):
+        for sublayer, pattern in _SUBLAYERS:
+            if pattern.search(_snake(part)):
+                return sublayer
+    return ""
+
+
+def _snake(part: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", part).lower()
 
 
 _EDGES = (
@@ -135,14 +168,16 @@ _FORWARD_NORM = re.compile(
 )
 
 
-# With three norms in a block, the second one may be a cross-attention's.
-THIRD_NORM = re.compile(r"^(layer_?)?norm_?3$|^ln_?3$|^(cross|encoder)_attn_layer_norm$")
+# With three norms in a block that are told apart by number, the second may be a cross-attention's.
+THIRD_NORM = re.compile(r"^(layer_?)?norm_?3$|^ln_?3$")
 
 
 def norm_place(path: tuple[str, ...]) -> str:
     """`attention` or `forward` for a norm in a transformer's block, by its name; `""` if it does
     not say."""
     last = path[-1].lower() if path else ""
+    if sublayer_of(path) == "cross-attention":
+        return ""
     if _ATTENTION_NORM.match(last):
         return "attention"
     if _FORWARD_NORM.match(last):
