@@ -26,7 +26,7 @@ _WORDS = {
 # Whole names of layers, where their words do not tell.
 _NAMES = {
     "wi_0": "gate", "wi_1": "up", "fc1_g": "gate", "fc1_x": "up", "linear_gate": "gate",
-    "feedforward_gate_dense": "gate", "w1": "w1", "w3": "w3",
+    "feedforward_gate_dense": "gate", "w1": "w1", "w3": "w3", "fc_1": "gate", "fc_2": "up",
 }  # fmt: skip
 # The output projection, right below an attention.
 _OUTPUTS = frozenset({"proj", "c_proj", "out_proj", "o_proj", "wo", "out", "to_out", "dense"})
@@ -37,6 +37,10 @@ _FUSED = (
     (re.compile(r"(^|_)kv($|_)|key_value|keyvalue"), ("k", "v")),
     (re.compile(r"gate_?(and_)?up|(^|_)w1[23]($|_)|gate_proj_up"), ("gate", "up")),
 )
+# Names that spell their parts out: letters, or words one after another.
+_LETTERS = re.compile(r"(?:^|_)([qkv]{2,3})(?:$|_)")
+_MEANT = {"query": "q", "key": "k", "value": "v", "gate": "gate", "up": "up"}
+_WORDS_JOINED = re.compile(rf"({'|'.join(_MEANT)})+")
 
 
 def projection_of(path: tuple[str, ...]) -> str:
@@ -65,7 +69,23 @@ def _projection(path: tuple[str, ...]) -> str:
 def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
     """The projections that a layer holds one after another, by its name; `()` for none."""
     last = path[-1].lower() if path else ""
-    return next((parts for pattern, parts in _FUSED if pattern.search(last)), ())
+    parts = next((parts for pattern, parts in _FUSED if pattern.search(last)), ())
+    spelled = order_of(path)
+    return parts or tuple(sorted(spelled, key="q k v gate up".split().index))
+
+
+def order_of(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The projections of a fused layer in the order that its name spells: `kqv`, `up_gate_proj`;
+    `()` where it spells none."""
+    last = path[-1].lower() if path else ""
+    letters = _LETTERS.search(last)
+    if letters and len(set(letters[1])) == len(letters[1]) and {"k", "v"} <= set(letters[1]):
+        return tuple(letters[1])
+    words = [w for token in last.split("_") if _WORDS_JOINED.fullmatch(token)
+             for w in re.findall("|".join(_MEANT), token)]  # fmt: skip
+    order = tuple(_MEANT[word] for word in words)
+    whole = sorted(order) in (["k", "q", "v"], ["k", "v"], ["gate", "up"])
+    return order if whole else ()
 
 
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
