@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import regraft as rg
 from regraft import matching
 from regraft.operations import run
 from regraft.plans import Plan
@@ -152,3 +155,140 @@ def test_attentions_of_a_decoder_are_told_apart_by_their_names(ours: str, theirs
     names = list(source)
     np.random.default_rng(0).shuffle(names)
     check(planned({name: source[name] for name in names}, target), source, target)
+
+
+# Fused projections
+
+
+def block(
+    fused: str, parts: str, sizes: tuple[int, ...], *, biased: str = ""
+) -> tuple[Values, Values]:
+    """A fused projection whose parts lie in the order of `parts`, and the same apart."""
+    shapes = {"positions.weight": (5, 8)}  # learned: there is no question of a rotary layout
+    names = parts.split(",")
+    shapes |= {f"h.{i}.attn.{n}_proj.weight": (s, 8) for i in range(2)
+               for n, s in zip(names, sizes, strict=True)}  # fmt: skip
+    shapes |= {f"h.{i}.attn.{n}_proj.bias": (s,) for i in range(2)
+               for n, s in zip(names, sizes, strict=True) if n in biased.split(",")}  # fmt: skip
+    split = random(shapes)
+    whole = {"positions.weight": split["positions.weight"]}
+    for i in range(2):
+        for role in ("weight", "bias") if biased else ("weight",):
+            zero = [np.zeros(size, np.float32) for size in sizes]
+            held = [split.get(f"h.{i}.attn.{n}_proj.{role}") for n in names]
+            made = [z if a is None else a for a, z in zip(held, zero, strict=True)]
+            whole[f"h.{i}.attn.{fused}.{role}"] = np.concatenate(made)
+    return whole, split
+
+
+@pytest.mark.parametrize(
+    ("fused", "parts", "sizes"),
+    [
+        ("kqv", "k,q,v", (8, 8, 8)),
+        ("vqk_proj", "v,q,k", (4, 8, 4)),
+        ("qkv", "q,k,v", (8, 4, 4)),
+        ("key_query_value", "k,q,v", (8, 8, 8)),
+        ("gate_up", "gate,up", (12, 12)),
+        ("up_gate_proj", "up,gate", (12, 12)),
+    ],
+)
+def test_names_that_spell_an_order_say_how_parts_lie(
+    fused: str, parts: str, sizes: tuple[int, ...]
+) -> None:
+    both_ways(*block(fused, parts, sizes))
+
+
+def test_names_that_spell_no_order_leave_it_open() -> None:
+    whole, split = block("mixer", "q,k,v", (8, 8, 8))
+    assert len(planned(whole, split).undecided) == 6
+
+
+def test_a_part_without_bias_is_zero_in_a_fused_one() -> None:
+    whole, split = block("qkv", "q,k,v", (8, 8, 8), biased="q,v")
+    check(planned(split, whole), split, whole)
+
+
+# Rotary layouts
+
+
+def llama(style: str) -> Values:
+    """Two blocks under the names of LLaMA's first code, or those of transformers."""
+    names = {
+        "tok_embeddings": "embed_tokens", "attention.wq": "self_attn.q_proj",
+        "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
+        "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
+        "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (11, 8)}
+    for i in range(2):
+        for name in names:
+            sizes = {
+                "feed_forward.w1": (12, 8),
+                "feed_forward.w3": (12, 8),
+                "feed_forward.w2": (8, 12),
+            }
+            shape = (8,) if name.endswith("norm") else sizes.get(name, (8, 8))
+            if name != "tok_embeddings":
+                shapes[f"layers.{i}.{name}.weight"] = shape
+    values = random(shapes)
+    if style == "authors":
+        return values
+    for name, new in names.items():
+        values = {key.replace(name, new): array for key, array in values.items()}
+    return values
+
+
+def test_the_names_of_llamas_first_code_tell_its_rotary_layout() -> None:
+    source, target = llama("authors"), llama("transformers")
+    plan = planned(source, target, metadata={"config": '{"num_attention_heads": 2}'})
+    for i in range(2):
+        for part in "qk":
+            name = f"layers.{i}.self_attn.{part}_proj.weight"
+            neighbours = target[name].reshape(2, 2, 2, 8)
+            target[name] = neighbours.swapaxes(1, 2).reshape(8, 8)
+    check(plan, source, target)
+    reasons = plan.grafts["layers.0.self_attn.q_proj.weight"].evidence
+    assert any("LLaMA's first code" in reason.text for reason in reasons)
+
+
+def test_some_of_these_names_do_not_tell_it() -> None:
+    source = {
+        name: a for name, a in llama("authors").items() if not name.endswith("ffn_norm.weight")
+    }
+    target = {name: a for name, a in llama("transformers").items() if "post_attention" not in name}
+    plan = planned(source, target, metadata={"config": '{"num_attention_heads": 2}'})
+    assert {f"layers.{i}.self_attn.{p}_proj.weight" for i in range(2) for p in "qk"} == set(
+        plan.undecided
+    )
+
+
+class Attention(nn.Module):
+    """Of vectors, without positions. `fused`: one projection for query, key and value."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, 8)
+        self.parts = names
+        for name in names:
+            self.add_module(name, nn.Linear(8, 24 // len(names)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        q, k, v = torch.cat([getattr(self, name)(x) for name in self.parts], -1).chunk(3, -1)
+        return torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+
+
+@pytest.mark.parametrize("names", [("qkv",), ("q", "k", "v")])
+def test_a_model_that_turns_nothing_is_not_asked_about_its_rotary_layout(
+    names: tuple[str, ...],
+) -> None:
+    source, target = Attention("query", "key", "value"), Attention(*names)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    plan = rg.plan(source, target)
+    assert plan.complete
+    for name, tensor in target.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    rg.load(source, target)
+    x = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(source(x), target(x))
