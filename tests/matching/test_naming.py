@@ -292,3 +292,67 @@ def test_a_model_that_turns_nothing_is_not_asked_about_its_rotary_layout(
     rg.load(source, target)
     x = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(source(x), target(x))
+
+
+# Numbers of heads
+
+
+def by_head(heads: int) -> tuple[Values, Values]:
+    """A projection whose parts lie by head, as GPT-NeoX has it, and the same apart."""
+    whole, split = block("query_key_value", "q,k,v", (8, 8, 8))
+    for i in range(2):
+        parts = [split[f"h.{i}.attn.{n}_proj.weight"].reshape(heads, -1, 8) for n in "qkv"]
+        whole[f"h.{i}.attn.query_key_value.weight"] = np.concatenate(parts, 1).reshape(24, 8)
+    return whole, split
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_heads_are_known_from_the_configuration(heads: int) -> None:
+    whole, split = by_head(heads)
+    config = {"config": f'{{"num_attention_heads": {heads}, "model_type": "gpt_neox"}}'}
+    check(planned(whole, split, metadata=config), whole, split)
+    check(planned(split, whole, metadata=config), split, whole)
+
+
+@pytest.mark.parametrize(
+    "attribute", ["num_heads", "n_head", "n_heads", "heads", "nhead", "config"]
+)
+def test_heads_are_known_from_a_live_model(attribute: str) -> None:
+    target = Attention("q", "k", "v")
+    held = {"config": type("Config", (), {})()}.get(attribute, 2)
+    setattr(target, attribute, held)
+    if attribute == "config":
+        held.num_attention_heads = 2
+    source = Attention("query_key_value")
+    plan = rg.plan(source, target)
+    rg.apply(plan, source, target)
+    fused = source.state_dict()["query_key_value.weight"].reshape(2, 3, 4, 8)
+    for place, name in enumerate("qkv"):
+        made = target.state_dict()[f"{name}.weight"]
+        torch.testing.assert_close(made, fused[:, place].reshape(8, 8), rtol=0, atol=0)
+
+
+def test_of_several_numbers_of_heads_none_is_taken() -> None:
+    whole, split = by_head(2)
+    config = '{"text": {"num_attention_heads": 2}, "vision": {"num_attention_heads": 4}}'
+    assert len(planned(whole, split, metadata={"config": config}).undecided) == 6
+
+
+# Adapters
+
+
+@pytest.mark.parametrize(("alpha", "prefix"), [("4", "adapter."), ("16", "adapter."), ("16", "")])
+def test_the_factor_of_adapters_is_that_of_their_config(alpha: str, prefix: str) -> None:
+    source = random(
+        {"base.base_layer.weight": (6, 8), "base.lora_A.default.weight": (4, 8),
+         "base.lora_B.default.weight": (6, 4)}
+    )  # fmt: skip
+    a, b = source["base.lora_A.default.weight"], source["base.lora_B.default.weight"]
+    merged = source["base.base_layer.weight"] + np.float32(int(alpha) / 4) * (b @ a)
+    told = {f"{prefix}r": "4", f"{prefix}lora_alpha": alpha, f"{prefix}rank_pattern": "{}"}
+    plan = planned(source, {"base.weight": merged}, metadata=told)
+    graft = plan.grafts["base.weight"]
+    made = run(graft.ops, [source[name] for name in graft.sources])
+    np.testing.assert_allclose(made, merged, rtol=1e-6)
+    told[f"{prefix}rank_pattern"] = '{"base": 2}'
+    assert planned(source, {"base.weight": merged}, metadata=told).undecided

@@ -21,7 +21,7 @@ from regraft.matching.modules import Module
 from regraft.matching.pairing import number_classes
 from regraft.matching.projections import fused_of, order_of, projection_of
 from regraft.matching.rewrites.finding import Finding, Sight, kernel_of
-from regraft.matching.rewrites.heads import head_counts
+from regraft.matching.rewrites.heads import HeadCounts, head_counts
 from regraft.matching.views import Expression, Rewrite, composed
 from regraft.operations import AnyOp, Concat, Each, Fill, Reshape, Slice, Stack, Unstack
 from regraft.tensors import TensorInfo
@@ -136,14 +136,15 @@ def _finding(here: Sight, there: Sight, members: Sequence[_Fused]) -> Finding:
     words = {_word(m.module) for m in members}
     by_head, orders = words <= set(_BY_HEAD), {_told_order(m) for m in members}
     counts = head_counts(here, there)
+    fitting = [n for n in counts.key_value if _equal_heads(members, n, counts)]
     names = members[0].parts.names
     ways: list[tuple[str, int]] = []  # order of the parts ("" as named), groups of heads (0: none)
     plain = ",".join(names)
     attention = names == ("q", "k", "v")
     if not by_head and len(orders) == 1 and () not in orders:
         ways = [(",".join(*orders), 0)]
-    elif by_head and counts.known:
-        ways = [(plain, n) for n in counts.key_value[:1]]
+    elif by_head and counts.known and fitting:
+        ways = [(plain, n) for n in fitting]
     else:
         ways = [(plain, 0)]
         ways += [(plain, n) for n in counts.key_value] if attention or names == ("k", "v") else []
@@ -157,6 +158,14 @@ def _finding(here: Sight, there: Sight, members: Sequence[_Fused]) -> Finding:
     ]
     label = f"how {', '.join(names)} lie in {members[0].module.path[-1]}"
     return Finding(readings[0], readings[1:], label) if readings else Finding(())
+
+
+def _equal_heads(members: Sequence[_Fused], groups: int, counts: HeadCounts) -> bool:
+    """Whether queries, of known heads, and keys have heads of one width."""
+    widths = {(m.parts.sizes[0], m.parts.sizes[-1]) for m in members}
+    return not counts.query_known or all(
+        any(q * groups == k * heads for heads in counts.query_known) for q, k in widths
+    )
 
 
 def _told_order(fused: _Fused) -> tuple[str, ...]:
