@@ -356,3 +356,38 @@ def test_the_factor_of_adapters_is_that_of_their_config(alpha: str, prefix: str)
     np.testing.assert_allclose(made, merged, rtol=1e-6)
     told[f"{prefix}rank_pattern"] = '{"base": 2}'
     assert planned(source, {"base.weight": merged}, metadata=told).undecided
+
+
+# Trees of JAX
+
+
+@pytest.mark.parametrize("prefix", ["", "state/", "train/0/"])
+def test_statistics_in_a_tree_of_their_own_beside_other_state(prefix: str) -> None:
+    expected = random(
+        {f"layers.{i}.{kind}": shape for i in range(2)
+         for kind, shape in {"conv.weight": (6, 6, 3, 3), "norm.weight": (6,), "norm.bias": (6,),
+                             "norm.running_mean": (6,), "norm.running_var": (6,)}.items()}
+    )  # fmt: skip
+    words = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    source: Values = {}
+    for name, array in expected.items():
+        _, number, layer, leaf = name.split(".")
+        tree = "batch_stats" if "running" in leaf else "params"
+        word = "kernel" if layer == "conv" else words[leaf]
+        moved = array.transpose(2, 3, 1, 0) if layer == "conv" else array
+        source[f"{prefix}{tree}/layers_{number}/{layer}/{word}"] = moved
+    source = {f"{prefix}rate/table": np.zeros((3, 5), np.float32), **source}
+    plan = planned(source, expected)
+    assert plan.unused == (f"{prefix}rate/table",)
+    for name, array in expected.items():
+        graft = plan.grafts[name]
+        made = run(graft.ops, [source[one] for one in graft.sources])
+        np.testing.assert_array_equal(made, array, err_msg=name)
+
+
+def test_a_counter_of_steps_is_no_unused_weight() -> None:
+    infos = [TensorInfo("a.weight", (3, 4), "float32"), TensorInfo("step", (), "int64")]
+    model = catalogue({"a.weight": (3, 4)}, framework="torch", order="definition")
+    assert not matching.match(Catalogue(infos), model).unused
+    learnt = [infos[0], TensorInfo("step", (), "float32")]
+    assert matching.match(Catalogue(learnt), model).unused == ("step",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -135,35 +135,63 @@ _CONSTANTS = re.compile(
     r"masked_bias|position_ids|relative_position_index|rope_cache|attn_mask|mask)$"
 )
 
+# Integers in a training state that say how far it came.
+_COUNTERS = re.compile(r"(^|[./_])(step|steps|count|iter|iteration|iterations|epoch)$")
+
 
 def is_constant(info: TensorInfo) -> bool:
-    """Whether a tensor is no weight but recomputed by the model, by kind, name and shape."""
+    """Whether a tensor is no weight but counted or recomputed, by kind, name, dtype and shape."""
     if info.kind != "weight" or _CONSTANTS.search(info.name):
+        return True
+    if info.size == 1 and "int" in info.dtype and _COUNTERS.search(info.name):
         return True
     # GPT-2's causal mask is a buffer called `attn.bias`.
     square = len(info.shape) == 4 and info.shape[:2] == (1, 1) and info.shape[2] == info.shape[3]
     return square and info.name.endswith("bias")
 
 
-# Flax keeps what is trained and what is not in two trees of the same layers.
+# Flax keeps what is trained and what is not in two trees of the same layers, side by side.
 _COLLECTIONS = frozenset({"params", "batch_stats"})
+# Names of a training state may go before them.
+_MOST_AROUND = 3
 
 
 def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
     """The modules of a catalogue in its order; counters and constants are left out."""
     grouped: dict[tuple[str, ...], list[tuple[str, TensorInfo]]] = defaultdict(list)
     wide = framework == "torch" and _wide_conv1d(catalogue)
-    collections = all(name.partition("/")[0] in _COLLECTIONS for name in catalogue)
+    around = _around_collections(catalogue)
     for info in catalogue.values():
         if info.kind == "weight" and not is_constant(info):
             path, word = _owner(info)
-            path = path[1:] if collections else path
-            grouped[path].append((word, info))
+            grouped[_without_collection(path, around)].append((word, info))
     result: list[Module] = []
     for path, tensors in grouped.items():
         for suffix, leaves in _split(path, tensors, framework, wide):
             result.append(Module((*path, *suffix), len(result), leaves))
     return result
+
+
+def _around_collections(catalogue: Catalogue) -> set[tuple[str, ...]]:
+    """What stands before `params` and `batch_stats` where both are there, or all there is."""
+    if all(name.partition("/")[0] in _COLLECTIONS for name in catalogue):
+        return {()}
+    trained, beside = set[tuple[str, ...]](), set[tuple[str, ...]]()
+    if any("batch_stats" in name for name in catalogue):
+        for name in catalogue:
+            parts = tuple(parts_of(name))
+            for place, part in enumerate(parts[: _MOST_AROUND + 1]):
+                if part in _COLLECTIONS:
+                    (trained if part == "params" else beside).add(parts[:place])
+    return trained & beside
+
+
+def _without_collection(
+    path: tuple[str, ...], around: Collection[tuple[str, ...]]
+) -> tuple[str, ...]:
+    place = next((len(p) for p in around if path[: len(p)] == p and path[len(p) :]
+                  and path[len(p)] in _COLLECTIONS), None)  # fmt: skip
+    return path if place is None else (*path[:place], *path[place + 1 :])
 
 
 def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
