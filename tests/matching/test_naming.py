@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -391,3 +392,20 @@ def test_a_counter_of_steps_is_no_unused_weight() -> None:
     assert not matching.match(Catalogue(infos), model).unused
     learnt = [infos[0], TensorInfo("step", (), "float32")]
     assert matching.match(Catalogue(learnt), model).unused == ("step",)
+
+
+def test_a_plain_list_of_kernels_and_biases() -> None:
+    widths = (5, 8, 8, 8, 3)
+    expected = random(
+        {f"layers.{i}.{word}": shape for i, (a, b) in enumerate(itertools.pairwise(widths))
+         for word, shape in (("weight", (b, a)), ("bias", (b,)))}
+    )  # fmt: skip
+    source = {f"{i}/0": expected[f"layers.{i}.weight"].T for i in range(4)}
+    source |= {f"{i}/1": expected[f"layers.{i}.bias"] for i in range(4)}
+    check(planned(source, expected), source, expected)
+
+
+def test_a_list_of_other_things_has_no_roles() -> None:
+    expected = random({"layers.0.weight": (8, 5), "layers.0.bias": (8,)})
+    source = {"0/0": expected["layers.0.bias"], "0/1": expected["layers.0.weight"].T}
+    assert set(planned(source, expected).undecided) == set(expected)

@@ -166,7 +166,10 @@ def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
             path, word = _owner(info)
             grouped[_without_collection(path, around)].append((word, info))
     result: list[Module] = []
+    listed = not framework and _lists_layers(grouped.values())
     for path, tensors in grouped.items():
+        unnamed = framework == "keras" or (listed and _numbered(tensors))
+        tensors = _unnamed(tensors) if unnamed else tensors
         for suffix, leaves in _split(path, tensors, framework, wide):
             result.append(Module((*path, *suffix), len(result), leaves))
     return result
@@ -220,7 +223,6 @@ def _split(
     wide: bool,
 ) -> Iterable[tuple[tuple[str, ...], dict[Role, Leaf]]]:
     """One module, or the two convolutions of a separable one (they are two layers elsewhere)."""
-    tensors = _unnamed(tensors) if framework == "keras" else tensors
     sisters = frozenset(word for word, _ in tensors)
     leaves: dict[Role, Leaf] = {}
     extra = 0
@@ -282,13 +284,29 @@ _UNNAMED: dict[tuple[bool, ...], tuple[str, ...]] = {
 
 def _unnamed(tensors: list[tuple[str, TensorInfo]]) -> list[tuple[str, TensorInfo]]:
     """Variables of a store that has numbers for names and no config, named by their ranks."""
-    if not all(word == str(place) for place, (word, _) in enumerate(tensors)):
+    if not _numbered(tensors):
         return tensors
     words = _UNNAMED.get(tuple(len(info.shape) > 1 for _, info in tensors))
     vectors = {info.shape for _, info in tensors if len(info.shape) == 1}
     if words is None or len(vectors) > 1:
         return tensors
     return [(word, info) for word, (_, info) in zip(words, tensors, strict=True)]
+
+
+def _numbered(tensors: Iterable[tuple[str, TensorInfo]]) -> bool:
+    return all(word == str(place) for place, (word, _) in enumerate(tensors))
+
+
+def _lists_layers(owners: Iterable[list[tuple[str, TensorInfo]]]) -> bool:
+    """Whether everything that has a number for a name is a list of a kernel and its bias, or of a
+    kernel alone, as plain code keeps its layers."""
+    lists = [[info.shape for _, info in tensors] for tensors in owners if _numbered(tensors)]
+    return all(
+        len(shapes) <= 2
+        and len(shapes[0]) > 1
+        and all(shape in (shapes[0][:1], shapes[0][-1:]) for shape in shapes[1:])
+        for shapes in lists
+    )
 
 
 def _gated(leaves: dict[Role, Leaf]) -> dict[Role, Leaf]:
