@@ -163,7 +163,7 @@ def test_a_config_is_told(tmp_path: Path) -> None:
         assert found.metadata["model_type"] == "bert"
         assert json.loads(found.metadata["config"]) == config
     with checkpoints.open(tmp_path / "model.safetensors") as alone:
-        assert "config" not in alone.metadata
+        assert json.loads(alone.metadata["config"]) == config
     for nonsense in ("{", "[]", "3", '{"architectures": 3, "model_type": []}', "[" * 100_000):
         (tmp_path / "config.json").write_text(nonsense)
         with checkpoints.open(tmp_path) as found:
@@ -259,3 +259,28 @@ def test_the_hubs_cache_of_linked_snapshots(tmp_path: Path) -> None:
     shard.symlink_to(outside)
     with pytest.raises(UnsafeFile):
         checkpoints.open(snapshot)
+
+
+def test_a_file_by_itself_is_read_with_the_configs_beside_it(tmp_path: Path) -> None:
+    file = put(tmp_path / "weights.safetensors")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 3, "model_type": "bloom"}')
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 16}')
+    with checkpoints.open(file) as found:
+        assert found.metadata["model_type"] == "bloom"
+        assert (found.metadata["adapter.r"], found.metadata["adapter.lora_alpha"]) == ("4", "16")
+
+
+def test_configs_are_not_read_for_one_of_several_files(tmp_path: Path) -> None:
+    """They may be those of another model."""
+    put_all(tmp_path, "first.safetensors", "second.safetensors", "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
+    for name, known in (("first", False), ("second", False), ("model", True)):
+        with checkpoints.open(tmp_path / f"{name}.safetensors") as found:
+            assert ("model_type" in found.metadata) == known
+
+
+def test_a_broken_config_beside_a_file_is_passed_over(tmp_path: Path) -> None:
+    file = put(tmp_path / "model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{")
+    with checkpoints.open(file) as found:
+        assert any("adapter_config.json passed over" in note for note in found.notes)

@@ -26,7 +26,7 @@ from regraft.plans import Plan, Remark
 from regraft.rules import Fresh, Leave, Rule, load_rules, matches
 from regraft.rules import fresh as fresh_rule
 from regraft.rules import leave as leave_rule
-from regraft.tensors import Catalogue, TensorInfo
+from regraft.tensors import Catalogue, Rows, TensorInfo
 from regraft.transfer import Progress, Receipt
 from regraft.tuning import Epoch, Settings, Tuned, best_of, trainer_of
 from regraft.tuning import data as training_data
@@ -108,7 +108,7 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
     return settle(made, run)
 
 
-def _asking(side: Side) -> Callable[[Sequence[tuple[str, str]]], tuple[str, int] | None] | None:
+def _asking(side: Side) -> Callable[[Sequence[tuple[Rows, Rows]]], tuple[str, int] | None] | None:
     """The experiment that tells a live model's rotary layout, where its target has one."""
     experiment = getattr(targets.find(side.model), "rotary", None)
     return None if experiment is None else lambda names: experiment(side.model, names)

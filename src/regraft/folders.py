@@ -14,7 +14,9 @@ The rule, which is that of the Hugging Face hub's libraries where they have one:
    diffusion pipeline), nothing is chosen: the error names them all.
 
 What was passed over is told in a note. `config.json` gives the model's `architectures` and
-`model_type`; `adapter_config.json` beside an adapter's weights says what they change, and how.
+`model_type`; `adapter_config.json` beside an adapter's weights says what they change, and how. They
+are read for a file of this machine that is opened by itself, too, where it is the one that this
+rule would choose, or has a name that the hub's libraries give.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from regraft import registry, shards
+from regraft import locations, registry, shards
 from regraft.containers import never
 from regraft.errors import CorruptFile, FormatError
 
@@ -71,7 +73,9 @@ def found(path: Path) -> Found:
     """The checkpoint at a path. **Raises** `FormatError` where a folder holds none, or several."""
     if not path.is_dir():
         prefixed = path.parent / f"{path.name}.index"  # TensorFlow's way to name a checkpoint
-        return Found(prefixed if not path.exists() and prefixed.is_file() else path)
+        if not path.exists() and prefixed.is_file():
+            return Found(prefixed)
+        return _with_configs(path) if locations.is_local(path) else Found(path)
     if registry.claiming(registry.sample_of(path)):
         return Found(path)
     files = {p.name: p for p, _ in zip(path.iterdir(), range(_MAX_ENTRIES), strict=False)}
@@ -87,6 +91,35 @@ def found(path: Path) -> Found:
         metadata, remark = _config(files[_CONFIG])
         notes += remark
     return Found(files[chosen.file], metadata, tuple(notes))
+
+
+def _with_configs(path: Path) -> Found:
+    """A file, and what the configs of its folder say of it. Nothing beside it is an error."""
+    folder = path.parent
+    adapter, config = folder / _ADAPTER, folder / _CONFIG
+    if not (adapter.is_file() or config.is_file()):
+        return Found(path)
+    files = {p.name: p for p, _ in zip(folder.iterdir(), range(_MAX_ENTRIES), strict=False)}
+    weights = _weights(files)
+    own = next((w for w in weights if w.file == path.name), None)
+    try:
+        its_own = own is not None and (own.name in NAMES or _chosen(folder, files, weights) == own)
+    except FormatError:  # several, of which none is chosen
+        its_own = False
+    if not its_own:
+        return Found(path)
+    metadata: dict[str, str] = {}
+    notes: list[str] = []
+    if adapter.is_file():
+        try:
+            metadata |= _adapter(adapter)
+        except CorruptFile as error:
+            notes.append(f"{adapter.name} passed over: {error.found}")
+    if config.is_file():
+        told, remark = _config(config)
+        metadata |= told
+        notes += remark
+    return Found(path, metadata, tuple(notes))
 
 
 def _weights(names: Iterable[str]) -> list[_Weights]:

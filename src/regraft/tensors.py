@@ -157,6 +157,15 @@ class TensorInfo(NamedTuple):
         return stored_bytes(self.size, self.dtype)
 
 
+class Rows(NamedTuple):
+    """Rows `start` to `stop` (exclusive; `None`: to the end) of the tensor `name`: a projection, or
+    its part of a fused one."""
+
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+
 class FlowNode(NamedTuple):
     """One step of a model's dataflow: a layer with weights, or a merge of several tensors.
 

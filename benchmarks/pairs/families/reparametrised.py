@@ -35,7 +35,8 @@ def stored(
 
     random_torch(model, 0)
     random_torch(target, 9)
-    state = dict(model.state_dict())
+    # Copies: loading writes into the model's own tensors, which the file is not to follow.
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     content = change(state)
     model.load_state_dict(state)
     with torch.no_grad():

@@ -26,6 +26,7 @@ from regraft.matching.fitting import fitting_leaves
 from regraft.matching.flattening import flattened
 from regraft.matching.leftovers import Leftovers
 from regraft.matching.modules import Leaf, Module, conventions_of, is_constant, modules_of, parts_of
+from regraft.matching.order import origin
 from regraft.matching.pairing import Pairer
 from regraft.matching.settling import Pair, Settled, graft, spec_of
 from regraft.matching.views import without
@@ -57,7 +58,7 @@ def match(
     **Raises** `RuleMatchedNothing`, `ShapeMismatch`, `PlanError` for rules that do not hold.
     """
     rules = tuple(rules)
-    source, target = _with_flow(source), _with_flow(target)
+    source, target = _read_closely(source), _read_closely(target)
     all_sources = modules_of(source, conventions_of(source))
     all_targets = modules_of(target, conventions_of(target))
     state = Settled()
@@ -106,21 +107,25 @@ class _Met:
         self.left = Leftovers(self.sources, self.pairings, theirs.ties)
 
 
-def _with_flow(catalogue: Catalogue) -> Catalogue:
-    """The catalogue with the dataflow that its Keras config tells, if it tells one."""
+def _read_closely(catalogue: Catalogue) -> Catalogue:
+    """The catalogue with what it tells without saying so: the dataflow that is in its Keras
+    config, and that it was sorted."""
     config = catalogue.metadata.get("model_config", "")
-    if catalogue.flow or not config:
+    order, flow = origin(catalogue), catalogue.flow
+    if config and not flow:
+        flow = keras_graph.flow_of(config)
+    if order == catalogue.order and flow is catalogue.flow:
         return catalogue
     return Catalogue(
         catalogue.values(),
         framework=catalogue.framework,
-        order=catalogue.order,
+        order=order,
         ties=catalogue.ties,
         container=catalogue.container,
         label=catalogue.label,
         metadata=catalogue.metadata,
         notes=catalogue.notes,
-        flow=keras_graph.flow_of(config),
+        flow=flow,
         settings=catalogue.settings,
     )
 

@@ -146,6 +146,18 @@ class Leftovers:
             found[_largest(source)].append(source)
         return found
 
+    def held_otherwise(self) -> dict[int, Module]:
+        """By `id(target)`, an unused source that may hold the values of the target and its family
+        in another way: merged, cut up, or computed. Both families, of which one has several
+        members, have equally many values; or all that is left over has, taken together."""
+        ours = {_total(f): f for f in (self.sources, *_by_family(self.sources)) if f}
+        found: dict[int, Module] = {}
+        for family in (self.targets, *_by_family(self.targets)):
+            sources = ours.get(_total(family), ())
+            if sources and len(family) + len(sources) > 2:
+                found |= {id(target): sources[0] for target in family}
+        return found
+
     # Places
 
     def has_neighbours(self, target: Module) -> bool:
@@ -179,6 +191,14 @@ class Leftovers:
 
 def _largest(module: Module) -> int:
     return max(leaf.info.size for leaf in module.leaves.values())
+
+
+def _by_family(modules: Iterable[Module]) -> list[list[Module]]:
+    return list(_grouped((tuple(module.family.split(".")), module) for module in modules).values())
+
+
+def _total(modules: Iterable[Module]) -> int:
+    return sum(map(_largest, modules))
 
 
 def _same_edge(source: Module, target: Module) -> bool:

@@ -11,7 +11,8 @@ Fresh are, each for a reason that is told:
 - any layer, once every source layer has found its place.
 
 All else is undecided: it may be served in a way that is not known. So is everything where little
-has a counterpart, for then nothing can be said of the rest.
+has a counterpart, for then nothing can be said of the rest; and so are layers of one family that
+together have just as many values as unused sources: these may be the same weights, held otherwise.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def settle_missing(
         missing = {id(module) for module in left.targets}
         tail = {id(m) for m in takewhile(lambda m: id(m) in missing, reversed(targets))}
     heads = _other_heads(left)
+    elsewhere = left.held_otherwise()
 
     def reasons(module: Module) -> Iterator[str]:
         if id(module) in heads:
@@ -62,7 +64,8 @@ def settle_missing(
             yield "every source layer has its place; this one is the model's own"
 
     for module in left.targets:
-        why = next(reasons(module), "") if believable else ""
+        doubted = not believable or (id(module) in elsewhere and id(module) not in heads)
+        why = "" if doubted else next(reasons(module), "")
         for leaf in module.leaves.values():
             name = leaf.info.name
             if name in state.grafts or name in state.undecided:
@@ -71,7 +74,7 @@ def settle_missing(
                 says = (Evidence("shape", 1.0, why),)
                 state.grafts[name] = Graft(name, spec_of(leaf.info), "fresh", evidence=says)
             else:
-                state.undecided[name] = _question(module, leaf, left)
+                state.undecided[name] = _question(module, leaf, left, elsewhere.get(id(module)))
 
 
 def _other_heads(left: Leftovers) -> dict[int, str]:
@@ -127,7 +130,9 @@ def _could_be(source: Module, target: Module) -> bool:
     return bool(fitting_leaves(source, target)) and not at_odds(source.path, target.path)
 
 
-def _question(module: Module, leaf: Leaf, left: Leftovers) -> Undecided:
+def _question(
+    module: Module, leaf: Leaf, left: Leftovers, elsewhere: Module | None = None
+) -> Undecided:
     name = leaf.info.name
     ways: list[Alternative] = []
     for source in islice(_alike(module, left), _LISTED):
@@ -143,7 +148,12 @@ def _question(module: Module, leaf: Leaf, left: Leftovers) -> Undecided:
         reason = "source layers of this role and shape are unused, but nothing else speaks for them"
     else:
         reason = "no source layer has this role and shape"
-        if left.sources:
+        if elsewhere:
+            reason = (
+                f"{elsewhere.name} is unused and has as many values as all of these layers: it may "
+                "hold them otherwise"
+            )
+        elif left.sources:
             first = left.sources[0].name
             reason += f"; {len(left.sources)} source layers are unused, e.g. {first}"
     kept = Alternative((), (), 0.0, f"rg.fresh({name!r})")

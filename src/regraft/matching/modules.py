@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -144,35 +144,66 @@ _CONSTANTS = re.compile(
     r"masked_bias|position_ids|relative_position_index|rope_cache|attn_mask|mask)$"
 )
 
+# Integers in a training state that say how far it came.
+_COUNTERS = re.compile(r"(^|[./_])(step|steps|count|iter|iteration|iterations|epoch)$")
+
 
 def is_constant(info: TensorInfo) -> bool:
-    """Whether a tensor is no weight but recomputed by the model, by kind, name and shape."""
+    """Whether a tensor is no weight but counted or recomputed, by kind, name, dtype and shape."""
     if info.kind != "weight" or _CONSTANTS.search(info.name):
+        return True
+    if info.size == 1 and "int" in info.dtype and _COUNTERS.search(info.name):
         return True
     # GPT-2's causal mask is a buffer called `attn.bias`.
     square = len(info.shape) == 4 and info.shape[:2] == (1, 1) and info.shape[2] == info.shape[3]
     return square and info.name.endswith("bias")
 
 
-# Flax keeps what is trained and what is not in two trees of the same layers.
+# Flax keeps what is trained and what is not in two trees of the same layers, side by side.
 _COLLECTIONS = frozenset({"params", "batch_stats"})
+# Names of a training state may go before them.
+_MOST_AROUND = 3
 
 
 def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
     """The modules of a catalogue in its order; counters and constants are left out."""
     grouped: dict[tuple[str, ...], list[tuple[str, TensorInfo]]] = defaultdict(list)
     wide = framework == "torch" and _wide_conv1d(catalogue)
-    collections = all(name.partition("/")[0] in _COLLECTIONS for name in catalogue)
+    around = _around_collections(catalogue)
     for info in catalogue.values():
         if info.kind == "weight" and not is_constant(info):
             path, word = _owner(info)
-            path = path[1:] if collections else path
-            grouped[path].append((word, info))
+            grouped[_without_collection(path, around)].append((word, info))
     result: list[Module] = []
+    listed = not framework and _lists_layers(grouped.values())
     for path, tensors in grouped.items():
+        unnamed = framework == "keras" or (listed and _numbered(tensors))
+        tensors = _unnamed(tensors) if unnamed else tensors
         for suffix, leaves in _split(path, tensors, framework, wide):
             result.append(Module((*path, *suffix), len(result), leaves))
     return result
+
+
+def _around_collections(catalogue: Catalogue) -> set[tuple[str, ...]]:
+    """What stands before `params` and `batch_stats` where both are there, or all there is."""
+    if all(name.partition("/")[0] in _COLLECTIONS for name in catalogue):
+        return {()}
+    trained, beside = set[tuple[str, ...]](), set[tuple[str, ...]]()
+    if any("batch_stats" in name for name in catalogue):
+        for name in catalogue:
+            parts = tuple(parts_of(name))
+            for place, part in enumerate(parts[: _MOST_AROUND + 1]):
+                if part in _COLLECTIONS:
+                    (trained if part == "params" else beside).add(parts[:place])
+    return trained & beside
+
+
+def _without_collection(
+    path: tuple[str, ...], around: Collection[tuple[str, ...]]
+) -> tuple[str, ...]:
+    place = next((len(p) for p in around if path[: len(p)] == p and path[len(p) :]
+                  and path[len(p)] in _COLLECTIONS), None)  # fmt: skip
+    return path if place is None else (*path[:place], *path[place + 1 :])
 
 
 def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
@@ -201,7 +232,6 @@ def _split(
     wide: bool,
 ) -> Iterable[tuple[tuple[str, ...], dict[Role, Leaf]]]:
     """One module, or the two convolutions of a separable one (they are two layers elsewhere)."""
-    tensors = _unnamed(tensors) if framework == "keras" else tensors
     sisters = frozenset(word for word, _ in tensors)
     leaves: dict[Role, Leaf] = {}
     extra = 0
@@ -263,13 +293,29 @@ _UNNAMED: dict[tuple[bool, ...], tuple[str, ...]] = {
 
 def _unnamed(tensors: list[tuple[str, TensorInfo]]) -> list[tuple[str, TensorInfo]]:
     """Variables of a store that has numbers for names and no config, named by their ranks."""
-    if not all(word == str(place) for place, (word, _) in enumerate(tensors)):
+    if not _numbered(tensors):
         return tensors
     words = _UNNAMED.get(tuple(len(info.shape) > 1 for _, info in tensors))
     vectors = {info.shape for _, info in tensors if len(info.shape) == 1}
     if words is None or len(vectors) > 1:
         return tensors
     return [(word, info) for word, (_, info) in zip(words, tensors, strict=True)]
+
+
+def _numbered(tensors: Iterable[tuple[str, TensorInfo]]) -> bool:
+    return all(word == str(place) for place, (word, _) in enumerate(tensors))
+
+
+def _lists_layers(owners: Iterable[list[tuple[str, TensorInfo]]]) -> bool:
+    """Whether everything that has a number for a name is a list of a kernel and its bias, or of a
+    kernel alone, as plain code keeps its layers."""
+    lists = [[info.shape for _, info in tensors] for tensors in owners if _numbered(tensors)]
+    return all(
+        len(shapes) <= 2
+        and len(shapes[0]) > 1
+        and all(shape in (shapes[0][:1], shapes[0][-1:]) for shape in shapes[1:])
+        for shapes in lists
+    )
 
 
 def _gated(leaves: dict[Role, Leaf]) -> dict[Role, Leaf]:

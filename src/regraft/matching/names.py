@@ -24,6 +24,9 @@ norm bn ln layernorm batchnorm groupnorm batch_norm layer_norm normalization rms
 dense fc linear
 vision visual image
 distillation dist distilled
+encoder enc
+decoder dec
+cross xattn crossattention crossattn
 attn attention
 q query
 k key

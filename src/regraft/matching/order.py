@@ -5,19 +5,24 @@ is a question of chance: with few classes any order would align, so belief grows
 of different orders that the same layers could have stood in, and falls where the sequences do
 not agree. Order alone never settles layers of different families of names: branches of one
 block are registered in any order.
+
+A file may have been sorted by its writer without saying so (Haiku's trees, JAX' flattening). Its
+numbers give it away: `linear_10` between `linear_1` and `linear_2` is the order of text.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 
 from rapidfuzz.distance import LCSseq
 
-from regraft.matching.modules import Module
+from regraft.matching.modules import Module, parts_of
 from regraft.tensors import Catalogue
+from regraft.tensors import Order as Origin
 
 # Log10 of the number of orders from which on chance is out of the question.
 _SURE = 3.0
@@ -58,7 +63,31 @@ def sequence(catalogue: Catalogue, modules: Sequence[Module]) -> list[Module]:
     """
     if catalogue.order != "sorted":
         return list(modules)
-    return sorted(modules, key=lambda m: [_natural(part) for part in m.path])
+    return sorted(modules, key=lambda m: _natural_path(m.path))
+
+
+def origin(catalogue: Catalogue) -> Origin:
+    """The catalogue's `order`, or `sorted` where the file does not say so but its numbers do."""
+    if catalogue.order != "stored":
+        return catalogue.order
+    families: dict[str, dict[tuple[str, ...], None]] = defaultdict(dict)
+    for name in catalogue:
+        owner = tuple(parts_of(name)[:-1])
+        if any(character.isdigit() for part in owner for character in part):
+            families[re.sub(r"\d+", "#", "/".join(owner))][owner] = None
+    return "sorted" if any(map(_sorted_as_text, families.values())) else "stored"
+
+
+def _sorted_as_text(owners: Collection[tuple[str, ...]]) -> bool:
+    """Whether owners that differ by number stand in the order of text, and not of numbers."""
+    if all(a <= b for a, b in pairwise(map(_natural_path, owners))):
+        return False
+    joined = ["/".join(owner) for owner in owners]
+    return list(owners) == sorted(owners) or joined == sorted(joined)
+
+
+def _natural_path(path: Sequence[str]) -> list[list[tuple[int, int, str]]]:
+    return [_natural(part) for part in path]
 
 
 def _natural(part: str) -> list[tuple[int, int, str]]:

@@ -26,7 +26,7 @@ _WORDS = {
 # Whole names of layers, where their words do not tell.
 _NAMES = {
     "wi_0": "gate", "wi_1": "up", "fc1_g": "gate", "fc1_x": "up", "linear_gate": "gate",
-    "feedforward_gate_dense": "gate", "w1": "w1", "w3": "w3",
+    "feedforward_gate_dense": "gate", "w1": "w1", "w3": "w3", "fc_1": "gate", "fc_2": "up",
 }  # fmt: skip
 # The output projection, right below an attention.
 _OUTPUTS = frozenset({"proj", "c_proj", "out_proj", "o_proj", "wo", "out", "to_out", "dense"})
@@ -37,6 +37,10 @@ _FUSED = (
     (re.compile(r"(^|_)kv($|_)|key_value|keyvalue"), ("k", "v")),
     (re.compile(r"gate_?(and_)?up|(^|_)w1[23]($|_)|gate_proj_up"), ("gate", "up")),
 )
+# Names that spell their parts out: letters, or words one after another.
+_LETTERS = re.compile(r"(?:^|_)([qkv]{2,3})(?:$|_)")
+_MEANT = {"query": "q", "key": "k", "value": "v", "gate": "gate", "up": "up"}
+_WORDS_JOINED = re.compile(rf"({'|'.join(_MEANT)})+")
 
 
 def projection_of(path: tuple[str, ...]) -> str:
@@ -65,26 +69,77 @@ def _projection(path: tuple[str, ...]) -> str:
 def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
     """The projections that a layer holds one after another, by its name; `()` for none."""
     last = path[-1].lower() if path else ""
-    return next((parts for pattern, parts in _FUSED if pattern.search(last)), ())
+    parts = next((parts for pattern, parts in _FUSED if pattern.search(last)), ())
+    spelled = order_of(path)
+    return parts or tuple(sorted(spelled, key="q k v gate up".split().index))
 
 
-def claims(path: tuple[str, ...]) -> tuple[str, str, str]:
-    """What a layer says it is: which projection, of which head, which end of a model."""
-    return projection_of(path), _head_of(path), edge_of(path)
+def order_of(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The projections of a fused layer in the order that its name spells: `kqv`, `up_gate_proj`;
+    `()` where it spells none."""
+    last = path[-1].lower() if path else ""
+    letters = _LETTERS.search(last)
+    if letters and len(set(letters[1])) == len(letters[1]) and {"k", "v"} <= set(letters[1]):
+        return tuple(letters[1])
+    words = [w for token in last.split("_") if _WORDS_JOINED.fullmatch(token)
+             for w in re.findall("|".join(_MEANT), token)]  # fmt: skip
+    order = tuple(_MEANT[word] for word in words)
+    whole = sorted(order) in (["k", "q", "v"], ["k", "v"], ["gate", "up"])
+    return order if whole else ()
+
+
+def claims(path: tuple[str, ...]) -> tuple[str, str, str, str]:
+    """What a layer says it is: which projection, of which sublayer, of which head, which end of a
+    model."""
+    return projection_of(path), sublayer_of(path), _head_of(path), edge_of(path)
 
 
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
-    """Whether two layers say that they are different projections, different ends of a model, or
-    parts of different heads."""
-    ours, theirs = claims(source), claims(target)
-    (a, of, edge), (b, of_other, other_edge) = ours, theirs
+    """Whether two layers say that they are different projections, parts of different attentions or
+    heads, or different ends of a model."""
+    (a, sublayer, head, edge), (b, other_sublayer, other_head, other_edge) = (
+        claims(source),
+        claims(target),
+    )
     if a and b and _SAME.get(a, a) != _SAME.get(b, b):
         return True
-    if of and of_other and of != of_other:
+    if sublayer and other_sublayer and sublayer != other_sublayer:
+        return True
+    if head and other_head and head != other_head:
         return True
     if not edge or not other_edge or edge == other_edge:
         return False
     return {edge, other_edge} != {"last norm", "final norm"}
+
+
+# The sublayers of a decoder's block, each with a norm of its own. An attention that is called
+# nothing else is the one to itself: where there is a cross-attention, that one says so. (torch's
+# says `multihead_attn`, which elsewhere is what any attention may be called.)
+_SUBLAYERS = (
+    ("cross-attention", re.compile(
+        r"cross|(^|_)x_?att|^enc(oder)?_(dec(oder)?_)?att|^encdec_?att|(^|_)(src|context|memory)_att")),
+    ("self-attention", re.compile(
+        r"^self_?att|(^|_)self_(attn|attention)|^(attn|attention|mhsa|sa)$|"
+        r"^(attn|attention|sa)_(layer_?)?(norm|ln)$|^(ln|(layer_?)?norm)_(attn|attention|sa)$")),
+    ("feed-forward", re.compile(
+        r"^(mlp|ffn?|feed_?forward)$|^(mlp|ffn?|feed_?forward)_(layer_?)?(norm|ln)$|"
+        r"^(ln|(layer_?)?norm)_(mlp|ffn?|feed_?forward)$")),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def sublayer_of(path: tuple[str, ...]) -> str:
+    """Which sublayer of a decoder's block a layer is in, by its own name and those around it,
+    innermost first; `""` where they do not say."""
+    for part in reversed(path[-4:]):
+        for sublayer, pattern in _SUBLAYERS:
+            if pattern.search(_snake(part)):
+                return sublayer
+    return ""
+
+
+def _snake(part: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", part).lower()
 
 
 _EDGES = (
@@ -141,14 +196,16 @@ _FORWARD_NORM = re.compile(
 )
 
 
-# With three norms in a block, the second one may be a cross-attention's.
-THIRD_NORM = re.compile(r"^(layer_?)?norm_?3$|^ln_?3$|^(cross|encoder)_attn_layer_norm$")
+# With three norms in a block that are told apart by number, the second may be a cross-attention's.
+THIRD_NORM = re.compile(r"^(layer_?)?norm_?3$|^ln_?3$")
 
 
 def norm_place(path: tuple[str, ...]) -> str:
     """`attention` or `forward` for a norm in a transformer's block, by its name; `""` if it does
     not say."""
     last = path[-1].lower() if path else ""
+    if sublayer_of(path) == "cross-attention":
+        return ""
     if _ATTENTION_NORM.match(last):
         return "attention"
     if _FORWARD_NORM.match(last):

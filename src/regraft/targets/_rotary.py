@@ -5,19 +5,20 @@ leaves their product as it is if the rotary embedding turns just these two toget
 one plane commute. So a model's outputs stay the same for pairs (i, i + d/2) of each head in a model
 of that layout, and for pairs (2i, 2i + 1) in one of the other (Su and others 2021,
 arXiv:2104.09864).
-The model is run on a few tokens; its weights are put back.
+The model is run on a few tokens, or on vectors in their place where that is what its first layer
+takes; its weights are put back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from regraft.tensors import Array
+from regraft.tensors import Array, Rows
 
 _TOKENS = 7
 _UNCHANGED, _CHANGED = 1e-4, 1e-3
@@ -32,40 +33,68 @@ class Rotary(NamedTuple):
     width: int = 0
 
 
-def rotary_of(model: Any, projections: Sequence[tuple[str, str]]) -> Rotary | None:
-    """What the experiment shows; `None` where the model cannot be run on tokens alone.
+def rotary_of(model: Any, projections: Sequence[tuple[Rows, Rows]]) -> Rotary | None:
+    """What the experiment shows; `None` where the model cannot be run on one sequence alone.
 
     **Arguments:**
 
-    - `projections`: names of the query and the key kernel, `[out, in]`, of each attention.
+    - `projections`: where the query and the key kernel, `[out, in]`, of each attention are.
     """
     import torch
 
     weights = dict(model.named_parameters(remove_duplicate=False))
-    pairs = [(weights.get(q), weights.get(k)) for q, k in projections]
+    pairs = [tuple(_taken(weights, rows) for rows in pair) for pair in projections]
     if not pairs or any(w is None or w.is_meta or w.ndim != 2 for pair in pairs for w in pair):
         return None
-    biases = [weights.get(name.removesuffix("weight") + "bias") for p in projections for name in p]
+    biases = [_taken(weights, _bias(rows)) for pair in projections for rows in pair]
     rows = [*pairs, *((bias,) for bias in biases if bias is not None)]
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with torch.no_grad(), _distinct(model):
-            return _experiment(model, rows)
-    except Exception:  # a model may ask for other inputs than tokens, or raise anything at all
-        return None
+            for inputs in _inputs(model):
+                with suppress(Exception):  # a model may ask for other inputs, and raise anything
+                    return _experiment(model, inputs, rows)
+    except Exception:  # some parameters cannot be written
+        pass
     finally:
         for module, flag in flags:
             module.training = flag
+    return None
 
 
-def _experiment(model: Any, pairs: Sequence[tuple[Any, ...]]) -> Rotary | None:
-    before = _outputs(model)
+def _taken(weights: Mapping[str, Any], rows: Rows) -> Any:
+    """The part of a parameter, which shares its memory; `None` where there is none."""
+    weight = weights.get(rows.name)
+    return None if weight is None else weight.detach()[rows.start : rows.stop]
+
+
+def _bias(rows: Rows) -> Rows:
+    return rows._replace(name=rows.name.removesuffix("weight") + "bias")
+
+
+def _inputs(model: Any) -> Iterator[Any]:
+    """What a model of sequences may take: tokens, or vectors for its first dense layer."""
+    import torch
+
+    yield torch.arange(1, _TOKENS + 1)[None]
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            weight = module.weight
+            yield torch.randn(
+                (1, _TOKENS, module.in_features), generator=generator, dtype=weight.dtype
+            )
+            return
+
+
+def _experiment(model: Any, inputs: Any, pairs: Sequence[tuple[Any, ...]]) -> Rotary | None:
+    before = _outputs(model, inputs)
     scale = float(np.abs(before).max()) or 1.0
 
     def change(width: int) -> float:
         with _turned(pairs, width):
-            return float(np.abs(np.subtract(_outputs(model), before)).max()) / scale
+            return float(np.abs(np.subtract(_outputs(model, inputs), before)).max()) / scale
 
     adjacent = change(0)
     sizes = [w.shape[0] for pair in pairs for w in pair]
@@ -84,10 +113,8 @@ def _experiment(model: Any, pairs: Sequence[tuple[Any, ...]]) -> Rotary | None:
     return None
 
 
-def _outputs(model: Any) -> Array:
-    import torch
-
-    result = model(torch.arange(1, _TOKENS + 1)[None])
+def _outputs(model: Any, inputs: Any) -> Array:
+    result = model(inputs)
     for key in ("logits", "last_hidden_state"):
         result = getattr(result, key, result)
     result = result[0] if isinstance(result, (tuple, list)) else result

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from regraft.errors import TargetError
-from regraft.tensors import Sink, Skeleton, TensorInfo
+from regraft.tensors import Rows, Sink, Skeleton, TensorInfo
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
@@ -250,7 +250,7 @@ def run(model: object, inputs: Inputs) -> dict[str, Array]:
     return dict(_outputs(result, ""))
 
 
-def rotary(model: object, projections: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
+def rotary(model: object, projections: Sequence[tuple[Rows, Rows]]) -> tuple[str, int] | None:
     """Rotary layout and width of a head, by experiment; see `_rotary`."""
     from regraft.targets import _rotary
 

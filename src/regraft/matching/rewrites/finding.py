@@ -9,10 +9,11 @@ from typing import TypeAlias
 
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.views import Rewrite, View
-from regraft.tensors import Catalogue, Read, TensorInfo
+from regraft.operations import Slice
+from regraft.tensors import Catalogue, Read, Rows, TensorInfo
 
-# Asks a live model which rotary layout its attentions have, by the names of their kernels.
-AskRotary: TypeAlias = "Callable[[Sequence[tuple[str, str]]], tuple[str, int] | None]"
+# Asks a live model which rotary layout its attentions have, by the rows of their projections.
+AskRotary: TypeAlias = "Callable[[Sequence[tuple[Rows, Rows]]], tuple[str, int] | None]"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,21 @@ class Sight:
 
     def ask_rotary(self, projections: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
         """Layout and width of a head, found by an experiment with the live model; `None` where
-        there is none to ask."""
-        return self.rotary(projections) if self.rotary else None
+        there is none to ask, or where it does not hold the kernels as rows of its own."""
+        rows = [(self._rows(query), self._rows(key)) for query, key in projections]
+        whole = [(query, key) for query, key in rows if query and key]
+        return self.rotary(whole) if self.rotary and len(whole) == len(rows) else None
+
+    def _rows(self, name: str) -> Rows | None:
+        """Where the model holds a kernel that may be part of a fused one."""
+        names, ops = self.view.made[name]
+        if len(names) != 1 or len(ops) > 1:
+            return None
+        if not ops:
+            return Rows(names[0])
+        cut = ops[0]
+        rows = isinstance(cut, Slice) and cut.axis == 0
+        return Rows(names[0], cut.start, cut.stop) if rows else None
 
     @property
     def catalogue(self) -> Catalogue:

@@ -2,9 +2,11 @@
 
 A fused kernel is seen as its parts where the other side has such parts, of sizes that add up to
 it. How the parts lie in it is a convention that its name tells: one after another in nearly all
-code; by head under `query_key_value` (GPT-NeoX, BLOOM, Persimmon: for each group of heads its
-queries, then key and value; Black and others 2022, arXiv:2204.06745). Names that are none of the
-known leave it open, as alternatives.
+code, in the order that the name spells; by head under `query_key_value` and `attn.attn` (GPT-NeoX,
+BLOOM, Persimmon, LitGPT: for each group of heads its queries, then key and value; Black and others
+2022, arXiv:2204.06745). Names that are none of the known leave it open, as alternatives.
+
+A part may have no bias where the others have one, as Whisper's and BEiT's keys: it is zero.
 """
 
 from __future__ import annotations
@@ -17,25 +19,27 @@ from typing import NamedTuple
 
 from regraft.matching.fitting import number_classes
 from regraft.matching.modules import Module
-from regraft.matching.projections import fused_of, projection_of
+from regraft.matching.projections import fused_of, order_of, projection_of
 from regraft.matching.rewrites.finding import Finding, Sight, kernel_of
-from regraft.matching.rewrites.heads import head_counts
-from regraft.matching.views import Expression, Rewrite
-from regraft.operations import AnyOp, Concat, Each, Reshape, Slice, Stack, Unstack
+from regraft.matching.rewrites.heads import HeadCounts, head_counts
+from regraft.matching.views import Expression, Rewrite, composed
+from regraft.operations import AnyOp, Concat, Each, Fill, Reshape, Slice, Stack, Unstack
 from regraft.tensors import TensorInfo
 
-# Names whose parts lie one after another, and those whose parts lie by head.
-_BLOCKS = ("qkv", "qkv_proj", "in_proj", "in_proj_weight", "in_proj_bias", "c_attn", "to_qkv",
-           "w_pack", "kv", "to_kv", "kv_proj", "gate_up_proj", "w13", "attn_qkv")  # fmt: skip
-_BY_HEAD = ("query_key_value",)
+# Names whose parts lie one after another without spelling it, and those whose parts lie by head.
+_BLOCKS = ("in_proj", "in_proj_weight", "in_proj_bias", "c_attn", "w_pack", "w13")
+_BY_HEAD = ("query_key_value", "attn.attn")
 _MOST_READINGS = 12
 
 
 class _Parts(NamedTuple):
-    """What a fused kernel is to be seen as: names of the parts and their sizes, in their order."""
+    """What a fused kernel is to be seen as: names of the parts and their sizes, in their order;
+    the inputs of all, and which of them have a bias."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+    inputs: int
+    biased: tuple[bool, ...]
 
 
 class _Fused(NamedTuple):
@@ -57,22 +61,24 @@ def find(here: Sight, there: Sight) -> Sequence[Finding]:
     return [_finding(here, there, members) for members in by_family.values()]
 
 
-def _split_projections(there: Sight) -> Counter[tuple[_Parts, int]]:
-    """Groups of sister layers that are the parts of one projection, with their input size."""
+def _split_projections(there: Sight) -> Sequence[_Parts]:
+    """Groups of sister layers that are the parts of one projection, the most frequent first."""
     groups: dict[tuple[str, ...], dict[str, Module]] = defaultdict(dict)
     for module in there.modules:
         part = projection_of(module.path)
         if part and kernel_of(module):
             groups[module.path[:-1]].setdefault(part, module)
-    found: Counter[tuple[_Parts, int]] = Counter()
+    found: Counter[_Parts] = Counter()
     for members in groups.values():
         for names, own in ((("q", "k", "v"),) * 2, (("k", "v"),) * 2, (("gate", "up"),) * 2,
                            (("gate", "up"), ("w1", "w3"))):  # fmt: skip
             if all(name in members for name in own):
                 sizes = [_sizes(members[name], there) for name in own]
                 if len({inputs for _, inputs in sizes}) == 1:
-                    found[_Parts(names, tuple(out for out, _ in sizes)), sizes[0][1]] += 1
-    return found
+                    biased = tuple("bias" in members[name].leaves for name in own)
+                    outputs = tuple(out for out, _ in sizes)
+                    found[_Parts(names, outputs, sizes[0][1], biased)] += 1
+    return [parts for parts, _ in found.most_common()]
 
 
 def _sizes(module: Module, sight: Sight) -> tuple[int, int]:
@@ -93,25 +99,25 @@ def _alone(here: Sight, there: Sight) -> set[int]:
     return {id(m) for m in here.modules if classes[id(m)] not in others}
 
 
-def _fused(module: Module, split: Mapping[tuple[_Parts, int], int], alone: bool) -> _Fused | None:
+def _fused(module: Module, split: Sequence[_Parts], alone: bool) -> _Fused | None:
     kernel = kernel_of(module)
     names = fused_of(_own_name(module))
     if kernel is None or projection_of(module.path):
         return None
-    if not names and alone and len(kernel.info.shape) == 2:
-        names = ("q", "k", "v")  # by its size alone: how they lie in it stays open
+    if not names and (alone or module.path[-1:] == ("attn",)) and len(kernel.info.shape) == 2:
+        names = ("q", "k", "v")  # by its size, or as what an attention is: the name tells no more
     if not names:
         return None
     shape = kernel.info.shape
     if len(shape) == 4 and shape[1] == len(names):  # [d, 3, h, k]
-        size = shape[2] * shape[3]
-        wanted = _Parts(names, (size,) * len(names)), shape[0]
-        return _Fused(module, wanted[0], 1) if wanted in split else None
+        wanted = (names, (shape[2] * shape[3],) * len(names), shape[0])
+        return next((_Fused(module, parts, 1) for parts in split if parts[:3] == wanted), None)
     if len(shape) != 2:
         return None
     axis = int(kernel.inputs_first)
-    for (parts, inputs), _ in split.items():
-        if parts.names == names and shape[1 - axis] == inputs and sum(parts.sizes) == shape[axis]:
+    for parts in split:
+        fits = shape[1 - axis] == parts.inputs and shape[axis] == sum(parts.sizes)
+        if fits and parts.names == names:
             return _Fused(module, parts, axis)
     return None
 
@@ -119,23 +125,26 @@ def _fused(module: Module, split: Mapping[tuple[_Parts, int], int], alone: bool)
 def _own_name(module: Module) -> tuple[str, ...]:
     """The layer's path, or the name of its kernel where that has the word (`in_proj_weight`)."""
     kernel = kernel_of(module)
-    leaf = kernel.info.name.replace("/", ".").rpartition(".")[2] if kernel else ""
+    owner, _, leaf = kernel.info.name.replace("/", ".").rpartition(".") if kernel else ("", "", "")
+    if owner.endswith(".attn.attn"):  # paths say nothing twice
+        return (*module.path[:-1], "attn.attn")
     return (leaf,) if fused_of((leaf,)) else module.path
 
 
 def _finding(here: Sight, there: Sight, members: Sequence[_Fused]) -> Finding:
     """All fused layers of one kind; readings in the order of how likely they are."""
     words = {_word(m.module) for m in members}
-    blocks, by_head = words <= set(_BLOCKS), words <= set(_BY_HEAD)
+    by_head, orders = words <= set(_BY_HEAD), {_told_order(m) for m in members}
     counts = head_counts(here, there)
+    fitting = [n for n in counts.key_value if _equal_heads(members, n, counts)]
     names = members[0].parts.names
     ways: list[tuple[str, int]] = []  # order of the parts ("" as named), groups of heads (0: none)
     plain = ",".join(names)
     attention = names == ("q", "k", "v")
-    if blocks:
-        ways = [(plain, 0)]
-    elif by_head and counts.known:
-        ways = [(plain, n) for n in counts.key_value[:1]]
+    if not by_head and len(orders) == 1 and () not in orders:
+        ways = [(",".join(*orders), 0)]
+    elif by_head and counts.known and fitting:
+        ways = [(plain, n) for n in fitting]
     else:
         ways = [(plain, 0)]
         ways += [(plain, n) for n in counts.key_value] if attention or names == ("k", "v") else []
@@ -149,6 +158,22 @@ def _finding(here: Sight, there: Sight, members: Sequence[_Fused]) -> Finding:
     ]
     label = f"how {', '.join(names)} lie in {members[0].module.path[-1]}"
     return Finding(readings[0], readings[1:], label) if readings else Finding(())
+
+
+def _equal_heads(members: Sequence[_Fused], groups: int, counts: HeadCounts) -> bool:
+    """Whether queries, of known heads, and keys have heads of one width."""
+    widths = {(m.parts.sizes[0], m.parts.sizes[-1]) for m in members}
+    return not counts.query_known or all(
+        any(q * groups == k * heads for heads in counts.query_known) for q, k in widths
+    )
+
+
+def _told_order(fused: _Fused) -> tuple[str, ...]:
+    """The parts one after another, as the layer's name tells; `()` where it does not."""
+    spelled = order_of(_own_name(fused.module))
+    if set(spelled) == set(fused.parts.names):
+        return spelled
+    return fused.parts.names if _word(fused.module) in _BLOCKS else ()
 
 
 def _word(module: Module) -> str:
@@ -172,6 +197,8 @@ def _rewrites(fused: _Fused, here: Sight, order: Sequence[str], groups: int) -> 
             down, up = _grouped(leaf.info, new, axis, groups, fused.parts)
         else:
             down, up = _in_blocks(leaf.info, new, axis, order, fused.parts)
+        if leaf.role == "bias" and not here.is_source:
+            down, up, new = _without_zeros(down, up, new, fused.parts.biased)
         owner = leaf.info.name.replace("/", ".").rpartition(".")[0]
         parts = tuple(dict.fromkeys(i.name.replace("/", ".").rpartition(".")[0] for i in new))
         text = f"{', '.join(fused.parts.names)} in one tensor"
@@ -198,6 +225,23 @@ def _part(info: TensorInfo, name: str, fused: _Fused, axis: int, here: Sight) ->
     else:
         shape = (*info.shape[:axis], size, *info.shape[axis + 1 :])
     return info._replace(name=own, shape=shape)
+
+
+def _without_zeros(
+    down: Mapping[str, Expression],
+    up: Mapping[str, Expression],
+    new: Sequence[TensorInfo],
+    biased: Sequence[bool],
+) -> tuple[dict[str, Expression], dict[str, Expression], list[TensorInfo]]:
+    """The same for a target whose fused bias has zeros where a part of the source's has none."""
+    held = [part for part, has_one in zip(new, biased, strict=True) if has_one or not any(biased)]
+    made = {part.name: Expression.of(part.name) for part in held}
+    zeros = {p.name: Expression((), (Fill(p.shape, 0.0, p.dtype),)) for p in new if p not in held}
+    return (
+        {part.name: down[part.name] for part in held},
+        {name: composed(expression, made | zeros) for name, expression in up.items()},
+        held,
+    )
 
 
 Ways = tuple[dict[str, Expression], dict[str, Expression]]

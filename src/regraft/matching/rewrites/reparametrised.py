@@ -196,13 +196,16 @@ def _factor_pairs(here: Sight) -> Iterator[tuple[TensorInfo, TensorInfo, TensorI
 
 
 def _known_scale(here: Sight) -> float | None:
-    """alpha / r, or alpha / √r under rank stabilisation, as the adapter's config says."""
-    metadata = here.view.stored.metadata
+    """alpha / r, or alpha / √r under rank stabilisation, as the adapter's config says of all layers
+    alike."""
+    told = {key.removeprefix("adapter."): v for key, v in here.view.stored.metadata.items()}
+    if any(told.get(key, "{}") != "{}" for key in ("rank_pattern", "alpha_pattern")):
+        return None
     try:
-        alpha, rank = float(metadata["lora_alpha"]), float(metadata["r"])
+        alpha, rank = float(told["lora_alpha"]), float(told["r"])
     except (KeyError, ValueError):
         return None
-    stabilised = metadata.get("use_rslora", "").lower() == "true"
+    stabilised = told.get("use_rslora", "").lower() == "true"
     return alpha / (math.sqrt(rank) if stabilised else rank)
 
 

@@ -4,7 +4,8 @@ LLaMA's first code turns neighbours, transformers' turns halves, and the convers
 permutes the rows of the query and key projections. Shapes do not show it, names hardly. So where
 two attentions without learned positions call their projections differently, the layout is open;
 an experiment with the live target and what the source's names are known to mean settle it, or a
-probe.
+probe. Known are the names of transformers, and those of LLaMA's first code where all of them are
+there: code that took only some of them may turn as it likes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ _POSITIONS = re.compile(
 # Names that are transformers' own for the families of LLaMA, which turn halves.
 _HALF = re.compile(r"(^|\.)layers\.\d+\.self_attn\.(q|qkv)_proj\.weight$")
 _LIKE_LLAMA = ("input_layernorm", "post_attention_layernorm", "mlp.")
+# All names of a block of LLaMA's first code, which has no biases.
+_AUTHORS = frozenset(
+    "attention.wq attention.wk attention.wv attention.wo feed_forward.w1 feed_forward.w2 "
+    "feed_forward.w3 attention_norm ffn_norm".split()
+)
+_AUTHORED = re.compile(r"(?:^|\.)layers\.\d+\.(.+)\.weight$")
+_IN_BLOCK = re.compile(r"(?:^|\.)layers\.\d+\.")
 
 
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
@@ -39,15 +47,16 @@ def find(here: Sight, there: Sight) -> Sequence[Finding]:
     if _called(ours) == _called(theirs):
         return ()
     found = there.ask_rotary([(q.info.name, k.info.name) for q, k, _ in theirs])
-    layout, width = found or ("half" if _transformers(there) else "", 0)
-    source = "half" if _transformers(here) else ""
+    layout, width = found or (_known(there), 0)
+    source = _known(here)
     if layout == "none" or (layout and layout == source):
         return ()
     widths = (width,) if width else _widths(head_counts(here, there), ours[0])
     orders = {"": list(_LAYOUTS), "half": ["", "interleaved"], "interleaved": ["", "half"]}
     ways = [layout] if layout and source else ["", layout] if layout else orders[source]
+    told = f"; the source has the names of {_MEANT[source]}" if source else ""
     readings = [
-        list(_rewrites(ours, width, way))
+        list(_rewrites(ours, width, way, told))
         for way in ways
         for width in (widths if way else widths[:1])
     ]
@@ -56,6 +65,10 @@ def find(here: Sight, there: Sight) -> Sequence[Finding]:
     return [Finding(readings[0], readings[1:], label, certain=True)] if readings else ()
 
 
+_MEANT = {
+    "half": "transformers' LLaMA, which turns rows half a head apart",
+    "interleaved": "LLaMA's first code, which turns neighbouring rows",
+}
 _LAYOUTS = ("", "half", "interleaved")
 _USUAL_WIDTHS = (64, 128, 32, 96, 80, 16, 8, 4)
 
@@ -96,14 +109,22 @@ def _positions(sight: Sight) -> bool:
     return any(_POSITIONS.search(name) for name in sight.view.stored)
 
 
-def _transformers(sight: Sight) -> bool:
+def _known(sight: Sight) -> str:
+    """The layout that a side's names are known to mean, `""` for none."""
     names = list(sight.view.stored)
-    return any(_HALF.search(n) for n in names) and all(
+    if any(_HALF.search(n) for n in names) and all(
         any(word in n for n in names) for word in _LIKE_LLAMA
-    )
+    ):
+        return "half"
+    inside = {found[1] if (found := _AUTHORED.search(n)) else n for n in names
+              if _IN_BLOCK.search(n)}  # fmt: skip
+    embedded = any(re.search(r"(^|\.)tok_embeddings\.", n) for n in names)
+    return "interleaved" if embedded and inside == _AUTHORS else ""
 
 
-def _rewrites(attentions: Sequence[_Attention], width: int, to: str) -> Iterator[Rewrite]:
+def _rewrites(
+    attentions: Sequence[_Attention], width: int, to: str, told: str
+) -> Iterator[Rewrite]:
     """The projections with their rows permuted, or as they are where `to` is empty."""
     for *_, modules in attentions:
         leaves = [leaf for m in modules for r, leaf in m.leaves.items() if r in ("kernel", "bias")]
@@ -113,5 +134,6 @@ def _rewrites(attentions: Sequence[_Attention], width: int, to: str) -> Iterator
             name, count = leaf.info.name, leaf.info.shape[0] // width
             ops = (Rope(0, count, to),) if to in ("half", "interleaved") else ()
             text = f"rows turned to the {to} rotary layout" if to else "rotary layout kept"
+            text += told
             made = {name: Expression((name,), ops)}
             yield Rewrite((leaf.info,), (leaf.info,), made, {name: Expression.of(name)}, text)
