@@ -39,6 +39,7 @@ def an_op(draw: st.DrawFn) -> tuple[ops.Op, tuple[tuple[int, ...], ...]]:
                 (ops.Rope(axis, 2, draw(st.sampled_from(["half", "interleaved"]))), (doubled,)),
                 (ops.Sum(axis), (shape,)),
                 (ops.Tile(axis, 3), (shape,)),
+                (ops.Widen(axis, shape[axis] + 3, draw(st.booleans())), (shape,)),
                 (ops.Scale(0.75), (shape,)),
                 (ops.Take(axis, tuple(draw(st.permutations(range(shape[axis]))))), (shape,)),
                 (ops.Take(axis, (start, 0, start)), (shape,)),

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from regraft.lineage import Diff, Lineage
     from regraft.plans import Evidence, Graft, Plan
     from regraft.reports import report
-    from regraft.rules import fresh, leave, load_rules, pin, rename
+    from regraft.rules import fresh, leave, load_rules, pin, rename, widen
     from regraft.tensors import Catalogue, Skeleton, TensorInfo
     from regraft.transfer import Receipt
     from regraft.tuning import Settings, Tuned
@@ -63,7 +63,7 @@ _ROOMS = {
     "lineage": "Diff Lineage",
     "plans": "Evidence Graft Plan",
     "reports": "report",
-    "rules": "fresh leave load_rules pin rename",
+    "rules": "fresh leave load_rules pin rename widen",
     "tensors": "Catalogue Skeleton TensorInfo",
     "transfer": "Receipt",
     "tuning": "Settings Tuned",

@@ -1,4 +1,4 @@
-"""What a person says about a plan: rename, fresh, leave and pin, with templates for names.
+"""What a person says about a plan: rename, fresh, leave, pin and widen, with templates for names.
 
 A template matches whole tensor names. `{i}` (any word in braces) stands for one integer and
 carries it from the source's side to the target's; `*` stands for any characters, dots included,
@@ -57,7 +57,14 @@ class Pin(_Rule, frozen=True):
     ops: tuple[AnyOp, ...] = ()
 
 
-Rule: TypeAlias = Rename | Fresh | Leave | Pin
+class Widen(_Rule, frozen=True):
+    """Layers whose target tensors are named like `target` may be wider than the source's: their
+    units are repeated (`regraft.matching.adapting.widths`)."""
+
+    target: str
+
+
+Rule: TypeAlias = Rename | Fresh | Leave | Pin | Widen
 
 
 def rename(source: str, target: str) -> Rename:
@@ -79,6 +86,11 @@ def pin(target: str, sources: str | Iterable[str], ops: Iterable[AnyOp] = ()) ->
     """`pin("conv{i}.weight", "conv{i}/weights", [Transpose((3, 2, 1, 0))])`; see `Pin`."""
     several = (sources,) if isinstance(sources, str) else tuple(sources)
     return Pin(target=target, sources=several, ops=tuple(ops))
+
+
+def widen(target: str) -> Widen:
+    """`widen("layers.*.mlp.*")`; see `Widen`. Name the wider layers and those that they feed."""
+    return Widen(target=target)
 
 
 class _RuleFile(msgspec.Struct, forbid_unknown_fields=True):

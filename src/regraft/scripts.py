@@ -60,6 +60,15 @@ def weight_norm(g, v, axis):
         v.dtype
     )
 """,
+    "widen": """
+def widen(x, axis, size, shares):
+    entries = np.arange(size) % x.shape[axis]
+    wide = np.take(x, entries, axis)
+    if not shares:
+        return wide
+    copies = np.bincount(entries)[entries].reshape(-1, *(1,) * (x.ndim - axis - 1))
+    return (wide.astype("f8") / copies).astype(x.dtype)
+""",
     "low_rank": """
 def low_rank(weight, a, b, scale, transposed):
     update = np.tensordot(b.astype("f8").reshape(b.shape[:2]), a.astype("f8"), 1) * scale
@@ -200,6 +209,8 @@ def _single(op: o.Op, x: str, shape: o.Shape) -> str:
             return f"np.flip({x}, {axis})"
         case o.Tile(axis, times):
             return f"np.concatenate([{x}] * {times}, {axis})"
+        case o.Widen(axis, size, shares):
+            return f"widen({x}, {axis}, {size}, {shares})"
         case o.Scale(factor):
             return f"({x}.astype('f8') * {factor}).astype({x}.dtype)"
         case o.Sum(axis):

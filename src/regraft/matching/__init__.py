@@ -74,7 +74,7 @@ def match(
         without(source, spoken_for), without(target, decided), read_source, ask_target
     )
     met = _Met(seen)
-    fitting, open_sizes = adapting.adapted(seen, met.sources, met.targets, met.left)
+    fitting, open_sizes = adapting.adapted(seen, met.sources, met.targets, met.left, rules)
     if fitting is not seen:
         seen, met = fitting, _Met(fitting)
     settling.take_pairings(met.pairings, state)

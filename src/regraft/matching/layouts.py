@@ -91,8 +91,13 @@ def entries_wanted(source: Leaf, target: Leaf, axis: int) -> int:
     if rest or not wanted:
         return 0
     shape[axis] = wanted
-    resized = replace(source, info=source.info._replace(shape=tuple(shape)))
-    return wanted if conversions(resized, target) else 0
+    return wanted if resized(source, tuple(shape), target) else 0
+
+
+def resized(source: Leaf, shape: Shape, target: Leaf) -> bool:
+    """Whether the source would fit the target if it had this shape."""
+    info = source.info._replace(shape=shape)
+    return bool(conversions(replace(source, info=info), target))
 
 
 _Key = tuple[Role, Shape, str, str]

@@ -10,7 +10,7 @@ from regraft.matching.layouts import conversions
 from regraft.matching.modules import Leaf
 from regraft.matching.settling import Pair, Settled, graft, spec_of
 from regraft.plans import Evidence, Graft
-from regraft.rules import Fresh, Leave, Pin, Rename, Rule, carry, fill, matches, pattern
+from regraft.rules import Fresh, Leave, Pin, Rename, Rule, Widen, carry, fill, matches, pattern
 from regraft.tensors import Catalogue
 
 
@@ -38,6 +38,8 @@ def apply_rules(
             case Leave(source=template):
                 hits = [n for n in source if matches(template, n)]
                 left.update(hits)
+            case Widen(target=template):  # asked for later, of what nothing fits
+                hits = [n for n in target if matches(template, n)]
             case Rename():
                 hits = _rename(rule, source, target, leaves, state, says)
             case Pin():
@@ -60,6 +62,8 @@ def _text(rule: Rule) -> str:
             return f"fresh({name!r})"
         case Leave(source=name):
             return f"leave({name!r})"
+        case Widen(target=name):
+            return f"widen({name!r})"
         case Pin(target=name, sources=sources):
             return f"pin({name!r}, {', '.join(map(repr, sources))})"
 

@@ -33,6 +33,7 @@ from regraft.operations.adapting import (
     Sum,
     Take,
     Tile,
+    Widen,
 )
 from regraft.operations.chains import (
     AnyOp,
@@ -104,6 +105,7 @@ __all__ = [
     "Transpose",
     "Unstack",
     "WeightNorm",
+    "Widen",
     "dtype_of",
     "infer",
     "invert",

@@ -204,6 +204,37 @@ class Tile(Op, frozen=True):
         return True
 
 
+class Widen(Op, frozen=True):
+    """Grows `axis` to `size` entries by repeating all of them in turn.
+
+    `shares`: each entry is divided by the number of its copies, as the inputs of a layer are that
+    stands behind a wider one (Net2WiderNet, arXiv:1511.05641). In float64, returned in the input's
+    dtype.
+    """
+
+    axis: int
+    size: int
+    shares: bool = False
+
+    def infer_one(self, shape: Shape) -> Shape:
+        if not self.axis < len(shape) or not 0 < shape[self.axis] <= self.size:
+            raise wrong(self, shape, f"1 to {self.size} entries on axis {self.axis}")
+        return (*shape[: self.axis], self.size, *shape[self.axis + 1 :])
+
+    def run_one(self, array: Array) -> Array:
+        entries = np.arange(self.size) % array.shape[self.axis]
+        wide = np.take(array, entries, self.axis)
+        if not self.shares:
+            return wide
+        copies = np.bincount(entries)[entries]
+        column = copies.reshape(-1, *(1,) * (array.ndim - self.axis - 1))
+        return np.asarray((wide.astype(np.float64) / column).astype(array.dtype))
+
+    @property
+    def adapts(self) -> bool:
+        return True
+
+
 class Scale(Op, frozen=True):
     """Multiplies by a constant (3/4 where three input channels become four).
 

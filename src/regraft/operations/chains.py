@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from regraft.errors import ShapeMismatch
 from regraft.operations._base import Op, Pushed, Shape, Shapes, whole, wrong
-from regraft.operations.adapting import Interpolate, Keep, Pad, Scale, Sum, Take, Tile
+from regraft.operations.adapting import Interpolate, Keep, Pad, Scale, Sum, Take, Tile, Widen
 from regraft.operations.joining import Concat, Slice, Stack, Unstack
 from regraft.operations.layout import Blocks, Cast, Flip, Reshape, Rope, Transpose
 from regraft.operations.merging import (
@@ -104,6 +104,7 @@ AnyOp: TypeAlias = (
     | Sum
     | Interpolate
     | Tile
+    | Widen
     | Scale
     | Take
     | Cast

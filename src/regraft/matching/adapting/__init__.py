@@ -1,9 +1,10 @@
 """Adapting: tensors of another size, where there is one way that a person would name.
 
 Each module of this package is a case, with its rule and the rule's source in its docstring:
-`input_channels`, `positions`, `relative_positions`, `vocabularies`; `CASES` is their order. A case
-looks at what a first pairing left over on both sides, pairs it by names and places (`leftovers`),
-and says how one is made of the other. That is put down as a rewrite of a view, so that the second
+`input_channels`, `positions`, `relative_positions`, `vocabularies`, `widths` (which must be asked
+for); `CASES` is their order. A case looks at what a first pairing left over on both sides, pairs it
+by names and places (`leftovers`), and says how one is made of the other. That is put down as a
+rewrite of a view, so that the second
 pairing sees tensors of one size, and layouts, names and order speak as they do everywhere. The
 grafts are of kind `adapt`: they are listed, and nobody loads them without allowing it.
 
@@ -15,7 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from regraft.matching.adapting import input_channels, positions, relative_positions, vocabularies
+from regraft.matching.adapting import (
+    input_channels,
+    positions,
+    relative_positions,
+    vocabularies,
+    widths,
+)
 from regraft.matching.adapting.changes import Change, Half, Situation, Way
 from regraft.matching.layouts import conversions
 from regraft.matching.leftovers import Leftovers
@@ -25,24 +32,31 @@ from regraft.matching.settling import alternative, graft, spec_of
 from regraft.matching.views import Expression, Rewrite, View
 from regraft.operations import AnyOp, Slice, infer
 from regraft.plans import Alternative, Undecided
+from regraft.rules import Rule, Widen, matches_any
 
 CASES: tuple[Callable[[Situation], Iterable[Change]], ...] = (
     input_channels.find,
     positions.find,
     relative_positions.find,
     vocabularies.find,
+    widths.find,
 )
 
 
 def adapted(
-    views: Views, sources: Sequence[Module], targets: Sequence[Module], left: Leftovers
+    views: Views,
+    sources: Sequence[Module],
+    targets: Sequence[Module],
+    left: Leftovers,
+    rules: Iterable[Rule] = (),
 ) -> tuple[Views, dict[str, Undecided]]:
     """The views in which left-over tensors have the sizes that are wanted, and what stays open.
 
     The same views where nothing is to be adapted.
     """
     ours, theirs = Half(views.source.catalogue, sources), Half(views.target.catalogue, targets)
-    situation = Situation(ours, theirs, left)
+    wide = [rule.target for rule in rules if isinstance(rule, Widen)]
+    situation = Situation(ours, theirs, left, lambda name: matches_any(wide, name))
     changes = [change for find in CASES for change in find(situation)]
     changes = [change for change in changes if _is_seen_as_stored(change, views)]
     open_ = {c.target.info.name: _question(c) for c in changes if c.reason}

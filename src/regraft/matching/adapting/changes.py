@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -61,8 +61,9 @@ class Half:
 
 @dataclass(frozen=True)
 class Situation:
-    """Both sides, and what a first pairing left over."""
+    """Both sides, what a first pairing left over, and which target tensors a rule lets widen."""
 
     source: Half
     target: Half
     left: Leftovers
+    may_widen: Callable[[str], bool] = lambda _: False
