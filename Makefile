@@ -21,6 +21,7 @@ check: $(TEST)/ready  ## lint, types, walls between rooms
 
 bench: $(TEST)/ready  ## timings, as ratios to a peer in the same run
 	$(TEST)/bin/python benchmarks/inspect_speed.py
+	$(TEST)/bin/python -m benchmarks.plan_speed
 
 bench-pairs: $(BENCH)/ready  ## pairs of implementations, scored beside what people use today
 	mkdir -p build
