@@ -15,6 +15,7 @@ from regraft.matching import (
     composing,
     compression,
     keras_graph,
+    lists,
     missing,
     rewrites,
     ruling,
@@ -66,10 +67,16 @@ def match(
         rules, source, target, (_leaves(all_sources), _leaves(all_targets)), state
     )
     _follow(all_sources, all_targets, state, left_alone)
+    lists.settle_list(source, target, _leaves(all_targets), state)
     spoken_for = {name for g in state.grafts.values() for name in g.sources} | left_alone
     spoken_for |= {pair.source.info.name for pair in state.pairs}
+    spoken_for |= {n for u in state.undecided.values() for a in u.alternatives for n in a.sources}
     spoken_for |= {n for m in all_sources if _names(m) & spoken_for for n in _names(m)}
-    decided = state.grafts.keys() | {pair.target.info.name for pair in state.pairs}
+    decided = (
+        state.grafts.keys()
+        | state.undecided.keys()
+        | {pair.target.info.name for pair in state.pairs}
+    )
     seen = rewrites.aligned(
         without(source, spoken_for), without(target, decided), read_source, ask_target
     )

@@ -99,6 +99,8 @@ class Scorer:
         """Share of the smaller side's modules that fit some module of the other."""
         classes = [{self._classes[id(m)] for m in side} for side in self._sides]
         both = classes[0] & classes[1]
+        if not any(self._sides):
+            return 1.0  # rules have said it all
         return max(
             sum(self._classes[id(m)] in both for m in side) / max(1, len(side))
             for side in self._sides

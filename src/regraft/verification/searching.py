@@ -1,9 +1,19 @@
-"""Settling what is undecided by running the target: the one choice whose outputs are right."""
+"""Settling what is undecided by running the target: the one choice whose outputs are right.
+
+Questions that one convention answers change together. Those that compete for the same sources make
+a cluster, whose answers are listed with no source used twice. Answers of all clusters are put
+together by a beam search, the most plausible first: those in which containers keep together (where
+`encoder.0` came from `reader.0`, `encoder.1` is not expected to come from `writer.1`), and then
+those that pairing gave the higher scores.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice, product
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,6 +23,8 @@ from regraft.verification.comparison import Report
 
 # Models are run at most this often to settle one plan.
 RUNS = 128
+# Answers of one cluster that are looked at; steps that listing them may take.
+_ANSWERS, _STEPS = 256, 20_000
 Choice = dict[str, Alternative]
 
 
@@ -22,55 +34,129 @@ def settle(plan: Plan, run: Callable[[Plan], Report], *, runs: int = RUNS) -> Pl
     **Arguments:**
 
     - `run`: loads a complete candidate plan, compares the outputs and puts the model back.
-    - `runs`: how many candidates to try at most.
+    - `runs`: how many candidates to try at most, the most plausible first.
 
-    Where none or several answers give the expected outputs, or there are more candidates than
-    runs, the plan is returned as it was, with a note that says so.
+    Where none or several of the answers give the expected outputs, the plan is returned as it was,
+    with a note that says so, and how many were tried.
     """
     if not plan.undecided or not all(u.alternatives for u in plan.undecided.values()):
         return plan
-    candidates = list(islice(_choices(plan), runs + 1))
-    if len(candidates) > runs:
-        return _noted(plan, f"more than {runs} combinations are open: settle some by rules first")
+    candidates, exhausted = _candidates(plan, runs)
     right: list[Choice] = []
     for choice in candidates:
         if run(_with(plan, choice, ())).equal:
             right.append(choice)
         if len(right) > 1:
             return _noted(plan, "several answers give the expected outputs: it cannot tell them")
+    tried = f"{len(candidates)} {'possible' if exhausted else 'most plausible'} answers"
     if not right:
-        return _noted(plan, f"none of {len(candidates)} answers gives the expected outputs")
-    says = Evidence(
-        "probe", 5.0, f"alone of {len(candidates)} possible answers gives the expected outputs"
-    )
+        more = "" if exhausted else "; there are more: settle some by rules first"
+        return _noted(plan, f"none of {tried} gives the expected outputs{more}")
+    says = Evidence("probe", 5.0, f"alone of {tried} gives the expected outputs")
     return _with(plan, right[0], (says,))
 
 
-def _choices(plan: Plan) -> Iterator[Choice]:
-    """Combinations that use no source tensor in two ways, by group; most likely ones first."""
+class _State(NamedTuple):
+    """Answers to some clusters. `home`: for each container of the target where its tensors come
+    from; `parted`: how often that was contradicted."""
+
+    parted: int
+    loss: float
+    choice: Choice
+    home: Mapping[str, str]
+
+
+def _candidates(plan: Plan, most: int) -> tuple[list[Choice], bool]:
+    """The most plausible answers to everything, and whether these are all there are."""
+    states = [_State(0, 0.0, {}, {})]
+    exhausted = True
+    for answers, whole in _clusters(plan):
+        exhausted &= whole
+        longer = (_joined(state, answer) for state in states for answer in answers)
+        kept = heapq.nsmallest(most + 1, longer, key=lambda s: (s.parted, s.loss))
+        exhausted &= len(kept) <= most and len(states) * len(answers) <= most
+        states = kept[:most]
+    return [state.choice for state in states], exhausted
+
+
+def _joined(state: _State, answer: Choice) -> _State:
+    home = dict(state.home)
+    parted = state.parted
+    for name, way in answer.items():
+        for target, source in _containers(name, way):
+            parted += home.setdefault(target, source) != source
+    loss = state.loss - sum(way.score for way in answer.values())
+    return _State(parted, loss, state.choice | answer, home)
+
+
+def _containers(name: str, way: Alternative) -> Iterator[tuple[str, str]]:
+    """The containers of a target tensor and of its first source, level by level from within."""
+    if not way.sources:
+        return
+    ours, theirs = way.sources[0].replace("/", ".").split("."), name.replace("/", ".").split(".")
+    for depth in range(2, min(len(ours), len(theirs))):
+        yield ".".join(theirs[:-depth]), ".".join(ours[:-depth])
+
+
+def _clusters(plan: Plan) -> Iterator[tuple[list[Choice], bool]]:
+    """Answers to the questions that compete for sources, and whether these are all there are."""
+    questions = list(_questions(plan))
+    parent = list(range(len(questions)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
+    first: dict[object, int] = {}
+    for number, rows in enumerate(questions):
+        for use in {use for row in rows for way in row.values() for use in _uses(way)}:
+            parent[root(number)] = root(first.setdefault(use, number))
+    members: dict[int, list[list[Choice]]] = defaultdict(list)
+    for number, rows in enumerate(questions):
+        members[root(number)].append(rows)
+    taken = {use for graft in plan.grafts.values() for use in _uses(graft)}
+    for cluster in members.values():
+        found = list(islice(_answers(cluster, taken), _ANSWERS + 1))
+        yield found[:_ANSWERS], len(found) <= _ANSWERS
+
+
+def _answers(cluster: Sequence[list[Choice]], taken: set[object]) -> Iterator[Choice]:
+    """Answers to all questions of a cluster that use no source in two ways."""
+    steps = 0
+    todo: list[tuple[Choice, set[object], int]] = [({}, set(taken), 0)]
+    while todo and steps < _STEPS:
+        choice, used, number = todo.pop()
+        if number == len(cluster):
+            yield choice
+            continue
+        for row in reversed(cluster[number]):
+            steps += 1
+            uses = [use for way in row.values() for use in _uses(way)]
+            if len(uses) == len(set(uses)) and used.isdisjoint(uses):
+                todo.append((choice | row, used | set(uses), number + 1))
+
+
+def _questions(plan: Plan) -> Iterator[list[Choice]]:
+    """The ways of each question: of a whole group, where its members have as many alternatives,
+    so that one convention holds for all of them; of each tensor otherwise."""
     groups: dict[str, list[str]] = {}
     for name, open_ in plan.undecided.items():
         groups.setdefault(open_.group or name, []).append(name)
-    taken = {use for graft in plan.grafts.values() for use in _uses(graft)}
-    for parts in product(*(list(_group(plan, names)) for names in groups.values())):
-        choice = {name: way for part in parts for name, way in part.items()}
-        used = [use for way in choice.values() for use in _uses(way)]
-        if len(used) == len(set(used)) and not taken & set(used):
-            yield choice
+    for names in groups.values():
+        ways = [plan.undecided[name].alternatives for name in names]
+        if len({len(several) for several in ways}) == 1:
+            yield [dict(zip(names, row, strict=True)) for row in zip(*ways, strict=True)]
+        else:
+            yield from ([{name: way} for way in several] for name, several in
+                        zip(names, ways, strict=True))  # fmt: skip
 
 
 def _uses(way: Alternative | Graft) -> Iterator[object]:
     """What a way takes of its sources: whole tensors, or parts that leave the rest to others."""
     parts = any(isinstance(op, (Slice, Unstack, Each)) for op in way.ops)
     yield from ((name, way.ops) if parts else name for name in way.sources)
-
-
-def _group(plan: Plan, names: list[str]) -> Iterator[Choice]:
-    """One convention holds for a whole group where its members have as many alternatives."""
-    ways = [plan.undecided[name].alternatives for name in names]
-    together = len({len(w) for w in ways}) == 1
-    for row in zip(*ways, strict=True) if together else product(*ways):
-        yield dict(zip(names, row, strict=True))
 
 
 def _with(plan: Plan, choice: Choice, evidence: tuple[Evidence, ...]) -> Plan:

@@ -37,7 +37,9 @@ def find(here: Sight, there: Sight) -> Sequence[Finding]:
     if not units:
         return ()
     if not any("var" in m.leaves for m in there.modules):
-        if all(u.norm.leaves.keys() >= {"scale", "bias", "mean", "var"} for u in units):
+        whole = all(u.norm.leaves.keys() >= {"scale", "bias", "mean", "var"} for u in units)
+        sizes = {m.leaves["kernel"].info.size for m in there.modules if _has_bias(m)}
+        if whole and all(u.layer.leaves["kernel"].info.size in sizes for u in units):
             return [_folding(here, units)]
         return ()
     biased = [u for u in units if "bias" in u.layer.leaves]
@@ -45,6 +47,10 @@ def find(here: Sight, there: Sight) -> Sequence[Finding]:
     if biased and theirs and not any("bias" in u.layer.leaves for u in theirs):
         return [Finding([_absorbed(u) for u in biased], certain=True)]
     return ()
+
+
+def _has_bias(module: Module) -> bool:
+    return {"kernel", "bias"} <= module.leaves.keys()
 
 
 def _units(sight: Sight) -> Iterator[_Unit]:
