@@ -26,7 +26,7 @@ _WORDS = {
 # Whole names of layers, where their words do not tell.
 _NAMES = {
     "wi_0": "gate", "wi_1": "up", "fc1_g": "gate", "fc1_x": "up", "linear_gate": "gate",
-    "feedforward_gate_dense": "gate", "w1": "w1", "w3": "w3",
+    "feedforward_gate_dense": "gate", "attention_output": "o", "w1": "w1", "w3": "w3",
 }  # fmt: skip
 # The output projection, right below an attention.
 _OUTPUTS = frozenset({"proj", "c_proj", "out_proj", "o_proj", "wo", "out", "to_out", "dense"})
