@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regraft.matching import assignment, dataflow
+from regraft.matching import assignment, dataflow, directions
 from regraft.matching.attachments import attached
 from regraft.matching.layouts import compatible, conversions
 from regraft.matching.modules import Leaf, Module
@@ -203,8 +203,9 @@ class Pairer:
         if plain:
             yield from plain
             return
-        for left, right in self._cells(sources, targets):
-            yield from self._pair_cell(left, right)
+        for cell in self._cells(sources, targets):
+            for left, right in directions.parted(*cell):
+                yield from self._pair_cell(left, right)
 
     def _cells(
         self, sources: list[Module], targets: list[Module]

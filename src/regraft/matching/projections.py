@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from regraft.matching.directions import direction_of
+
 # A word of a layer's own name → the projection it is.
 _WORDS = {
     word: part
@@ -69,14 +71,15 @@ def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
-    """Whether two layers say that they are different projections, different ends of a model, or
-    parts of different heads."""
+    """Whether two layers say that they are different projections, different ends of a model, parts
+    of different heads, or recurrent layers that run different ways."""
     a, b = projection_of(source), projection_of(target)
     if a and b and _SAME.get(a, a) != _SAME.get(b, b):
         return True
-    a, b = _head_of(source), _head_of(target)
-    if a and b and a != b:
-        return True
+    for says in (_head_of, direction_of):
+        a, b = says(source), says(target)
+        if a and b and a != b:
+            return True
     a, b = edge_of(source), edge_of(target)
     return bool(a and b) and a != b and {a, b} != {"last norm", "final norm"}
 

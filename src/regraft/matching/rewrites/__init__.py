@@ -15,13 +15,22 @@ from dataclasses import dataclass, replace
 
 from regraft.matching.modules import Module, conventions_of, modules_of
 from regraft.matching.pairing import number_classes, served
-from regraft.matching.rewrites import folded, fused, recurrent, reparametrised, rotary, stacked
+from regraft.matching.rewrites import (
+    cells,
+    folded,
+    fused,
+    recurrent,
+    reparametrised,
+    rotary,
+    stacked,
+)
 from regraft.matching.rewrites.finding import AskRotary, Finding, Sight
 from regraft.matching.views import View
 from regraft.tensors import Catalogue, Read
 
 KINDS: tuple[Callable[[Sight, Sight], Sequence[Finding]], ...] = (
     reparametrised.find,
+    cells.find,
     recurrent.find,
     stacked.find,
     fused.find,
