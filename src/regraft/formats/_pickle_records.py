@@ -82,7 +82,7 @@ def plain_key(key: Any) -> Any:
         if any(isinstance(part, tuple) for part in key):  # pyright: ignore[reportUnknownVariableType]
             raise TypeError("a key of nested tuples")
         return repr(tuple(plain_key(part) for part in key))  # pyright: ignore[reportUnknownVariableType]
-    elif isinstance(key, int):
+    if isinstance(key, int):
         if key.bit_length() > _KEY_BITS:
             raise ValueError(f"a key of {key.bit_length()} bits")
     elif isinstance(key, (str, bytes)):

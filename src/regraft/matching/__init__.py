@@ -120,7 +120,7 @@ def _with_flow(catalogue: Catalogue) -> Catalogue:
         label=catalogue.label,
         metadata=catalogue.metadata,
         notes=catalogue.notes,
-        flow=keras_graph.flow_of(config),
+        flow=keras_graph.flow_of(config, catalogue),
         settings=catalogue.settings,
     )
 

@@ -2,8 +2,8 @@
 
 Both halves of a bidirectional layer have the same tensors, and mixing them up is silent. PyTorch
 calls the second one `weight_ih_l0_reverse`, Keras `backward_lstm`, Flax `backward_rnn`, TensorFlow
-`bw`. Two layers that both say which way they run, and say different ones, are never paired; where all
-say it, those that run one way are compared among themselves.
+`bw`. Two layers that both say which way they run, and say different ones, are never paired; where
+all say it, those that run one way are compared among themselves.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from regraft.tensors import Catalogue, Read
 KINDS: tuple[Callable[[Sight, Sight], Sequence[Finding]], ...] = (
     reparametrised.find,
     cells.find,
+    cells.find_directions,
     recurrent.find,
     stacked.find,
     fused.find,

@@ -30,9 +30,12 @@ _NUMBERED = re.compile(r"^(.*cell)_(\d+)$", re.IGNORECASE)
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
     rewrites = [_two_rows(m) for m in here.modules if has_rows(m)]
     if here.framework == "jax":
-        rewrites += [*_joined(here, there)]
-        if not rewrites:
-            rewrites += [*_two_by_two(here, there)]
+        rewrites += _joined(here, there)
+    return [Finding(rewrites, certain=True)] if rewrites else []
+
+
+def find_directions(here: Sight, there: Sight) -> Sequence[Finding]:
+    rewrites = [*_two_by_two(here, there)] if here.framework == "jax" else []
     return [Finding(rewrites, certain=True)] if rewrites else []
 
 
@@ -102,8 +105,8 @@ def _renamed(info: TensorInfo, name: str, text: str) -> Rewrite:
 
 def _two_by_two(here: Sight, there: Sight) -> Iterator[Rewrite]:
     """Numbered cells as pairs of one that runs forwards and one that runs backwards."""
-    backward = sum(direction_of(m.path) == "backward" for m in there.modules)
-    if not backward or any(direction_of(m.path) == "backward" for m in here.modules):
+    ours, theirs = ({direction_of(m.path) for m in side.modules} for side in (here, there))
+    if "backward" in ours or "backward" not in theirs:
         return
     families: dict[str, dict[int, list[TensorInfo]]] = defaultdict(lambda: defaultdict(list))
     for name, info in here.catalogue.items():
