@@ -44,7 +44,7 @@ class FlaxNet(linen.Module):
     @linen.compact
     def __call__(self, x: Any) -> Any:
         for _ in range(self.layers):
-            one = linen.RNN(self.cell(UNITS))
+            one: Any = linen.RNN(self.cell(UNITS))
             x = linen.Bidirectional(one, linen.RNN(self.cell(UNITS)))(x) if self.both else one(x)
         return linen.Dense(3)(x)
 
@@ -93,7 +93,8 @@ def planned(source: Any, target: Any) -> Any:
     """The loaded target of a plan that settles everything without a word from anybody."""
     plan = rg.plan(source, target)
     assert plan.complete, str(plan)
-    assert not plan.unused and not plan.adapted
+    assert not plan.unused
+    assert not plan.adapted
     assert not [name for name in plan.fresh if not plan.grafts[name].ops]
     return rg.apply(plan, source, target).model
 
@@ -149,7 +150,8 @@ def test_fused_cells_of_nnx(kind: str, both: bool) -> None:
             self.out = nnx.Linear(2 * UNITS if both else UNITS, 3, rngs=rngs)
 
         def __call__(self, x: Any) -> Any:
-            return self.out(self.rnn(x))
+            y: Any = self.rnn(x)
+            return self.out(y)
 
     graph, state, rest = nnx.split(Stack(), nnx.Param, ...)
     tree = random_tree(nnx.to_pure_dict(state), 0)

@@ -44,14 +44,14 @@ def _layers(
     `path` begins the names of its layers, `scope` the keys of its nodes (a model that is called
     twice has its nodes twice), `given` are the keys of its inputs.
     """
-    config = model["config"]
+    config: Any = model["config"]
     layers: list[dict[str, Any]] = config if isinstance(config, list) else config["layers"]
     if model["class_name"] == "Sequential":
         ends = given
         for layer in layers:
             ends = yield from _node(layer, path, f"{scope}{_name(layer)}/0", ends)
         return ends
-    entries = [key for key, *_ in _ends(config.get("input_layers"))]
+    entries = [str(end[0]) for end in _ends(model["config"].get("input_layers"))]
     for layer in layers:
         for index, node in enumerate(layer.get("inbound_nodes") or [[]]):
             inputs = [scope + key for key in _inputs(node)]
@@ -59,13 +59,14 @@ def _layers(
                 at = entries.index(_name(layer)) if _name(layer) in entries else 0
                 inputs = given[at : at + 1] if len(given) == len(entries) else given
             yield from _node(layer, path, f"{scope}{_name(layer)}/{index}", inputs)
-    return [f"{scope}{name}/{index}" for name, index, *_ in _ends(config.get("output_layers"))]
+    outputs = _ends(model["config"].get("output_layers"))
+    return [f"{scope}{end[0]}/{end[1]}" for end in outputs]
 
 
 def _node(
     layer: Mapping[str, Any], path: str, key: str, inputs: list[str]
 ) -> Generator[Node, None, list[str]]:
-    config, name = layer["config"], _name(layer)
+    name, config = _name(layer), layer["config"]
     if isinstance(config, list) or "layers" in config:
         ends = yield from _layers(layer, f"{path}{name}/", f"{key}:", inputs)
         yield key, "", ends, ""

@@ -140,9 +140,9 @@ def _flattening(source: _Key, target: _Key) -> Iterator[Conversion]:
     torch = framework in CHANNELS_FIRST
     if not kind and not torch and len(shape) == 3:  # or an attention's, whose name does not tell
         for sort in (kinds.TO_HEADS, kinds.FROM_HEADS):
-            as_heads = (*conv[:3], sort)
-            pair = (as_heads, target) if conv is source else (source, as_heads)
-            for way in _between(*pair):
+            as_heads: _Key = (conv[0], shape, framework, sort)
+            ends = (as_heads, target) if conv is source else (source, as_heads)
+            for way in _between(*ends):
                 yield Conversion(way.ops, frozenset({f"a kernel {sort}"}))
     forms = _channels_first(shape, kind) if torch else _channels_last(shape, kind, framework)
     form = forms[0]

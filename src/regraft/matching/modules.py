@@ -225,7 +225,9 @@ def _split(
             yield (), first | leaves
     elif leaves:
         told = kinds.of_layer({role: x.info for role, x in leaves.items()}, path, habits)
-        yield (), leaves | {role: replace(leaves[role], kind=kind) for role, kind in told.items()}
+        for role, kind in told.items():
+            leaves[role] = replace(leaves[role], kind=kind)
+        yield (), leaves
 
 
 def _wide_conv1d(catalogue: Catalogue) -> bool:

@@ -76,9 +76,9 @@ def _joined(here: Sight, there: Sight) -> Iterator[Rewrite]:
 
 def _is_cell(inputs: Module, states: Module) -> bool:
     """Whether a second half takes the state, `[u, gates·u]`, and gives what the first one does."""
-    kernels = inputs.leaves.get("kernel"), states.leaves.get("kernel")
-    shapes = [kernel.info.shape if kernel else () for kernel in kernels]
-    if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+    kernels = [half.leaves.get("kernel") for half in (inputs, states)]
+    shapes = [kernel.info.shape for kernel in kernels if kernel and len(kernel.info.shape) == 2]
+    if len(shapes) < 2 or shapes[0][1] != shapes[1][1]:
         return False
     units, outputs = shapes[1]
     return units > 0 and not outputs % units and outputs // units <= _GATES
