@@ -67,12 +67,22 @@ def test_two_graphs_settle_it(order: str, source: tuple[Path, rg.Probe]) -> None
 
 
 @pytest.mark.parametrize("order", ["channels first", "channels last"])
-@pytest.mark.parametrize(("file", "traced"), [("net.keras", False), ("net.weights.h5", True)])
-def test_without_a_graph_it_is_open_and_a_probe_settles_it(
-    order: str, file: str, traced: bool, source: tuple[Path, rg.Probe]
+def test_a_file_without_a_graph_has_its_frameworks_order(
+    order: str, source: tuple[Path, rg.Probe]
 ) -> None:
     folder, probe = source
-    model = TorchNet(order, traced)
+    model = TorchNet(order)
+    assert rg.load(folder / "net.weights.h5", model).loaded
+    assert rg.verify(model, probe).equal
+
+
+@pytest.mark.parametrize("order", ["channels first", "channels last"])
+@pytest.mark.parametrize("file", ["net.keras", "net.weights.h5"])
+def test_code_that_cannot_be_followed_leaves_it_open_and_a_probe_settles_it(
+    order: str, file: str, source: tuple[Path, rg.Probe]
+) -> None:
+    folder, probe = source
+    model = TorchNet(order, traced=False)
     plan = rg.plan(folder / file, model)
     assert list(plan.undecided) == ["classifier.0.weight"]
     assert len(plan.undecided["classifier.0.weight"].alternatives) == 2
@@ -112,3 +122,39 @@ def test_back_to_keras(source: tuple[Path, rg.Probe]) -> None:
         variable.assign(variable * 0)
     image = probe.inputs.transpose(0, 2, 3, 1)
     assert rg.load(model, again, probe=rg.Probe(image, probe.outputs)).verified
+
+
+def nested_net(reshape: bool) -> Any:
+    layers = keras.layers
+    body = keras.Sequential(
+        [layers.Input((8, 8, 1)), layers.Conv2D(6, 3, padding="same"),
+         layers.BatchNormalization(), layers.ReLU(), layers.MaxPooling2D()], name="body",
+    )  # fmt: skip
+    image = keras.Input((8, 8, 1))
+    x = body(image)
+    x = layers.Reshape((-1,))(x) if reshape else layers.Flatten()(x)
+    head = keras.Sequential(
+        [layers.Input((96,)), layers.Dense(16, activation="relu"), layers.Dense(5)], name="head"
+    )
+    model = keras.Model(image, head(x))
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(generator.uniform(0.2, 1.0, variable.shape))
+    return model
+
+
+@pytest.mark.parametrize("reshape", [False, True])
+@pytest.mark.parametrize("ending", ["", "keras", "weights.h5", "h5"])
+def test_models_inside_a_keras_model_are_looked_into(
+    ending: str, reshape: bool, tmp_path: Path
+) -> None:
+    model = nested_net(reshape)
+    x = np.random.default_rng(1).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    source: Any = model
+    if ending:
+        source = tmp_path / f"net.{ending}"
+        (model.save_weights if ending == "weights.h5" else model.save)(source)
+    target = TorchNet()
+    assert rg.load(source, target).loaded
+    probe = rg.Probe(x.transpose(0, 3, 1, 2).copy(), np.asarray(model(x)))
+    assert rg.verify(target, probe).equal

@@ -58,6 +58,16 @@ CASES: dict[str, Case] = {
     "group norm": (
         (6, 7, 4), lambda: K.GroupNormalization(2, epsilon=1e-5), lambda: nn.GroupNorm(2, 4),
     ),
+    "grouped depthwise": (
+        (9, 4), lambda: K.DepthwiseConv1D(3, depth_multiplier=2),
+        lambda: nn.Conv1d(4, 8, 3, groups=4),
+    ),
+    "transposed conv1d": (
+        (6, 4), lambda: K.Conv1DTranspose(5, 3, 2), lambda: nn.ConvTranspose1d(4, 5, 3, 2),
+    ),
+    "transposed conv3d": (
+        (3, 4, 5, 2), lambda: K.Conv3DTranspose(3, 2), lambda: nn.ConvTranspose3d(2, 3, 2),
+    ),
     "slope": ((6, 7, 4), lambda: K.PReLU(shared_axes=[1, 2]), lambda: nn.PReLU(4)),
 }  # fmt: skip
 
@@ -77,10 +87,12 @@ def test_keras_and_pytorch(name: str) -> None:
     expected = channels_first(np.asarray(ours(x, training=False)))
     theirs = nn.Sequential(make_torch())
     probe = rg.Probe(channels_first(x), expected)
+    assert rg.plan(ours, theirs).complete
     assert rg.load(ours, theirs, probe=probe, accept=["little-in-common"]).verified
 
     again = keras.Sequential([K.Input(shape), make_keras()])
     back = rg.Probe(x, np.asarray(ours(x, training=False)))
+    assert rg.plan(theirs, again).complete
     assert rg.load(theirs, again, probe=back, accept=["little-in-common"]).verified
 
 
@@ -98,3 +110,96 @@ def test_flax_transposed_convolutions_are_turned_round() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(4, 5, 3, 2))
     probe = rg.Probe(channels_first(x), expected)
     assert rg.load(named, model, probe=probe, accept=["little-in-common"]).verified
+
+
+class Fused(nn.Module):
+    """PyTorch's own attention, of four heads."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(16, 4, bias=bias, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(x, x, x)[0]
+
+
+class Split(nn.Module):
+    """The same with a layer for each projection."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(16, 16, bias=bias) for _ in range(4)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (layer(x).unflatten(-1, (4, 4)).transpose(1, 2) for layer in layers)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+def keras_attention() -> Any:
+    tokens = K.Input((7, 16))
+    model = keras.Model(tokens, K.MultiHeadAttention(4, 4)(tokens, tokens))
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(generator.uniform(-1.0, 1.0, variable.shape))
+    return model
+
+
+@pytest.mark.parametrize("kind", [Fused, Split])
+def test_heads_as_an_axis_of_keras(kind: type[Fused | Split]) -> None:
+    """As many heads as their size, and as wide as the model: only roles tell the axes apart."""
+    x = np.random.default_rng(1).normal(size=(2, 7, 16)).astype(np.float32)
+    ours, theirs = keras_attention(), kind().eval()
+    expected = np.asarray(ours(x, training=False))
+    plan = rg.plan(ours, theirs)
+    assert plan.complete, str(plan)
+    loaded: Any = rg.apply(plan, ours, theirs).model
+    with torch.no_grad():
+        np.testing.assert_allclose(loaded(torch.from_numpy(x)).numpy(), expected, atol=1e-4)
+    again = keras_attention()
+    for variable in again.weights:
+        variable.assign(variable * 0)
+    back = rg.plan(theirs, again)
+    assert back.complete, str(back)
+    rg.apply(back, theirs, again)
+    np.testing.assert_allclose(np.asarray(again(x, training=False)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Fused, Split])
+@pytest.mark.parametrize("bias", [True, False])
+def test_heads_as_an_axis_of_flax(kind: type[Fused | Split], bias: bool) -> None:
+    import jax
+    from flax import linen
+
+    layer = linen.MultiHeadDotProductAttention(4, use_bias=bias)
+    x = np.random.default_rng(1).normal(size=(2, 7, 16)).astype(np.float32)
+    generator = np.random.default_rng(2)
+    tree: Any = jax.tree.map(
+        lambda leaf: jax.numpy.asarray(generator.normal(size=leaf.shape), "float32"),
+        layer.init(jax.random.key(0), x, x),
+    )
+    model = kind(bias).eval()
+    plan = rg.plan(tree, model)
+    assert plan.complete, str(plan)
+    loaded: Any = rg.apply(plan, tree, model).model
+    expected = np.asarray(layer.apply(tree, x, x))
+    with torch.no_grad():
+        np.testing.assert_allclose(loaded(torch.from_numpy(x)).numpy(), expected, atol=1e-4)
+    back = rg.plan(loaded, jax.tree.map(jax.numpy.zeros_like, tree))
+    assert back.complete, str(back)
+    again: Any = rg.apply(back, loaded, jax.tree.map(jax.numpy.zeros_like, tree)).model
+    np.testing.assert_allclose(np.asarray(layer.apply(again, x, x)), expected, atol=1e-4)
+
+
+def test_a_kernel_of_three_axes_without_a_telling_name_is_open() -> None:
+    """It may be a convolution over a whole sequence or an attention's that reads heads."""
+    import jax
+
+    tree = {"params": {"mixing": {"kernel": jax.numpy.ones((4, 4, 16))}}}
+    plan = rg.plan(tree, nn.Sequential(nn.Linear(16, 16, bias=False)))
+    open_ = plan.undecided["0.weight"]
+    assert len(open_.alternatives) > 1
+    assert all("rg.pin" in way.rule for way in open_.alternatives)

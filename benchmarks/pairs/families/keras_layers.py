@@ -98,6 +98,7 @@ _register_recurrent("LSTM", False, "keras")
 _register_recurrent("GRU", False, "h5")
 _register_recurrent("LSTM", True, "weights.h5")
 _register_recurrent("GRU", True, "keras")
+_register_recurrent("SimpleRNN", True, "h5")
 
 
 @pair("LSTM: PyTorch to Keras, two biases into one", "layouts")
@@ -117,6 +118,35 @@ def _(folder: Path) -> Built:
         for start in (0, 4):
             ih, hh, one, two = arrays[start : start + 4]
             made += [ih.T, hh.T, one + two]
+        for variable, array in zip(model.weights, [*made, arrays[-2].T, arrays[-1]], strict=True):
+            variable.assign(np.ascontiguousarray(array))
+        return model
+
+    return Built(files.pth(folder, source), target, outputs, x, truth=truth)
+
+
+@pair("Bidirectional GRU: PyTorch to Keras, biases stacked", "layouts")
+def _(folder: Path) -> Built:
+    import torch
+
+    from benchmarks.pairs.models.layers import Recurrent
+
+    source = random_torch(Recurrent("GRU", True))
+    target = random_keras(_recurrent("GRU", True), 9)
+    x = _sequence(3, 7, 6)
+    with torch.no_grad():
+        outputs = source(torch.from_numpy(x)).numpy()
+    arrays = list(arrays_of(source).values())
+
+    def gates(array: Array) -> Array:
+        r, z, n = np.split(array, 3)
+        return np.concatenate([z, r, n])
+
+    def truth(model: Any) -> Any:
+        made: list[Array] = []
+        for start in range(0, 16, 4):
+            ih, hh, *biases = (gates(a) for a in arrays[start : start + 4])
+            made += [ih.T, hh.T, np.stack(biases)]
         for variable, array in zip(model.weights, [*made, arrays[-2].T, arrays[-1]], strict=True):
             variable.assign(np.ascontiguousarray(array))
         return model

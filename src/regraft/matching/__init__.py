@@ -120,7 +120,7 @@ def _read_closely(catalogue: Catalogue) -> Catalogue:
     config = catalogue.metadata.get("model_config", "")
     order, flow = origin(catalogue), catalogue.flow
     if config and not flow:
-        flow = keras_graph.flow_of(config)
+        flow = keras_graph.flow_of(config, catalogue)
     if order == catalogue.order and flow is catalogue.flow:
         return catalogue
     return Catalogue(

@@ -3,20 +3,26 @@
 Channels-last data `[h, w, c]` and channels-first data `[c, h, w]` flatten in different orders, so
 that the dense kernel's inputs must be reordered when weights move between the two. Its shape says
 nothing of it. What tells: the layer before has `c` channels, and the kernel has `k·c` inputs.
-Where both graphs show a plain flatten, or one after moving the channels, the order is certain;
-else it is an open question. An ONNX graph lays maps out channels first, but comes from anywhere:
-only what it shows counts.
+
+A graph that shows a plain flatten, or one after moving the channels, is certain. Where a file has
+none, its framework's order is taken: of Keras and Flax channels last, of PyTorch channels first.
+With no graph on either side both must have a convolution, or its BatchNorm, of the same `c` right
+before the kernel, and `k` must be the square of 2 or more. A live model whose code could not be
+followed may do anything, and an ONNX graph, which lays maps out channels first, comes from
+anywhere: the order is then an open question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isqrt
 from typing import NamedTuple
 
+from regraft.matching.kinds import FROM_HEADS, TO_HEADS
 from regraft.matching.layouts import CHANNELS_FIRST, CHANNELS_LAST, Conversion
 from regraft.matching.modules import Leaf, Module, parts_of
 from regraft.operations import Reshape, Transpose, infer, simplify
-from regraft.tensors import Catalogue, FlowNode
+from regraft.tensors import Catalogue, FlowNode, Skeleton
 
 Via = tuple[str, ...]
 # The order in which frameworks' maps lie when they are flattened.
@@ -27,53 +33,76 @@ _OWN_MAPS = ("keras", "jax", "torch")
 
 
 class Flat(NamedTuple):
-    """What is known of a dense layer's inputs: how many channels a flattened map before it may
-    have (none: there is no such map), and what the data goes through on the way, `None` where
-    there is no graph."""
+    """What is known of a dense layer's inputs.
+
+    - `channels`: how many a flattened map before it may have; none: there is no such map.
+    - `via`: what the data goes through on the way, `None` where there is no graph.
+    - `usual`: whether nothing speaks against the framework's own order.
+    """
 
     channels: frozenset[int]
     via: Via | None
+    usual: bool = True
 
 
 def flattened(catalogue: Catalogue, modules: Sequence[Module]) -> dict[str, Flat]:
-    """By the name of its kernel, each dense layer that may read a flattened map."""
+    """By the name of its kernel, each dense layer, and what it may read."""
     if not catalogue.flow:
-        return dict(_from_order(modules))
-    found = dict(_from_flow(catalogue.flow, {module.path: module for module in modules}))
+        code = isinstance(catalogue, Skeleton) and catalogue.framework != "jax"
+        return dict(_from_order(modules, usual=not code))
+    known = {name: flat.channels for name, flat in _from_order(modules, usual=False)}
+    found = dict(_from_flow(catalogue.flow, {module.path: module for module in modules}, known))
     if "channels_first" in catalogue.metadata.get("model_config", ""):
         # Keras then flattens some maps in one order and some in the other.
-        return {name: Flat(flat.channels, None) for name, flat in found.items()}
+        return {name: Flat(flat.channels, None, usual=False) for name, flat in found.items()}
     return found
 
 
-def _from_order(modules: Sequence[Module]) -> Iterable[tuple[str, Flat]]:
+def _from_order(modules: Sequence[Module], *, usual: bool) -> Iterable[tuple[str, Flat]]:
     channels: frozenset[int] = frozenset()
     for module in modules:
         kernel = _dense_kernel(module)
-        if kernel and _multiples(kernel, channels):
-            yield kernel.info.name, Flat(_multiples(kernel, channels), None)
-        channels = _channels(module, channels)
+        if kernel:
+            yield kernel.info.name, Flat(_multiples(kernel, channels), None, usual)
+        stays = "kernel" in module.leaves or "var" in module.leaves
+        channels = _channels(module, channels) if stays else frozenset[int]()
 
 
 def _from_flow(
-    flow: Sequence[FlowNode], modules: Mapping[tuple[str, ...], Module]
+    flow: Sequence[FlowNode],
+    modules: Mapping[tuple[str, ...], Module],
+    in_order: Mapping[str, frozenset[int]],
 ) -> Iterable[tuple[str, Flat]]:
-    ends: list[frozenset[int]] = []
+    """By the graph; behind a step whose inside it does not show, by the order of definition."""
+    inside = {path[:cut] for path in modules for cut in range(1, len(path))}
+    ends: list[frozenset[int] | None] = []  # None: not known
     passing: list[Via] = []  # steps that have reached the end of a node without weights
     for node in flow:
         via = (*(step for i in node.inputs for step in passing[i]), *node.via)
         before = [ends[i] for i in node.inputs]
-        channels = frozenset[int]().union(*before)
-        if len(before) > 1 and all(before):
-            channels |= {sum(max(part) for part in before)}  # where it is a concatenation
-        module = modules.get(tuple(parts_of(node.owner))) if node.owner else None
+        path = tuple(parts_of(node.owner)) if node.owner else ()
+        module = modules.get(path)
+        channels = None if None in before else _joined([c for c in before if c is not None])
         if module:
             kernel = _dense_kernel(module)
-            if kernel:
+            if kernel and channels is not None:
                 yield kernel.info.name, Flat(_multiples(kernel, channels), via)
-            channels = _channels(module, channels)
+            elif kernel:
+                guessed = in_order[kernel.info.name]
+                yield kernel.info.name, Flat(guessed, via if guessed else None)
+            channels = _channels(module, channels or frozenset())
+        elif path in inside:
+            channels = None
         ends.append(channels)
         passing.append(() if module else via)
+
+
+def _joined(channels: Sequence[frozenset[int]]) -> frozenset[int]:
+    """Channels of a map where several come together: as many, or the sum in a concatenation."""
+    together = frozenset[int]().union(*channels)
+    if len(channels) > 1 and all(channels):
+        together |= {sum(max(part) for part in channels)}
+    return together
 
 
 def _dense_kernel(module: Module) -> Leaf | None:
@@ -96,7 +125,7 @@ def _inputs_axis(kernel: Leaf) -> int:
 def _channels(module: Module, before: frozenset[int]) -> frozenset[int]:
     """Channels of a module's output where it is a map; none after a dense layer."""
     kernel = module.leaves.get("kernel")
-    if kernel and len(kernel.info.shape) == 2:
+    if kernel and (len(kernel.info.shape) == 2 or kernel.kind in (TO_HEADS, FROM_HEADS)):
         return frozenset()
     vectors = {leaf.info.shape[0] for leaf in module.leaves.values() if len(leaf.info.shape) == 1}
     if vectors and (kernel or before):
@@ -129,30 +158,48 @@ def variants(
     One conversion where the order is certain or none was flattened; the reordered ones first.
     """
     ours, theirs = flats
-    if ours is None and theirs is None:
+    if not any(flat and flat.channels for flat in flats):
         return (plain,)
     if any(flat and flat.via is not None and not flat.channels for flat in flats):
         return (plain,)  # a graph shows that no map is flattened here
-    ours_shown, theirs_shown = _shown(source, ours), _shown(target, theirs)
-    if ours_shown == theirs_shown != "":
+    here, there = _order(source, ours), _order(target, theirs)
+    if here == there != "":
         return (plain,)
-    certain = bool(ours_shown and theirs_shown)
-    if not certain and source.framework == target.framework in _OWN_MAPS:
+    if not (here and there) and source.framework == target.framework in _OWN_MAPS:
         return (plain,)
     channels = frozenset[int]().union(*(flat.channels for flat in flats if flat))
-    if ours and theirs and ours.channels & theirs.channels:
-        channels = ours.channels & theirs.channels
-    order = ours_shown or _OTHER.get(theirs_shown) or _ORDERS.get(source.framework, "last")
+    both = ours.channels & theirs.channels if ours and theirs else frozenset[int]()
+    channels = both or channels
+    certain = bool(here and there) and (
+        any(_shown(*side) for side in ((source, ours), (target, theirs)))
+        or any(_square(target, c) for c in both)
+    )
+    order = here or _OTHER.get(there) or _ORDERS.get(source.framework, "last")
     reordered = [_reordered(source, target, plain, c, order == "last") for c in sorted(channels)]
     return tuple(reordered) if certain and len(reordered) == 1 else (*reordered, plain)
 
 
+def _order(leaf: Leaf, flat: Flat | None) -> str:
+    """The order in which maps are flattened, `last` or `first`; `""` where nothing tells."""
+    if flat is None:
+        return ""
+    if flat.via is None and flat.usual and leaf.framework in _OWN_MAPS:
+        return _ORDERS[leaf.framework]
+    return _shown(leaf, flat)
+
+
 def _shown(leaf: Leaf, flat: Flat | None) -> str:
-    """The order in which a graph is seen to flatten, `last` or `first`; `""` where it is not."""
+    """The order in which a graph is seen to flatten; `""` where it is not."""
     order = _ORDERS.get(leaf.framework, "")
     if flat is None or flat.via not in (("flatten",), ("permute", "flatten")):
         return ""
     return order if flat.via == ("flatten",) else _OTHER.get(order, "")
+
+
+def _square(target: Leaf, channels: int) -> bool:
+    """Whether the kernel may read a square map of more than one place."""
+    places = target.info.shape[_inputs_axis(target)] // channels
+    return places > 1 and isqrt(places) ** 2 == places
 
 
 def _reordered(

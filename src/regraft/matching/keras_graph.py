@@ -6,11 +6,12 @@ models give; reading it needs no framework.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+from regraft.matching.modules import parts_of
 from regraft.tensors import FlowNode
 
 _LIMIT = 50_000
@@ -20,43 +21,84 @@ _REARRANGES = {"Flatten": "flatten", "Permute": "permute", "Transpose": "permute
                "Reshape": "reshape"}  # fmt: skip
 
 
-def flow_of(model_config: str) -> tuple[FlowNode, ...]:
-    """FlowNodes of a model's config; empty where the config describes no graph."""
+def flow_of(model_config: str, names: Iterable[str] = ()) -> tuple[FlowNode, ...]:
+    """FlowNodes of a model's config; empty where the config describes no graph.
+
+    `names` of the model's tensors: an owner that is none's is the only layer of that last name, as
+    in legacy files, which put the name of a Sequential between (`d/sequential/d/kernel`).
+    """
     try:
         config = msgspec.json.decode(model_config)
-        layers = list(_layers(config, ""))
-    except (msgspec.DecodeError, KeyError, TypeError, IndexError, AttributeError, ValueError):
+        layers = list(_layers(config, "", "", []))
+    except (msgspec.DecodeError, KeyError, TypeError, IndexError, AttributeError, ValueError,
+            RecursionError):  # fmt: skip
         return ()
-    return _topological(layers)
+    return _owned(_topological(layers), names)
 
 
-def _layers(model: Mapping[str, Any], prefix: str) -> Iterable[Node]:
-    config = model["config"]
+def _layers(
+    model: Mapping[str, Any], path: str, scope: str, given: list[str]
+) -> Generator[Node, None, list[str]]:
+    """The nodes of a model, and of the models inside it; returns the keys of its outputs.
+
+    `path` begins the names of its layers, `scope` the keys of its nodes (a model that is called
+    twice has its nodes twice), `given` are the keys of its inputs.
+    """
+    config: Any = model["config"]
     layers: list[dict[str, Any]] = config if isinstance(config, list) else config["layers"]
     if model["class_name"] == "Sequential":
-        before: list[str] = []
+        ends = given
         for layer in layers:
-            name = prefix + _name(layer)
-            yield (f"{name}/0", _owner(layer, name), before, layer["class_name"])
-            before = [f"{name}/0"]
-        return
+            ends = yield from _node(layer, path, f"{scope}{_name(layer)}/0", ends)
+        return ends
+    entries = [str(end[0]) for end in _ends(model["config"].get("input_layers"))]
     for layer in layers:
-        name = prefix + _name(layer)
-        nested = "layers" in layer["config"] if isinstance(layer["config"], dict) else True
-        owner = "" if layer["class_name"] == "InputLayer" else name
-        if nested:  # a model inside the model: one step here, its inside is not looked into
-            owner = name
         for index, node in enumerate(layer.get("inbound_nodes") or [[]]):
-            inputs = [prefix + key for key in _inputs(node)]
-            yield (f"{name}/{index}", owner, inputs, layer["class_name"])
+            inputs = [scope + key for key in _inputs(node)]
+            if layer["class_name"] == "InputLayer":
+                at = entries.index(_name(layer)) if _name(layer) in entries else 0
+                inputs = given[at : at + 1] if len(given) == len(entries) else given
+            yield from _node(layer, path, f"{scope}{_name(layer)}/{index}", inputs)
+    outputs = _ends(model["config"].get("output_layers"))
+    return [f"{scope}{end[0]}/{end[1]}" for end in outputs]
+
+
+def _node(
+    layer: Mapping[str, Any], path: str, key: str, inputs: list[str]
+) -> Generator[Node, None, list[str]]:
+    name, config = _name(layer), layer["config"]
+    if isinstance(config, list) or "layers" in config:
+        ends = yield from _layers(layer, f"{path}{name}/", f"{key}:", inputs)
+        yield key, "", ends, ""
+    else:
+        owner = "" if layer["class_name"] == "InputLayer" else path + name
+        flat = len(config.get("target_shape", ())) == 1  # a Reshape to one axis
+        yield key, owner, inputs, "Flatten" if flat else layer["class_name"]
+    return [key]
+
+
+def _ends(layers: Any) -> list[list[Any]]:
+    """`[layer, node, tensor]` of a model's inputs or outputs; Keras 3 writes a single one bare."""
+    return [layers] if layers and isinstance(layers[0], str) else list(layers or [])
+
+
+def _owned(flow: tuple[FlowNode, ...], names: Iterable[str]) -> tuple[FlowNode, ...]:
+    """The flow with owners as the tensors' names have them."""
+    paths = {tuple(parts_of(name)[:-1]) for name in names}
+    alone: dict[str, tuple[str, ...] | None] = {}
+    for path in paths:
+        last = path[-1] if path else ""
+        alone[last] = path if last not in alone else None
+    owners: dict[str, str] = {}
+    for owner in {node.owner for node in flow if node.owner}:
+        parts = tuple(parts_of(owner))
+        path = alone.get(parts[-1]) if parts not in paths else None
+        owners[owner] = "/".join(path) if path else owner
+    return tuple(node._replace(owner=owners.get(node.owner, "")) for node in flow)
 
 
 def _name(layer: Mapping[str, Any]) -> str:
     return layer.get("name") or layer["config"]["name"]
-
-
-def _owner(layer: Mapping[str, Any], name: str) -> str:
-    return "" if layer["class_name"] == "InputLayer" else name
 
 
 def _inputs(node: Any) -> Iterable[str]:

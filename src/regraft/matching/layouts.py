@@ -9,7 +9,8 @@ Layouts: dense `[out, in]` (torch) and `[in, out]` (Keras, Flax, TensorFlow); ON
 the operation, and is like torch else; convolution
 `[out, in, *space]` and `[*space, in, out]`; depthwise `[channels × multiplier, 1, *space]` and
 Keras' `[*space, channels, multiplier]`; transposed convolution `[in, out, *space]`, Keras'
-`[*space, out, in]` and Flax' `[*space, in, out]` with the space reversed.
+`[*space, out, in]` and Flax' `[*space, in, out]` with the space reversed; attention with heads as
+an axis, `[in, heads, size]` and `[heads, size, out]` with biases `[heads, size]`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
+from regraft.matching import kinds
 from regraft.matching.modules import Leaf
 from regraft.matching.roles import Role
 from regraft.operations import (
@@ -140,7 +142,13 @@ def _flattening(source: _Key, target: _Key) -> Iterator[Conversion]:
     if len(dense[1]) != 2 or not plain or dense[2] not in ("torch", "keras", "jax"):
         return
     _, shape, framework, kind = conv
-    torch = framework == "torch"
+    torch = framework in CHANNELS_FIRST
+    if not kind and not torch and len(shape) == 3:  # or an attention's, whose name does not tell
+        for sort in (kinds.TO_HEADS, kinds.FROM_HEADS):
+            as_heads: _Key = (conv[0], shape, framework, sort)
+            ends = (as_heads, target) if conv is source else (source, as_heads)
+            for way in _between(*ends):
+                yield Conversion(way.ops, frozenset({f"a kernel {sort}"}))
     forms = _channels_first(shape, kind) if torch else _channels_last(shape, kind, framework)
     form = forms[0]
     out, inputs, *space = form.shape
@@ -187,8 +195,10 @@ def _tidy(ops: tuple[AnyOp, ...], shape: Shape) -> tuple[AnyOp, ...]:
 
 def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, ...]:
     rank = len(shape)
-    if kind == "gru":
-        return _gated(role, shape, framework)
+    if kind.startswith(kinds.GRU):
+        return _gated(role, shape, framework, kind)
+    if kind in (kinds.TO_HEADS, kinds.FROM_HEADS, kinds.HEADS):
+        return _heads(shape, kind)
     # Keras' shared axes of a slope, a layer scale that broadcasts over a map.
     if role in _VECTORS and rank > 1 and max(shape) == prod(shape):
         flat = Reshape((prod(shape),))
@@ -210,18 +220,29 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     return (*first, *last, *_width_first(shape, kind))
 
 
-def _gated(role: Role, shape: Shape, framework: str) -> tuple[Form, ...]:
-    """A GRU's gates are reset, update, new in PyTorch and update, reset, new in Keras.
+def _gated(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, ...]:
+    """A GRU's gates are reset, update, new in PyTorch and Flax and update, reset, new in Keras.
 
-    Biases are not only reordered: with `reset_after` Keras stacks two, without it the layer
-    computes something else. They fit their own framework only.
+    Those that reset before the recurrent product fit their own framework only.
     """
-    if len(shape) != 2 or role not in ("kernel", "recurrent"):
-        return (Form(f"gru {role} {framework}", shape, (), _AS_STORED),)
-    first = Form("gru", shape, (), _FIRST)
-    steps = (Transpose((1, 0)), Blocks(0, (1, 0, 2)))
-    last = Form("gru", shape[::-1], steps, _LAST)
-    return {"torch": (first,), "keras": (last,)}.get(framework, (first, last))
+    if kind == kinds.GRU_BEFORE or len(shape) > 2 or (len(shape) == 2 and "bias" in role):
+        return (Form(f"{kind} {role} {framework}", shape, (), _AS_STORED),)
+    family = kind if "bias" in role else kinds.GRU
+    turned: tuple[AnyOp, ...] = (Transpose((1, 0)),) if len(shape) == 2 else ()
+    first = Form(family, shape, (), _FIRST)
+    flax = Form(family, shape[::-1], turned, _LAST)
+    keras = Form(family, shape[::-1], (*turned, Blocks(0, (1, 0, 2))), _LAST)
+    return {"torch": (first,), "keras": (keras,), "jax": (flax,)}.get(framework, (first, keras))
+
+
+def _heads(shape: Shape, kind: str) -> tuple[Form, ...]:
+    """Heads as an axis of their own lie one after another where they are not one."""
+    if kind == kinds.HEADS:
+        return (Form("any", (prod(shape),), (Reshape((prod(shape),)),), _AS_STORED),)
+    matrix = (prod(shape[:-1]), shape[-1])
+    if kind == kinds.TO_HEADS:
+        matrix = (shape[0], prod(shape[1:]))
+    return (Form("kernel", matrix[::-1], (Reshape(matrix), Transpose((1, 0))), _LAST),)
 
 
 def _channels_first(shape: Shape, kind: str) -> tuple[Form, ...]:

@@ -9,18 +9,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-from regraft.matching import roles
+from regraft.matching import kinds, roles
+from regraft.matching.kinds import Kind
 from regraft.matching.roles import Role
 from regraft.tensors import Catalogue, TensorInfo
-
-# "plain", "matmul", "depthwise", "transposed", "embedding", "gru", "" for unknown
-Kind = str
-# Classes of dense layers that store [in, out], whatever their framework does else: GPT-2's Conv1D,
-# and ONNX' MatMul.
-_MATMULS = {"torch": "Conv1D", "onnx": "MatMul"}
 
 
 @dataclass(frozen=True)
@@ -92,8 +87,6 @@ _TOKEN = re.compile(r"[a-zA-Z]+?[123]d(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z
 
 # w_in and b_in: the role first.
 _PREFIXED = re.compile(r"^([wbWB])_([a-zA-Z]\w*)$")
-# A matrix that is a parameter of its own, called after what it does.
-_PROJECTION = re.compile(r"(^|_)proj(ection)?$")
 # Parts of a path that are a single letter count as numbers do: block a, block b.
 _LETTERS: dict[str, str] = {letter: str(place) for place, letter in enumerate("abcde")}
 _COUNTED: dict[str, str] = {
@@ -170,6 +163,7 @@ def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
     grouped: dict[tuple[str, ...], list[tuple[str, TensorInfo]]] = defaultdict(list)
     wide = framework == "torch" and _wide_conv1d(catalogue)
     around = _around_collections(catalogue)
+    habits = kinds.Habits(framework, wide, kinds.says_reset_before(catalogue))
     for info in catalogue.values():
         if info.kind == "weight" and not is_constant(info):
             path, word = _owner(info)
@@ -178,10 +172,27 @@ def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
     listed = not framework and _lists_layers(grouped.values())
     for path, tensors in grouped.items():
         unnamed = framework == "keras" or (listed and _numbered(tensors))
-        tensors = _unnamed(tensors) if unnamed else tensors
-        for suffix, leaves in _split(path, tensors, framework, wide):
+        tensors = _unnamed(path, tensors) if unnamed else tensors
+        for suffix, leaves in _split(path, tensors, habits):
             result.append(Module((*path, *suffix), len(result), leaves))
-    return result
+    return _from_heads(result) if framework not in ("torch", "onnx") else result
+
+
+def _from_heads(modules: list[Module]) -> list[Module]:
+    """The layers that read heads are those `[h, k, d]` beside others that give them, `[d, h, k]`,
+    whatever they are called."""
+    given: dict[tuple[str, ...], set[tuple[int, ...]]] = defaultdict(set)
+    for module in modules:
+        kernel = module.leaves.get("kernel")
+        if kernel and kernel.kind == kinds.TO_HEADS:
+            given[module.path[:-1]].add(kernel.info.shape[1:])
+    for place, module in enumerate(modules):
+        kernel = module.leaves.get("kernel")
+        heads = given.get(module.path[:-1], ())
+        if kernel and kernel.kind in ("", "plain") and kernel.info.shape[:-1] in heads:
+            turned: dict[Role, Leaf] = {"kernel": replace(kernel, kind=kinds.FROM_HEADS)}
+            modules[place] = replace(module, leaves=module.leaves | turned)
+    return modules
 
 
 def _around_collections(catalogue: Catalogue) -> set[tuple[str, ...]]:
@@ -211,7 +222,7 @@ def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
     if info.owner:
         return tuple(parts_of(info.owner)), info.role.lower()
     *path, leaf = parts_of(info.name)
-    if not info.role and len(info.shape) == 2 and _PROJECTION.search(leaf):
+    if not info.role and len(info.shape) == 2 and kinds.PROJECTION.search(leaf):
         return (*path, leaf), "projection"  # CLIP's, multiplied from the right: [in, out]
     if info.role:
         same = leaf.lower() == info.role.lower()
@@ -228,16 +239,16 @@ def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
 def _split(
     path: tuple[str, ...],
     tensors: list[tuple[str, TensorInfo]],
-    framework: str,
-    wide: bool,
+    habits: kinds.Habits,
 ) -> Iterable[tuple[tuple[str, ...], dict[Role, Leaf]]]:
     """One module, or the two convolutions of a separable one (they are two layers elsewhere)."""
+    framework = habits.framework
     sisters = frozenset(word for word, _ in tensors)
     leaves: dict[Role, Leaf] = {}
     extra = 0
     for word, info in tensors:
         role = roles.of(word, len(info.shape), sisters, info.module)
-        kind = _kind(role, info, path, framework, wide)
+        kind = kinds.of_tensor(role, info, path, habits)
         if role == "other" or role in leaves:  # its own name is all that is known of it
             extra += 1
             yield (word, str(extra)), {"other": Leaf(info, "other", framework, kind)}
@@ -252,15 +263,14 @@ def _split(
         else:
             yield (), first | leaves
     elif leaves:
-        yield (), _gated(leaves)
-
-
-# GPT-2's Conv1D is a dense layer that stores [in, out], though it is PyTorch's. A file does not
-# name its class: its layers' names do, and that the ones with more outputs than inputs are wide.
-_CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+        told = kinds.of_layer({role: x.info for role, x in leaves.items()}, path, habits)
+        for role, kind in told.items():
+            leaves[role] = replace(leaves[role], kind=kind)
+        yield (), leaves
 
 
 def _wide_conv1d(catalogue: Catalogue) -> bool:
+    """Whether all layers with the names of GPT-2's Conv1D have more columns than rows."""
     shapes = [
         info.shape
         for name, info in catalogue.items()
@@ -269,16 +279,6 @@ def _wide_conv1d(catalogue: Catalogue) -> bool:
         and parts_of(name)[-2:-1] in (["c_attn"], ["c_fc"])
     ]
     return bool(shapes) and all(rows < columns for rows, columns in shapes)
-
-
-def _input_first(info: TensorInfo, path: tuple[str, ...], framework: str, wide: bool) -> bool:
-    if info.module and info.module == _MATMULS.get(framework):
-        return True
-    if framework != "torch":
-        return False
-    if path and _PROJECTION.search(path[-1]) and info.name.endswith(path[-1]):
-        return True
-    return wide and not info.module and path[-1:][0] in _CONV1D
 
 
 # Variables of a Keras layer in the order in which such layers make them, by their ranks.
@@ -291,13 +291,19 @@ _UNNAMED: dict[tuple[bool, ...], tuple[str, ...]] = {
 }
 
 
-def _unnamed(tensors: list[tuple[str, TensorInfo]]) -> list[tuple[str, TensorInfo]]:
+def _unnamed(
+    path: tuple[str, ...], tensors: list[tuple[str, TensorInfo]]
+) -> list[tuple[str, TensorInfo]]:
     """Variables of a store that has numbers for names and no config, named by their ranks."""
     if not _numbered(tensors):
         return tensors
-    words = _UNNAMED.get(tuple(len(info.shape) > 1 for _, info in tensors))
-    vectors = {info.shape for _, info in tensors if len(info.shape) == 1}
-    if words is None or len(vectors) > 1:
+    shapes = [info.shape for _, info in tensors]
+    words = _UNNAMED.get(tuple(len(shape) > 1 for shape in shapes))
+    if len(shapes) == 1 and len(shapes[0]) == 2 and path and "embed" in path[-1].lower():
+        words = ("embeddings",)
+    elif len(shapes) == 2 and len(shapes[0]) == 3 and shapes[1] == shapes[0][1:]:
+        words = ("kernel", "bias")  # to heads, as an attention's query
+    if words is None or len({shape for shape in shapes if len(shape) == 1}) > 1:
         return tensors
     return [(word, info) for word, (_, info) in zip(words, tensors, strict=True)]
 
@@ -318,29 +324,8 @@ def _lists_layers(owners: Iterable[list[tuple[str, TensorInfo]]]) -> bool:
     )
 
 
-def _gated(leaves: dict[Role, Leaf]) -> dict[Role, Leaf]:
-    """A GRU's tensors marked as such: three gates, which frameworks put in different orders."""
-    recurrent = leaves.get("recurrent")
-    sizes = sorted(recurrent.info.shape) if recurrent else []
-    if len(sizes) != 2 or sizes[1] != 3 * sizes[0]:
-        return leaves
-    return {role: Leaf(x.info, x.role, x.framework, "gru") for role, x in leaves.items()}
-
-
 def _as_kernel(leaf: Leaf, kind: Kind) -> Leaf:
     return Leaf(leaf.info, "kernel", leaf.framework, kind)
-
-
-def _kind(role: Role, info: TensorInfo, path: tuple[str, ...], framework: str, wide: bool) -> Kind:
-    if role != "kernel":
-        return "embedding" if role == "embedding" else ""
-    if len(info.shape) == 2 and _input_first(info, path, framework, wide):
-        return "matmul"
-    if roles.transposed(info.module, path[-1] if path else ""):
-        return "transposed"
-    if "depthwise" in info.module.lower():
-        return "depthwise"
-    return "plain" if info.module else ""
 
 
 def conventions_of(catalogue: Catalogue) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from regraft.matching.assignment import Choice, assign
 from regraft.matching.cells import Cell, Pairs, batches
+from regraft.matching.directions import direction_of
 from regraft.matching.fitting import number_classes
 from regraft.matching.modules import Module
 from regraft.matching.names import automatic
@@ -105,7 +106,8 @@ class Pairer:
                 equal += [(len(plain), row, column) for row, column in places]
                 plain.append(cell)
             else:
-                cells += [part for part in self._cells(cell) if part.sources]
+                parts = (way for part in self._cells(cell) for way in self._ways(part))
+                cells += [part for part in parts if part.sources]
         if equal:
             told = self._scorer.reasons(Pairs.chosen(plain, equal))
             for (number, row, column), why in zip(equal, told, strict=True):
@@ -178,6 +180,22 @@ class Pairer:
         )
         if right:
             yield Cell(left, right)
+
+    def _ways(self, cell: Cell) -> Iterator[Cell]:
+        """A cell parted by the way that recurrent layers run, where all of them say it."""
+        said = [
+            [direction_of(side[place].path) for place in places]
+            for side, places in zip((self._sources, self._targets), cell, strict=True)
+        ]
+        ways = {way for side in said for way in side}
+        for way in sorted(ways) if "" not in ways else ():
+            left, right = (
+                [place for place, says in zip(places, side, strict=True) if says == way]
+                for places, side in zip(cell, said, strict=True)
+            )
+            yield Cell(left, right)
+        if "" in ways:
+            yield cell
 
     def _plain_equality(self, cell: Cell) -> list[tuple[int, int]]:
         """The common case without arithmetic, where every target has one source of equal path: rows

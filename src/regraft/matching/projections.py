@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import NamedTuple
+
+from regraft.matching.directions import direction_of
 
 # A word of a layer's own name → the projection it is.
 _WORDS = {
@@ -26,7 +29,8 @@ _WORDS = {
 # Whole names of layers, where their words do not tell.
 _NAMES = {
     "wi_0": "gate", "wi_1": "up", "fc1_g": "gate", "fc1_x": "up", "linear_gate": "gate",
-    "feedforward_gate_dense": "gate", "w1": "w1", "w3": "w3", "fc_1": "gate", "fc_2": "up",
+    "feedforward_gate_dense": "gate", "attention_output": "o", "w1": "w1", "w3": "w3",
+    "fc_1": "gate", "fc_2": "up",
 }  # fmt: skip
 # The output projection, right below an attention.
 _OUTPUTS = frozenset({"proj", "c_proj", "out_proj", "o_proj", "wo", "out", "to_out", "dense"})
@@ -71,7 +75,7 @@ def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
     last = path[-1].lower() if path else ""
     parts = next((parts for pattern, parts in _FUSED if pattern.search(last)), ())
     spelled = order_of(path)
-    return parts or tuple(sorted(spelled, key="q k v gate up".split().index))
+    return parts or tuple(sorted(spelled, key=["q", "k", "v", "gate", "up"].index))
 
 
 def order_of(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -88,28 +92,32 @@ def order_of(path: tuple[str, ...]) -> tuple[str, ...]:
     return order if whole else ()
 
 
-def claims(path: tuple[str, ...]) -> tuple[str, str, str, str]:
-    """What a layer says it is: which projection, of which sublayer, of which head, which end of a
-    model."""
-    return projection_of(path), sublayer_of(path), _head_of(path), edge_of(path)
+class Claims(NamedTuple):
+    """What a layer says it is: which projection, in which sublayer, part of which head, which way
+    it runs, which end of a model; `""` where it does not say."""
+
+    projection: str
+    sublayer: str
+    head: str
+    direction: str
+    edge: str
+
+
+def claims(path: tuple[str, ...]) -> Claims:
+    """What a layer's path says."""
+    return Claims(
+        projection_of(path), sublayer_of(path), _head_of(path), direction_of(path), edge_of(path)
+    )
 
 
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
     """Whether two layers say that they are different projections, parts of different attentions or
-    heads, or different ends of a model."""
-    (a, sublayer, head, edge), (b, other_sublayer, other_head, other_edge) = (
-        claims(source),
-        claims(target),
-    )
-    if a and b and _SAME.get(a, a) != _SAME.get(b, b):
-        return True
-    if sublayer and other_sublayer and sublayer != other_sublayer:
-        return True
-    if head and other_head and head != other_head:
-        return True
-    if not edge or not other_edge or edge == other_edge:
-        return False
-    return {edge, other_edge} != {"last norm", "final norm"}
+    heads, recurrent layers that run different ways, or different ends of a model."""
+    ours, theirs = claims(source), claims(target)
+    for says, a, b in zip(Claims._fields, ours, theirs, strict=True):
+        if a and b and _SAME.get(a, a) != _SAME.get(b, b):
+            return says != "edge" or {a, b} != {"last norm", "final norm"}
+    return False
 
 
 # The sublayers of a decoder's block, each with a norm of its own. An attention that is called

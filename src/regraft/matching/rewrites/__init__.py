@@ -14,13 +14,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from regraft.matching.fitting import number_classes, served
-from regraft.matching.rewrites import folded, fused, recurrent, reparametrised, rotary, stacked
+from regraft.matching.rewrites import (
+    cells,
+    folded,
+    fused,
+    recurrent,
+    reparametrised,
+    rotary,
+    stacked,
+)
 from regraft.matching.rewrites.finding import AskRotary, Finding, Sight
 from regraft.matching.views import View
 from regraft.tensors import Catalogue, Read
 
 KINDS: tuple[Callable[[Sight, Sight], Sequence[Finding]], ...] = (
     reparametrised.find,
+    cells.find,
+    cells.find_directions,
     recurrent.find,
     stacked.find,
     fused.find,

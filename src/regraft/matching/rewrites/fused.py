@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
+from regraft.matching import kinds
 from regraft.matching.fitting import number_classes
 from regraft.matching.modules import Module
 from regraft.matching.projections import fused_of, order_of, projection_of
@@ -190,7 +191,10 @@ def _rewrites(fused: _Fused, here: Sight, order: Sequence[str], groups: int) -> 
         if leaf.role not in ("kernel", "bias") or leaf.info.size % sum(fused.parts.sizes):
             continue
         axis = fused.axis if leaf.role == "kernel" else 0
-        new = [_part(leaf.info, name, fused, axis, here) for name in fused.parts.names]
+        info = leaf.info
+        if leaf.kind == "matmul" and not info.module:  # a part's own name would not tell
+            info = info._replace(module=kinds.MATMULS.get(leaf.framework, ""))
+        new = [_part(info, name, fused, axis, here) for name in fused.parts.names]
         if len(leaf.info.shape) > 2 or (leaf.role == "bias" and len(leaf.info.shape) > 1):
             down, up = _stacked(leaf.info, new, axis)
         elif groups:

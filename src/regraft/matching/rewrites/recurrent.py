@@ -1,39 +1,47 @@
 """Recurrent layers: one bias or two, gates in one kernel or a layer for each.
 
-- PyTorch adds two biases, `bias_ih` and `bias_hh`; Keras' LSTM and SimpleRNN have their sum.
-- Keras' GRU with `reset_after` stacks its two biases as `[2, 3·units]`.
+- PyTorch adds two biases, `bias_ih` and `bias_hh`; the LSTM and the simple layer of Keras and Flax
+  have their sum. A GRU of Flax' newer interface has none on the recurrent side: it is zero there.
 - Flax has a dense layer for each gate: `ii if ig io` and `hi hf hg ho` (LSTM; the second four have
   the biases), `ir iz in` and `hr hz hn` (GRU; the first three and `hn` have them).
 
-Gates lie in the order i, f, g, o in PyTorch and Keras, and r, z, n (PyTorch) or z, r, n (Keras) in
-a GRU; the order inside fused kernels is `layouts`' to change.
+Gates lie in the order i, f, g, o in all of them, and r, z, n (PyTorch, Flax) or z, r, n (Keras) in
+a GRU; the order inside fused kernels is `layouts`' to change. `cells` has made one layer of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from regraft.matching import kinds
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.rewrites.finding import Finding, Sight
 from regraft.matching.views import Expression, Rewrite
-from regraft.operations import Add, AnyOp, Concat, Each, Fill, Slice, Stack, Unstack
+from regraft.operations import Add, AnyOp, Concat, Each, Fill, Slice
 from regraft.tensors import TensorInfo
 
 
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
-    stacked = [_two_rows(m) for m in here.modules if _rows(m)]
-    findings = [Finding(stacked, certain=True)] if stacked else []
     gates = _gate_layers(there)
     if gates:
         found = [r for m in here.modules if (r := _by_gate(m, gates)) is not None]
-        return [*findings, Finding(found)] if found else findings
-    if any("recurrent_bias" in m.leaves or _rows(m) for m in there.modules):
-        return findings
-    if any("recurrent" in m.leaves for m in there.modules):
-        summed = [_one_bias(m) for m in here.modules if _two_biases(m) and _gates(m) != 3]
-        if summed:
-            findings.append(Finding(summed, certain=True))
-    return findings
+        return [Finding(found)] if found else []
+    if any("recurrent_bias" in m.leaves for m in there.modules):
+        return []
+    summed = [_one_bias(m) for m in here.modules if _two_biases(m) and _sums(m, here, there)]
+    return [Finding(summed, certain=True)] if summed else []
+
+
+def _sums(module: Module, here: Sight, there: Sight) -> bool:
+    """Whether one bias of the other side does what both of a layer do.
+
+    Not in a GRU: its reset gate stands between them. There the other side's one bias is that of
+    the inputs, and the second one is zero: a target's may be set so.
+    """
+    others = {kinds.GRU in m.leaves["recurrent"].kind for m in there.modules
+              if "recurrent" in m.leaves}  # fmt: skip
+    gated = _gates(module) == 3
+    return gated in others and not (gated and here.is_source)
 
 
 def _gates(module: Module) -> int:
@@ -45,27 +53,6 @@ def _gates(module: Module) -> int:
 
 def _two_biases(module: Module) -> bool:
     return "recurrent_bias" in module.leaves and "bias" in module.leaves
-
-
-def _rows(module: Module) -> bool:
-    """Whether the bias holds two rows, as a Keras GRU's."""
-    bias = module.leaves.get("bias")
-    return bool(bias and "recurrent" in module.leaves and bias.info.shape[:-1] == (2,))
-
-
-def _two_rows(module: Module) -> Rewrite:
-    bias = module.leaves["bias"].info
-    at = len(bias.name) - len(bias.name.replace("/", ".").rpartition(".")[2])
-    names = bias.name, f"{bias.name[:at]}recurrent_bias"
-    words = "bias", "recurrent_bias"
-    new = tuple(
-        bias._replace(name=name, shape=bias.shape[1:], role=word if bias.role else "")
-        for name, word in zip(names, words, strict=True)
-    )
-    down = {part.name: Expression((bias.name,), (Unstack(0, i),)) for i, part in enumerate(new)}
-    return Rewrite(
-        (bias,), new, down, {bias.name: Expression(names, (Stack(0),))}, "two biases, stacked"
-    )
 
 
 def _one_bias(module: Module) -> Rewrite:
@@ -88,7 +75,7 @@ def _gate_layers(there: Sight) -> set[int]:
     sisters: dict[tuple[str, ...], set[str]] = {}
     for module in there.modules:
         if module.path:
-            sisters.setdefault(module.path[:-1], set()).add(module.path[-1])
+            sisters.setdefault(module.path[:-1], set()).add(module.path[-1].rstrip("_"))
     return {
         len(gates)
         for gates in _GATES
@@ -104,7 +91,7 @@ def _by_gate(module: Module, counts: set[int]) -> Rewrite | None:
     if count not in counts or kernel is None or recurrent is None:
         return None
     gates = _GATES[0] if count == 4 else _GATES[1]
-    keras_gru = count == 3 and kernel.framework != "torch"
+    keras_gru = count == 3 and kernel.framework == "keras"
     stored = ("z", "r", "n") if keras_gru else gates
     biases = [module.leaves[r] for r in ("bias", "recurrent_bias") if r in module.leaves]
     separator = "/" if "/" in kernel.info.name else "."
