@@ -409,3 +409,21 @@ def test_a_list_of_other_things_has_no_roles() -> None:
     expected = random({"layers.0.weight": (8, 5), "layers.0.bias": (8,)})
     source = {"0/0": expected["layers.0.bias"], "0/1": expected["layers.0.weight"].T}
     assert set(planned(source, expected).undecided) == set(expected)
+
+
+def test_the_path_of_haiku_says_how_kernels_lie() -> None:
+    expected = random({"conv.weight": (4, 6, 3, 3), "conv.bias": (4,)})
+    kernel = expected["conv.weight"].transpose(2, 3, 1, 0)
+    source = {"net/~/conv2_d/w": kernel, "net/~/conv2_d/b": expected["conv.bias"]}
+    check(planned(source, expected), source, expected)
+    other = {name.replace("/~", ""): array for name, array in source.items()}
+    assert planned(other, expected).undecided
+
+
+def test_between_trees_of_one_framework_no_kernel_is_turned() -> None:
+    """Without classes `[3, 3, 6, 6]` may be a depthwise kernel as well; it is so on both sides."""
+    values = random({"params/Conv_0/kernel": (3, 3, 6, 6), "params/Conv_0/bias": (6,)})
+    shapes = {name: array.shape for name, array in values.items()}
+    plan = matching.match(catalogue(shapes), catalogue(shapes, framework="jax"))
+    assert plan.complete
+    assert all(not graft.ops for graft in plan.grafts.values())
