@@ -119,10 +119,21 @@ _SUBLAYERS = (
 )  # fmt: skip
 
 
+# T5 counts the sublayers of a block.
+_T5 = re.compile(r"(encoder|decoder)\.block\.\d+\.layer\.([012])\.layer_norm$")
+_T5_SUBLAYERS = {
+    "encoder": ("self-attention", "feed-forward", ""),
+    "decoder": ("self-attention", "cross-attention", "feed-forward"),
+}
+
+
 @lru_cache(maxsize=65536)
 def sublayer_of(path: tuple[str, ...]) -> str:
     """Which sublayer of a decoder's block a layer is in, by its own name and those around it,
     innermost first; `""` where they do not say."""
+    numbered = _T5.search(".".join(path[-6:]))
+    if numbered:
+        return _T5_SUBLAYERS[numbered[1]][int(numbered[2])]
     for part in reversed(path[-4:]):
         for sublayer, pattern in _SUBLAYERS:
             if pattern.search(_snake(part)):
@@ -138,9 +149,10 @@ _EDGES = (
     ("position", re.compile(r"(^|_)(wpe|pos|position|positions|positional)(_|$)")),
     ("tokens", re.compile(r"^(wte|tok_emb\w*|token_emb\w*|embed_tokens|word_embeddings?|tokens?|"
                           r"embed_in|vocab_emb\w*|shared)$")),
-    ("first norm", re.compile(r"^(ln|norm|layer_?norm)_pre$|^pre_(ln|norm|lay(e?r)_?norm)$")),
+    ("first norm", re.compile(r"^(ln|norm|layer_?norm)_pre$|^pre_(ln|norm|lay(e?r)_?norm)$|"
+                              r"^(norm|ln)_in$|^(word_)?emb\w*_(layer_?)?(norm|ln)$")),
     ("last norm", re.compile(r"^(ln|norm|layer_?norm)_post$|^post_(ln|norm|layer_?norm)$")),
-    ("final norm", re.compile(r"^ln_(f|final|out)$|^final_(layer_?)?norm$|^norm_final$|^norm_f$")),
+    ("final norm", re.compile(r"^(ln|norm)_(f|final|out)$|^final_(layer_?)?norm$")),
     ("distillation head", re.compile(r"^(head|classifier)_dist\w*$|^dist\w*_(head|classifier)$")),
     ("head", re.compile(r"^(lm_head|out_head|output_head|head|embed_out|logits|output|"
                         r"output_projection|unembed\w*|classifier)$")),
@@ -179,12 +191,13 @@ _SAME = {"w1": "gate", "w3": "up"}
 _ATTENTION_NORM = re.compile(
     r"^(layer_?)?norm_?1$|^ln_?1$|^(layer_?norm|norm|ln)_before$|^(pre_?)?(self_)?att(entio)?n_"
     r"(layer_?)?(norm|ln)$|^input_(layer)?_?norm(alization)?$|^sa_layer_norm$|^ln_attn$|"
-    r"^self_attention_layer_norm$|^(layer_)?norm_att(n|ention)$"
+    r"^self_attention_layer_norm$|^(layer_)?norm_att(n|ention)$|^pre_?att(n|ention)$"
 )
 _FORWARD_NORM = re.compile(
     r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
     r"(layer_?)?(norm|ln)$|^post_attention_layer_?norm(alization)?$|^output_layer_norm$|"
-    r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$"
+    r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$|"
+    r"^pre_?(mlp|ffn?|feed|feed_?forward)$"
 )
 
 
@@ -198,6 +211,8 @@ def norm_place(path: tuple[str, ...]) -> str:
     last = path[-1].lower() if path else ""
     if sublayer_of(path) == "cross-attention":
         return ""
+    if _T5.search(".".join(path[-6:])):
+        return "attention" if sublayer_of(path) == "self-attention" else "forward"
     if _ATTENTION_NORM.match(last):
         return "attention"
     if _FORWARD_NORM.match(last):
