@@ -124,10 +124,10 @@ class Names:
     def _places(self, source: Module, target: Module) -> tuple[tuple[int, int, int], ...]:
         """Places of the source's numbers, those of the target's that answer to them, and what to
         add to the former to get the latter; empty where they cannot be compared."""
-        key = source.family, target.family
+        key = _family(source), _family(target)
         if key not in self._shifts:
-            ours = self._slots[id(self._sources)][source.family]
-            theirs = self._slots[id(self._targets)][target.family]
+            ours = self._slots[id(self._sources)][key[0]]
+            theirs = self._slots[id(self._targets)][key[1]]
             left, right = list(range(len(ours))), list(range(len(theirs)))
             if len(left) != len(right):
                 left = [i for i in left if len(ours[i]) > 1]
@@ -232,10 +232,15 @@ def _slot_values(modules: Iterable[Module]) -> dict[str, list[set[int]]]:
     """For each family of names, the values that occur at each of its number places."""
     slots: dict[str, list[set[int]]] = {}
     for module in modules:
-        places = slots.setdefault(module.family, [set() for _ in module.numbers])
+        places = slots.setdefault(_family(module), [set() for _ in module.numbers])
         for place, value in zip(places, module.numbers, strict=True):
             place.add(value)
     return slots
+
+
+def _family(module: Module) -> str:
+    """The module's family; norms of different places in a block are different ones."""
+    return f"{module.family} {norm_place(module.path)}"
 
 
 def _offset(ours: set[int], theirs: set[int]) -> int:

@@ -89,12 +89,15 @@ def order_of(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
-    """Whether two layers say that they are different projections, parts of different attentions or
-    heads, or different ends of a model."""
+    """Whether two layers say that they are different projections, parts of different attentions,
+    branches or heads, or different ends of a model."""
     a, b = projection_of(source), projection_of(target)
     if a and b and _SAME.get(a, a) != _SAME.get(b, b):
         return True
     a, b = sublayer_of(source), sublayer_of(target)
+    if a and b and a != b:
+        return True
+    a, b = branch_of(source), branch_of(target)
     if a and b and a != b:
         return True
     a, b = _head_of(source), _head_of(target)
@@ -143,6 +146,23 @@ def sublayer_of(path: tuple[str, ...]) -> str:
 
 def _snake(part: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", part).lower()
+
+
+# The two branches of a numbered residual block: the counted layers, and the layer around them where
+# sizes change. Outside of blocks, a `conv_proj` makes patches; inside of other things, so does `proj`.
+_BRANCHES = (
+    ("shortcut", re.compile(
+        r"\d(\..*)?\.(downsample|(conv|norm|bn)_(proj|shortcut|skip)|shortcut)(\.(\d|conv|bn|norm))?$|"
+        r"\d\.proj(\.(\d|conv|bn|norm))?$")),
+    ("counted", re.compile(r"(^|\.)(conv|bn|norm)_?\d(\.(conv|bn|norm))?$")),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def branch_of(path: tuple[str, ...]) -> str:
+    """Which branch of a residual block a layer is on, by its name; `""` where it does not say."""
+    name = ".".join(path).lower()
+    return next((branch for branch, pattern in _BRANCHES if pattern.search(name)), "")
 
 
 _EDGES = (
