@@ -496,3 +496,42 @@ def test_a_norm_behind_the_attention_is_the_one_before_the_feed_forward_layers()
             new = new.replace(ours, theirs)
         expected[new] = array
     check(planned(source, expected, order="sorted"), source, expected)
+
+
+class Heads(nn.Module):
+    """An attention that tells nobody how many heads it has: three, of two rows each."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 6)
+        self.parts = names
+        for name in names:
+            self.add_module(name, nn.Linear(6, 18 // len(names)))
+        self.behind, self.other = nn.Linear(6, 6), nn.Linear(6, 12)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        whole = torch.cat([getattr(self, name)(x) for name in self.parts], -1)
+        if len(self.parts) == 1:  # by head
+            q, k, v = whole.unflatten(-1, (3, 3, 2)).transpose(1, 2).unbind(-2)
+        else:
+            q, k, v = (p.unflatten(-1, (3, 2)).transpose(1, 2) for p in whole.chunk(3, -1))
+        x = (torch.softmax(q @ k.transpose(-1, -2), -1) @ v).transpose(1, 2).flatten(2)
+        return self.other(self.behind(x))
+
+
+def test_heads_are_known_by_experiment_with_a_live_model() -> None:
+    source, target = Heads("query_key_value"), Heads("q", "k", "v")
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    plan = rg.plan(source, target)
+    assert plan.complete, plan
+    for name, tensor in target.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    rg.load(source, target)
+    ids = torch.arange(7)[None]
+    torch.testing.assert_close(source(ids), target(ids))
+
+
+def test_a_dense_layer_of_a_head_is_no_projection_of_an_attention() -> None:
+    assert projections.at_odds(("encoder", "self", "query"), ("pooled_dense",))
+    assert not projections.at_odds(("pooler", "dense"), ("pooled_dense",))

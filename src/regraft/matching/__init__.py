@@ -42,7 +42,7 @@ def match(
     *,
     read_source: Read | None = None,
     read_target: Read | None = None,
-    ask_target: rewrites.AskRotary | None = None,
+    asked: rewrites.Asked = rewrites.Asked(),
 ) -> Plan:
     """Plans how the source's tensors fit the target's.
 
@@ -52,7 +52,7 @@ def match(
     - `read_source`: gives values of the source, for evidence and doubts; `None`: no values.
     - `read_target`: gives values of the target where it is a checkpoint whose values mean
       something, `None` for a model with fresh ones.
-    - `ask_target`: an experiment with a live target; see `rewrites.rotary`.
+    - `asked`: experiments with a live target; see `rewrites.rotary` and `rewrites.fused`.
 
     **Raises** `RuleMatchedNothing`, `ShapeMismatch`, `PlanError` for rules that do not hold.
     """
@@ -70,7 +70,7 @@ def match(
     spoken_for |= {n for m in all_sources if _names(m) & spoken_for for n in _names(m)}
     decided = state.grafts.keys() | {pair.target.info.name for pair in state.pairs}
     seen = rewrites.aligned(
-        without(source, spoken_for), without(target, decided), read_source, ask_target
+        without(source, spoken_for), without(target, decided), read_source, asked
     )
     met = _Met(seen)
     fitting, open_sizes = adapting.adapted(seen, met.sources, met.targets, met.left)

@@ -94,6 +94,10 @@ def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
     a, b = projection_of(source), projection_of(target)
     if a and b and _SAME.get(a, a) != _SAME.get(b, b):
         return True
+    if (a in _ATTENDING and not b and _head_of(target)) or (
+        b in _ATTENDING and not a and _head_of(source)
+    ):
+        return True
     a, b = sublayer_of(source), sublayer_of(target)
     if a and b and a != b:
         return True
@@ -202,6 +206,9 @@ def _head_of(path: tuple[str, ...]) -> str:
     name = ".".join(path).lower()
     return next((head for head, pattern in _HEADS if pattern.search(name)), "")
 
+
+# Projections that no head's dense layer is, however many outputs it has.
+_ATTENDING = frozenset({"q", "k", "v"})
 
 # In LLaMA's first code w1 is the gate and w3 what it gates.
 _SAME = {"w1": "gate", "w3": "up"}
