@@ -5,6 +5,7 @@ This and `_sides` are the only rooms that see both formats and targets.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,11 +23,12 @@ from regraft.errors import (
     VerificationFailed,
 )
 from regraft.lineage import Diff, Lineage
+from regraft.matching.rewrites import Asked
 from regraft.plans import Plan, Remark
 from regraft.rules import Fresh, Leave, Rule, load_rules, matches
 from regraft.rules import fresh as fresh_rule
 from regraft.rules import leave as leave_rule
-from regraft.tensors import Catalogue, Rows, TensorInfo
+from regraft.tensors import Catalogue, TensorInfo
 from regraft.transfer import Progress, Receipt
 from regraft.tuning import Epoch, Settings, Tuned, best_of, trainer_of
 from regraft.tuning import data as training_data
@@ -90,7 +92,7 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
         read_source=ours.read,
         # A live model's present values are no evidence: it was just made.
         read_target=theirs.read if theirs.model is None else None,
-        ask_target=_asking(theirs) if theirs.model is not None and theirs.read else None,
+        asked=_asking(theirs) if theirs.model is not None and theirs.read else Asked(),
     )
     if theirs.notes:
         remarks = [Remark("target", theirs.catalogue.label, note) for note in theirs.notes]
@@ -108,10 +110,11 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
     return settle(made, run)
 
 
-def _asking(side: Side) -> Callable[[Sequence[tuple[Rows, Rows]]], tuple[str, int] | None] | None:
-    """The experiment that tells a live model's rotary layout, where its target has one."""
-    experiment = getattr(targets.find(side.model), "rotary", None)
-    return None if experiment is None else lambda names: experiment(side.model, names)
+def _asking(side: Side) -> Asked:
+    """The experiments with a live model that its target has."""
+    target = targets.find(side.model)
+    experiments = (getattr(target, name, None) for name in Asked._fields)
+    return Asked(*(e and functools.partial(e, side.model) for e in experiments))
 
 
 def _replace(made: Plan, **changes: Any) -> Plan:

@@ -13,6 +13,7 @@ from torch import nn
 
 import regraft as rg
 from regraft import matching
+from regraft.matching import projections
 from regraft.operations import run
 from regraft.plans import Plan
 from regraft.tensors import Catalogue, Order, TensorInfo
@@ -409,3 +410,128 @@ def test_a_list_of_other_things_has_no_roles() -> None:
     expected = random({"layers.0.weight": (8, 5), "layers.0.bias": (8,)})
     source = {"0/0": expected["layers.0.bias"], "0/1": expected["layers.0.weight"].T}
     assert set(planned(source, expected).undecided) == set(expected)
+
+
+def test_the_path_of_haiku_says_how_kernels_lie() -> None:
+    expected = random({"conv.weight": (4, 6, 3, 3), "conv.bias": (4,)})
+    kernel = expected["conv.weight"].transpose(2, 3, 1, 0)
+    source = {"net/~/conv2_d/w": kernel, "net/~/conv2_d/b": expected["conv.bias"]}
+    check(planned(source, expected), source, expected)
+    other = {name.replace("/~", ""): array for name, array in source.items()}
+    assert planned(other, expected).undecided
+
+
+def test_between_trees_of_one_framework_no_kernel_is_turned() -> None:
+    """Without classes `[3, 3, 6, 6]` may be a depthwise kernel as well; it is so on both sides."""
+    values = random({"params/Conv_0/kernel": (3, 3, 6, 6), "params/Conv_0/bias": (6,)})
+    shapes = {name: array.shape for name, array in values.items()}
+    plan = matching.match(catalogue(shapes), catalogue(shapes, framework="jax"))
+    assert plan.complete
+    assert all(not graft.ops for graft in plan.grafts.values())
+
+
+# Places in a block
+
+
+def test_branches_of_a_residual_block_of_equal_sizes() -> None:
+    ours = ("f.a.0", "f.b.0", "f.c.0", "proj.0")
+    theirs = ("conv1.conv", "conv2.conv", "conv3.conv", "downsample.conv")
+    shapes = ((6, 4, 1, 1), (6, 6, 3, 3), (6, 6, 1, 1), (6, 4, 1, 1))
+    expected = random(
+        {f"s1.b{block + 1}.{layer}.weight": shape for block in range(2)
+         for layer, shape in zip(theirs, shapes, strict=True)}
+    )  # fmt: skip
+    source = {
+        f"block1.block1-{block}.{layer}.weight": expected[f"s1.b{block + 1}.{other}.weight"]
+        for block in range(2)
+        for layer, other in zip(ours[::-1], theirs[::-1], strict=True)
+    }
+    check(planned(source, expected), source, expected)
+
+
+def test_a_projection_of_patches_is_no_shortcut() -> None:
+    for a, b in (("conv_proj", "visual.conv1"), ("patch_embed.proj", "conv1")):
+        assert not projections.at_odds(tuple(a.split(".")), tuple(b.split(".")))
+    assert projections.at_odds(("layer1", "0", "downsample", "0"), ("Block_0", "conv1"))
+
+
+def test_t5_counts_the_layers_of_a_block() -> None:
+    """Its first block has a table more, so that its blocks are not alike."""
+    names = {
+        "layer.0.SelfAttention.q": "attention.q", "layer.0.SelfAttention.k": "attention.k",
+        "layer.0.SelfAttention.v": "attention.v", "layer.0.SelfAttention.o": "attention.o",
+        "layer.0.layer_norm": "pre_attention", "layer.1.DenseReluDense.wi": "feed.wi",
+        "layer.1.DenseReluDense.wo": "feed.wo", "layer.1.layer_norm": "pre_feed",
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {}
+    for block_ in range(2):
+        for name in names:
+            wide = {"layer.1.DenseReluDense.wi": (12, 8), "layer.1.DenseReluDense.wo": (8, 12)}
+            shape = (8,) if "norm" in name else wide.get(name, (8, 8))
+            shapes[f"encoder.block.{block_}.{name}.weight"] = shape
+    shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = 5, 2
+    shapes["encoder.final_layer_norm.weight"] = (8,)
+    source = random(dict(sorted(shapes.items())))
+    expected: Values = {}
+    for name, array in source.items():
+        new = name.replace("encoder.block", "blocks")
+        for ours, theirs in names.items():
+            new = new.replace(ours, theirs)
+        new = new.replace("encoder.final_layer_norm", "norm")
+        new = "distance.weight" if "relative" in name else new
+        expected[new] = array
+    check(planned(source, expected, order="sorted"), source, expected)
+
+
+def test_a_norm_behind_the_attention_is_the_one_before_the_feed_forward_layers() -> None:
+    blocks = {"input_layernorm": "norm_attention", "post_attention_layernorm": "norm_mlp"}
+    outside = {"word_embeddings_layernorm": "norm_in", "ln_f": "norm_out"}
+    shapes = {f"h.{i}.{n}.weight": (8,) for i in range(2) for n in blocks}
+    shapes |= {f"h.{i}.mlp.weight": (8, 8) for i in range(2)}
+    source = random(dict(sorted((shapes | {f"{n}.weight": (8,) for n in outside}).items())))
+    expected: Values = {}
+    for name, array in source.items():
+        new = name.replace("h.", "blocks.")
+        for ours, theirs in (blocks | outside).items():
+            new = new.replace(ours, theirs)
+        expected[new] = array
+    check(planned(source, expected, order="sorted"), source, expected)
+
+
+class Heads(nn.Module):
+    """An attention that tells nobody how many heads it has: three, of two rows each."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 6)
+        self.parts = names
+        for name in names:
+            self.add_module(name, nn.Linear(6, 18 // len(names)))
+        self.behind, self.other = nn.Linear(6, 6), nn.Linear(6, 12)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        whole = torch.cat([getattr(self, name)(x) for name in self.parts], -1)
+        if len(self.parts) == 1:  # by head
+            q, k, v = whole.unflatten(-1, (3, 3, 2)).transpose(1, 2).unbind(-2)
+        else:
+            q, k, v = (p.unflatten(-1, (3, 2)).transpose(1, 2) for p in whole.chunk(3, -1))
+        x = (torch.softmax(q @ k.transpose(-1, -2), -1) @ v).transpose(1, 2).flatten(2)
+        return self.other(self.behind(x))
+
+
+def test_heads_are_known_by_experiment_with_a_live_model() -> None:
+    source, target = Heads("query_key_value"), Heads("q", "k", "v")
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    plan = rg.plan(source, target)
+    assert plan.complete, plan
+    for name, tensor in target.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    rg.load(source, target)
+    ids = torch.arange(7)[None]
+    torch.testing.assert_close(source(ids), target(ids))
+
+
+def test_a_dense_layer_of_a_head_is_no_projection_of_an_attention() -> None:
+    assert projections.at_odds(("encoder", "self", "query"), ("pooled_dense",))
+    assert not projections.at_odds(("pooler", "dense"), ("pooled_dense",))

@@ -44,7 +44,7 @@ def match(
     *,
     read_source: Read | None = None,
     read_target: Read | None = None,
-    ask_target: rewrites.AskRotary | None = None,
+    asked: rewrites.Asked = rewrites.Asked(),
 ) -> Plan:
     """Plans how the source's tensors fit the target's.
 
@@ -54,7 +54,7 @@ def match(
     - `read_source`: gives values of the source, for evidence and doubts; `None`: no values.
     - `read_target`: gives values of the target where it is a checkpoint whose values mean
       something, `None` for a model with fresh ones.
-    - `ask_target`: an experiment with a live target; see `rewrites.rotary`.
+    - `asked`: experiments with a live target; see `rewrites.rotary` and `rewrites.fused`.
 
     **Raises** `RuleMatchedNothing`, `ShapeMismatch`, `PlanError` for rules that do not hold.
     """
@@ -78,7 +78,7 @@ def match(
         | {pair.target.info.name for pair in state.pairs}
     )
     seen = rewrites.aligned(
-        without(source, spoken_for), without(target, decided), read_source, ask_target
+        without(source, spoken_for), without(target, decided), read_source, asked
     )
     met = _Met(seen)
     fitting, open_sizes = adapting.adapted(seen, met.sources, met.targets, met.left, rules)

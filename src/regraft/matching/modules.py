@@ -332,10 +332,14 @@ def conventions_of(catalogue: Catalogue) -> str:
     """The framework whose layouts a catalogue follows: what it says, else what its words say.
 
     `kernel`, `beta` and `moving_mean` are channels-last words, `running_mean` and a `weight`
-    of rank 2 or more are channels-first. A file that uses both, or neither, is `""`.
+    of rank 2 or more are channels-first. A file that uses both, or neither, is `""`. Haiku, which
+    is JAX', puts a `~` in the path of a layer that is made outside of a call; Flax keeps its
+    kernels in `params`.
     """
     if catalogue.framework:
         return catalogue.framework
+    if any("/~/" in name for name in catalogue):
+        return "jax"
     votes: set[str] = set()
     for info in catalogue.values():
         word = roles.split_leaf(parts_of(info.name)[-1])[1] if info.name else ""
@@ -345,4 +349,6 @@ def conventions_of(catalogue: Catalogue) -> str:
             votes.add("torch")
         if word == "weight" and len(info.shape) >= 2:
             votes.add("torch")
+    if votes == {"keras"} and any("params" in name.split("/")[:-1] for name in catalogue):
+        return "jax"
     return votes.pop() if len(votes) == 1 else ""

@@ -4,7 +4,11 @@ Three reasons, weighed apart. *Equal paths*: what is left of both names after a 
 is the same, and the prefix is one that many layers vote for. *Words*: shared words of the path,
 rare ones counting more, after synonyms. *Numbers*: positions, never text; offsets between two
 families of names (1-based and 0-based, conv2 … conv5 and layer1 … layer4) are taken from the
-sets of values at that place.
+sets of values at that place. Where one side has more numbers, those that are the same in all of
+a family are words (T5's `layer.0` is its attention in every block).
+
+The words of a norm that says which layers it is for are those of its place: before the
+feed-forward layers is also behind the attention, `post_attention_layernorm`.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
-from regraft.matching.modules import Module
+from regraft.matching.modules import Module, tokens
+from regraft.matching.projections import norm_place
 
 # Words for the same thing. One line a thing; the first word stands for the rest.
 _SYNONYMS = """
@@ -69,13 +74,14 @@ class Names:
         self._sources, self._targets = sources, targets
         # Pairs of modules, by id, whose paths are equal under the prefixes that most vote for.
         self.exact_pairs = _equal_paths(sources, targets, feasible)
-        self._rarity = _rarity((*sources, *targets))
+        self._words = {id(m): word_counts(m) for m in (*sources, *targets)}
+        self._rarity = _rarity(list(self._words.values()))
         self._slots = {id(side): _slot_values(side) for side in (sources, targets)}
-        self._shifts: dict[tuple[str, str], tuple[int, ...] | None] = {}
+        self._shifts: dict[tuple[str, str], tuple[tuple[int, int, int], ...]] = {}
 
     def words(self, source: Module, target: Module) -> float:
         """Share of the words that both have, rare words counting more; 0 to 1."""
-        a, b = word_counts(source), word_counts(target)
+        a, b = self._words[id(source)], self._words[id(target)]
         union = sum(self._rarity[w] * max(a[w], b[w]) for w in a.keys() | b.keys())
         common = sum(self._rarity[w] * min(a[w], b[w]) for w in a.keys() & b.keys())
         return common / union if union else 0.0
@@ -107,15 +113,19 @@ class Names:
         fewer = min(len(self._sources), len(self._targets))
         return len({target for _, target in self.exact_pairs}) > _NEARLY_ALL * fewer
 
-    def shift(self, source: Module, target: Module) -> tuple[int, ...] | None:
-        """What to add to the source's numbers, place by place, to get the target's."""
-        if not source.numbers or len(source.numbers) != len(target.numbers):
-            return None
-        key = source.family, target.family
+    def places(self, source: Module, target: Module) -> tuple[tuple[int, int, int], ...]:
+        """Places of the source's numbers, those of the target's that answer to them, and what to
+        add to the former to get the latter; empty where they cannot be compared."""
+        key = family_of(source), family_of(target)
         if key not in self._shifts:
-            ours = self._slots[id(self._sources)][source.family]
-            theirs = self._slots[id(self._targets)][target.family]
-            self._shifts[key] = tuple(_offset(a, b) for a, b in zip(ours, theirs, strict=True))
+            ours = self._slots[id(self._sources)][key[0]]
+            theirs = self._slots[id(self._targets)][key[1]]
+            left, right = list(range(len(ours))), list(range(len(theirs)))
+            if len(left) != len(right):
+                left = [i for i in left if len(ours[i]) > 1]
+                right = [j for j in right if len(theirs[j]) > 1]
+            pairs = zip(left, right, strict=True) if len(left) == len(right) else ()
+            self._shifts[key] = tuple((i, j, _offset(ours[i], theirs[j])) for i, j in pairs)
         return self._shifts[key]
 
     @cached_property
@@ -200,13 +210,18 @@ def telling(module: Module) -> frozenset[str]:
 
 
 def word_counts(module: Module) -> Counter[str]:
-    """Words of the path, each as the one that stands for it and its synonyms."""
+    """Words of the path, each as the one that stands for it and its synonyms; a norm's name is that
+    of its place in a block."""
+    place = norm_place(module.path)
+    if place and not any(character.isdigit() for character in module.path[-1]):
+        around = [token for token in tokens(module.path[:-1]) if not token.isdigit()]
+        return Counter([*canonical_words(around), "norm", *canonical_words([place])])
     return Counter(canonical_words(module.words))
 
 
-def _rarity(modules: Sequence[Module]) -> defaultdict[str, float]:
-    count = Counter(word for m in modules for word in set(word_counts(m)))
-    rarity = {w: math.log1p(len(modules) / n) for w, n in count.items()}
+def _rarity(words: Sequence[Counter[str]]) -> defaultdict[str, float]:
+    count = Counter(word for counted in words for word in counted)
+    rarity = {w: math.log1p(len(words) / n) for w, n in count.items()}
     return defaultdict(float, rarity)
 
 
@@ -214,10 +229,15 @@ def _slot_values(modules: Iterable[Module]) -> dict[str, list[set[int]]]:
     """For each family of names, the values that occur at each of its number places."""
     slots: dict[str, list[set[int]]] = {}
     for module in modules:
-        places = slots.setdefault(module.family, [set() for _ in module.numbers])
+        places = slots.setdefault(family_of(module), [set() for _ in module.numbers])
         for place, value in zip(places, module.numbers, strict=True):
             place.add(value)
     return slots
+
+
+def family_of(module: Module) -> str:
+    """The module's family; norms of different places in a block are different ones."""
+    return f"{module.family} {norm_place(module.path)}"
 
 
 def _offset(ours: set[int], theirs: set[int]) -> int:

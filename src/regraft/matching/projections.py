@@ -93,11 +93,12 @@ def order_of(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Claims(NamedTuple):
-    """What a layer says it is: which projection, in which sublayer, part of which head, which way
-    it runs, which end of a model; `""` where it does not say."""
+    """What a layer says it is: which projection, in which sublayer, in which branch, part of which
+    head, which way it runs, which end of a model; `""` where it does not say."""
 
     projection: str
     sublayer: str
+    branch: str
     head: str
     direction: str
     edge: str
@@ -106,14 +107,22 @@ class Claims(NamedTuple):
 def claims(path: tuple[str, ...]) -> Claims:
     """What a layer's path says."""
     return Claims(
-        projection_of(path), sublayer_of(path), _head_of(path), direction_of(path), edge_of(path)
+        projection_of(path),
+        sublayer_of(path),
+        branch_of(path),
+        _head_of(path),
+        direction_of(path),
+        edge_of(path),
     )
 
 
 def at_odds(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
-    """Whether two layers say that they are different projections, parts of different attentions or
-    heads, recurrent layers that run different ways, or different ends of a model."""
+    """Whether two layers say that they are different projections, parts of different attentions,
+    branches or heads, recurrent layers that run different ways, or different ends of a model."""
     ours, theirs = claims(source), claims(target)
+    for one, other in ((ours, theirs), (theirs, ours)):
+        if one.projection in _ATTENDING and not other.projection and other.head:
+            return True
     for says, a, b in zip(Claims._fields, ours, theirs, strict=True):
         if a and b and _SAME.get(a, a) != _SAME.get(b, b):
             return says != "edge" or {a, b} != {"last norm", "final norm"}
@@ -135,10 +144,21 @@ _SUBLAYERS = (
 )  # fmt: skip
 
 
+# T5 counts the sublayers of a block.
+_T5 = re.compile(r"(encoder|decoder)\.block\.\d+\.layer\.([012])\.layer_norm$")
+_T5_SUBLAYERS = {
+    "encoder": ("self-attention", "feed-forward", ""),
+    "decoder": ("self-attention", "cross-attention", "feed-forward"),
+}
+
+
 @lru_cache(maxsize=65536)
 def sublayer_of(path: tuple[str, ...]) -> str:
     """Which sublayer of a decoder's block a layer is in, by its own name and those around it,
     innermost first; `""` where they do not say."""
+    numbered = _T5.search(".".join(path[-6:]))
+    if numbered:
+        return _T5_SUBLAYERS[numbered[1]][int(numbered[2])]
     for part in reversed(path[-4:]):
         for sublayer, pattern in _SUBLAYERS:
             if pattern.search(_snake(part)):
@@ -150,13 +170,31 @@ def _snake(part: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", part).lower()
 
 
+# The two branches of a numbered residual block: the counted layers, and the layer around them where
+# sizes change. Outside of blocks, a `conv_proj` makes patches; inside of other things, so does `proj`.
+_BRANCHES = (
+    ("shortcut", re.compile(
+        r"\d(\..*)?\.(downsample|(conv|norm|bn)_(proj|shortcut|skip)|shortcut)(\.(\d|conv|bn|norm))?$|"
+        r"\d\.proj(\.(\d|conv|bn|norm))?$")),
+    ("counted", re.compile(r"(^|\.)(conv|bn|norm)_?\d(\.(conv|bn|norm))?$")),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def branch_of(path: tuple[str, ...]) -> str:
+    """Which branch of a residual block a layer is on, by its name; `""` where it does not say."""
+    name = ".".join(path).lower()
+    return next((branch for branch, pattern in _BRANCHES if pattern.search(name)), "")
+
+
 _EDGES = (
     ("position", re.compile(r"(^|_)(wpe|pos|position|positions|positional)(_|$)")),
     ("tokens", re.compile(r"^(wte|tok_emb\w*|token_emb\w*|embed_tokens|word_embeddings?|tokens?|"
                           r"embed_in|vocab_emb\w*|shared)$")),
-    ("first norm", re.compile(r"^(ln|norm|layer_?norm)_pre$|^pre_(ln|norm|lay(e?r)_?norm)$")),
+    ("first norm", re.compile(r"^(ln|norm|layer_?norm)_pre$|^pre_(ln|norm|lay(e?r)_?norm)$|"
+                              r"^(norm|ln)_in$|^(word_)?emb\w*_(layer_?)?(norm|ln)$")),
     ("last norm", re.compile(r"^(ln|norm|layer_?norm)_post$|^post_(ln|norm|layer_?norm)$")),
-    ("final norm", re.compile(r"^ln_(f|final|out)$|^final_(layer_?)?norm$|^norm_final$|^norm_f$")),
+    ("final norm", re.compile(r"^(ln|norm)_(f|final|out)$|^final_(layer_?)?norm$")),
     ("distillation head", re.compile(r"^(head|classifier)_dist\w*$|^dist\w*_(head|classifier)$")),
     ("head", re.compile(r"^(lm_head|out_head|output_head|head|embed_out|logits|output|"
                         r"output_projection|unembed\w*|classifier)$")),
@@ -187,6 +225,9 @@ def _head_of(path: tuple[str, ...]) -> str:
     return next((head for head, pattern in _HEADS if pattern.search(name)), "")
 
 
+# Projections that no head's dense layer is, however many outputs it has.
+_ATTENDING = frozenset({"q", "k", "v"})
+
 # In LLaMA's first code w1 is the gate and w3 what it gates.
 _SAME = {"w1": "gate", "w3": "up"}
 
@@ -195,12 +236,13 @@ _SAME = {"w1": "gate", "w3": "up"}
 _ATTENTION_NORM = re.compile(
     r"^(layer_?)?norm_?1$|^ln_?1$|^(layer_?norm|norm|ln)_before$|^(pre_?)?(self_)?att(entio)?n_"
     r"(layer_?)?(norm|ln)$|^input_(layer)?_?norm(alization)?$|^sa_layer_norm$|^ln_attn$|"
-    r"^self_attention_layer_norm$|^(layer_)?norm_att(n|ention)$"
+    r"^self_attention_layer_norm$|^(layer_)?norm_att(n|ention)$|^pre_?att(n|ention)$"
 )
 _FORWARD_NORM = re.compile(
     r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
     r"(layer_?)?(norm|ln)$|^post_attention_layer_?norm(alization)?$|^output_layer_norm$|"
-    r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$"
+    r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$|"
+    r"^pre_?(mlp|ffn?|feed|feed_?forward)$"
 )
 
 
@@ -214,6 +256,8 @@ def norm_place(path: tuple[str, ...]) -> str:
     last = path[-1].lower() if path else ""
     if sublayer_of(path) == "cross-attention":
         return ""
+    if _T5.search(".".join(path[-6:])):
+        return "attention" if sublayer_of(path) == "self-attention" else "forward"
     if _ATTENTION_NORM.match(last):
         return "attention"
     if _FORWARD_NORM.match(last):

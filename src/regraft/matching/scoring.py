@@ -23,7 +23,7 @@ from regraft.matching.attachments import attached
 from regraft.matching.cells import Cell, Pairs
 from regraft.matching.fitting import fitting_leaves
 from regraft.matching.modules import Module
-from regraft.matching.names import Names, automatic, telling, word_counts
+from regraft.matching.names import Names, automatic, family_of, telling, word_counts
 from regraft.matching.order import Order
 from regraft.matching.projections import (
     THIRD_NORM,
@@ -70,7 +70,7 @@ class Scorer:
         self.trees = Trees(*sides, classes)
         self._order = Order(*sides, classes)
         self._around = Around(sides, self.trees.pairs, classes)
-        self._positions = Positions(sides, self.names.shift)
+        self._positions = Positions(sides, family_of, self.names.places)
         self._ordered = "sorted" not in (catalogues[0].order, catalogues[1].order)
         self.partners = np.full(len(sides[1]), -1, np.intp)
 
@@ -249,6 +249,10 @@ class Scorer:
         return Kinds(self._sides, lambda m: m.key, _share_served)
 
     @cached_property
+    def _families(self) -> Kinds:
+        return Kinds(self._sides, lambda m: m.family)
+
+    @cached_property
     def _words(self) -> Kinds:
         return Kinds(self._sides, lambda m: frozenset(word_counts(m).items()), self.names.words)
 
@@ -340,7 +344,7 @@ class Scorer:
 
     def _one_family(self, cell: Cell) -> bool:
         """Whether on both sides the names of a cell's modules differ by number only."""
-        families = self._positions.families.codes
+        families = self._families.codes
         sides = zip(families, cell, strict=True)
         return all(len(set(codes[list(places)].tolist())) == 1 for codes, places in sides)
 

@@ -97,7 +97,7 @@ def _take_open(pairing: Pairing, state: Settled, group: str) -> None:
         alternatives: list[Alternative] = []
         for candidate in candidates:
             source = fitting_leaves(candidate.source, target).get(leaf)
-            for conversion in conversions(source, leaf) if source else ():
+            for conversion in _ways(source, leaf) if source else ():
                 made = graft(leaf.info, [source.info], conversion.ops) if source else None
                 assert made is not None
                 alternatives.append(alternative(made, -round(candidate.loss, 3)))
@@ -109,6 +109,16 @@ def _take_open(pairing: Pairing, state: Settled, group: str) -> None:
         state.undecided[leaf.info.name] = Undecided(
             spec_of(leaf.info), reason, tuple(alternatives), group
         )
+
+
+def _ways(source: Leaf, target: Leaf) -> tuple[Conversion, ...]:
+    """The conversions that may be meant: between layers of one sort in one framework it is none,
+    whatever else such a shape could mean there (a depthwise kernel, where the class is not known).
+    """
+    found = conversions(source, target)
+    alike = (source.framework, source.kind) == (target.framework, target.kind)
+    kept = [way for way in found if not way.ops] if alike and source.framework else []
+    return (kept[0],) if len(kept) == 1 else found
 
 
 def alternative(made: Graft, score: float = 0.0) -> Alternative:
@@ -129,7 +139,7 @@ def settle_layouts(
     state: Settled, source_flats: Mapping[str, Flat], target_flats: Mapping[str, Flat]
 ) -> None:
     """Chooses a conversion for every pair, by the votes of those that have only one."""
-    options = {pair.target.info.name: conversions(pair.source, pair.target) for pair in state.pairs}
+    options = {pair.target.info.name: _ways(pair.source, pair.target) for pair in state.pairs}
     voted = _voted(options.values())
     for pair in state.pairs:
         name = pair.target.info.name

@@ -73,36 +73,43 @@ class Said:
         return self._words[self._codes[0][pairs.sources[k]]]
 
 
+# Places of the source's numbers, those of the target's that answer to them, and the shift between.
+Shifts = tuple[tuple[int, int, int], ...]
+
+
 class Positions:
-    """The numbers of modules' paths, which are positions, and how they agree under the shift that
-    leads from one family of names to the other."""
+    """The numbers of modules' paths, which are positions, and how they agree under the shifts that
+    lead from one family of names to the other."""
 
     def __init__(
-        self, sides: Sides, shift: Callable[[Module, Module], tuple[int, ...] | None]
+        self,
+        sides: Sides,
+        family: Callable[[Module], str],
+        shifts: Callable[[Module, Module], Shifts],
     ) -> None:
         self._tables = tuple(padded([m.numbers for m in side], 0) for side in sides)
-        self._shifts: dict[tuple[int, ...], int] = {}
+        self._known: dict[Shifts, int] = {}
 
         def number(source: Module, target: Module) -> float:
-            found = shift(source, target)
-            # From 1 on; 0 where no shift leads there.
-            known = self._shifts
-            return 0.0 if found is None else 1.0 + known.setdefault(found, len(known))
+            found = shifts(source, target)
+            # From 1 on; 0 where they cannot be compared.
+            return 1.0 + self._known.setdefault(found, len(self._known)) if found else 0.0
 
-        self.families = Kinds(sides, lambda m: m.family, number)
+        self._families = Kinds(sides, family, number)
 
     def agree(self, pairs: Pairs) -> Weights:
         """1 where all positions agree, up to 0.3 where some do, 0 where none or no numbers."""
-        groups = self.families.value(pairs)
+        groups = self._families.value(pairs)
         result = np.zeros(len(pairs))
-        for shift, number in list(self._shifts.items()):
+        for shifts, number in list(self._known.items()):
             chosen = np.flatnonzero(groups == number + 1)
-            if not len(chosen) or not shift:
+            if not len(chosen):
                 continue
-            ours = self._tables[0][pairs.sources[chosen], : len(shift)]
-            theirs = self._tables[1][pairs.targets[chosen], : len(shift)]
-            agree = (theirs - ours == np.array(shift)).sum(axis=1)
-            result[chosen] = np.where(agree == len(shift), 1.0, 0.3 * agree / len(shift))
+            ours, theirs, steps = (list(column) for column in zip(*shifts, strict=True))
+            before = self._tables[0][pairs.sources[chosen][:, None], ours]
+            after = self._tables[1][pairs.targets[chosen][:, None], theirs]
+            agree = (after - before == np.array(steps)).sum(axis=1)
+            result[chosen] = np.where(agree == len(shifts), 1.0, 0.3 * agree / len(shifts))
         return result
 
 

@@ -11,7 +11,8 @@ A target is a module with
 - `run(model, inputs) -> dict[str, numpy array]`: the outputs in inference mode, with no
   gradient; `inputs` is an array, a tuple of positional arrays or a dict of keyword arrays.
   The model's training flags are put back afterwards;
-- `rotary(model, projections)`, optional: which rotary layout a live model has, by experiment;
+- `rotary(model, projections)` and `head_width(model, value, outputs)`, optional: which rotary
+  layout, and heads of which width, a live model has, by experiment;
 - `trainable(model, names)`: sets which tensors gradients flow to.
 
 `regraft.targets.callables` builds a model from `module:callable`. Third parties add targets

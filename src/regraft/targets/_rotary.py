@@ -1,10 +1,15 @@
-"""Which layout of rotary embeddings a live PyTorch model has, found by experiment.
+"""Which layout of rotary embeddings a live PyTorch model has, and how many heads: by experiment.
 
 Rotating a pair of rows of a query projection and the same pair of the key projection by one angle
 leaves their product as it is if the rotary embedding turns just these two together: rotations of
 one plane commute. So a model's outputs stay the same for pairs (i, i + d/2) of each head in a model
 of that layout, and for pairs (2i, 2i + 1) in one of the other (Su and others 2021,
 arXiv:2104.09864).
+
+Of the value projection and the one behind the attention, rows and columns of one head are a basis
+that can be turned at will, those of two heads are not: the outputs stay the same where planes
+lie within heads, and so the widest ones that do so are as wide as a head.
+
 The model is run on a few tokens, or on vectors in their place where that is what its first layer
 takes; its weights are put back.
 """
@@ -12,9 +17,9 @@ takes; its weights are put back.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -48,19 +53,67 @@ def rotary_of(model: Any, projections: Sequence[tuple[Rows, Rows]]) -> Rotary | 
         return None
     biases = [_taken(weights, _bias(rows)) for pair in projections for rows in pair]
     rows = [*pairs, *((bias,) for bias in biases if bias is not None)]
+    return _run(model, lambda inputs: _experiment(model, inputs, rows))
+
+
+def head_width_of(model: Any, value: Rows, outputs: Sequence[str]) -> int | None:
+    """How many rows of the value projection are one head; `None` where that does not show.
+
+    **Arguments:**
+
+    - `outputs`: names of the kernels `[out, in]` of which one may be the projection behind.
+    """
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    kernel, bias = _taken(weights, value), _taken(weights, _bias(value))
+    behind = [w.detach().T for name in outputs if (w := weights.get(name)) is not None]
+    if kernel is None or kernel.is_meta:
+        return None
+    rows = [kernel] if bias is None else [kernel, bias]
+    found = _run(model, lambda inputs: [_head_width(model, inputs, rows, w) for w in behind])
+    widths = {width for width in found or () if width}
+    return widths.pop() if len(widths) == 1 else None
+
+
+T = TypeVar("T")
+
+
+def _run(model: Any, experiment: Callable[[Any], T]) -> T | None:
+    """The experiment on inputs that the model takes, with distinct weights; it is as before then."""
+    import torch
+
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with torch.no_grad(), _distinct(model):
             for inputs in _inputs(model):
                 with suppress(Exception):  # a model may ask for other inputs, and raise anything
-                    return _experiment(model, inputs, rows)
+                    return experiment(inputs)
     except Exception:  # some parameters cannot be written
         pass
     finally:
         for module, flag in flags:
             module.training = flag
     return None
+
+
+def _head_width(model: Any, inputs: Any, value: Sequence[Any], behind: Any) -> int | None:
+    before = _outputs(model, inputs)
+    scale = float(np.abs(before).max()) or 1.0
+
+    def change(width: int, *weights: Any) -> float:
+        with _turned([(weight,) for weight in weights], width):
+            return float(np.abs(np.subtract(_outputs(model, inputs), before)).max()) / scale
+
+    common = math.gcd(value[0].shape[0], behind.shape[0])
+    widths = [n for n in range(common, 1, -1) if common % n == 0 and n % 2 == 0][:_MOST_WIDTHS]
+    moved = {width: change(width, *value, behind) for width in widths}
+    head = next((width for width in widths if moved[width] < _UNCHANGED), 0)
+    sure = all(
+        moved[width] < _UNCHANGED if head % width == 0 else moved[width] > _CHANGED
+        for width in widths
+    )
+    # The value projection alone has to make a difference, or nothing was shown.
+    return head if head and sure and change(head, *value) > _CHANGED else None
 
 
 def _taken(weights: Mapping[str, Any], rows: Rows) -> Any:

@@ -257,6 +257,13 @@ def rotary(model: object, projections: Sequence[tuple[Rows, Rows]]) -> tuple[str
     return _rotary.rotary_of(unwrapped(model), projections)
 
 
+def head_width(model: object, value: Rows, outputs: Sequence[str]) -> int | None:
+    """Width of a head of an attention, by experiment; see `_rotary`."""
+    from regraft.targets import _rotary
+
+    return _rotary.head_width_of(unwrapped(model), value, outputs)
+
+
 def _input(array: Array, like: Any) -> Any:
     tensor = _to_torch(np.asarray(array))
     if like is None:

@@ -23,7 +23,7 @@ from regraft.matching.rewrites import (
     rotary,
     stacked,
 )
-from regraft.matching.rewrites.finding import AskRotary, Finding, Sight
+from regraft.matching.rewrites.finding import Asked, Finding, Sight
 from regraft.matching.views import View
 from regraft.tensors import Catalogue, Read
 
@@ -52,14 +52,14 @@ def aligned(
     source: Catalogue,
     target: Catalogue,
     read_source: Read | None = None,
-    ask_target: AskRotary | None = None,
+    asked: Asked = Asked(),
 ) -> Views:
     """Both sides, rewritten so that as many layers as possible have a counterpart."""
     views = Views(View.plain(source), View.plain(target))
     for find in KINDS:
         for side in ("source", "target"):
             ours = Sight(views.source, True, read_source)
-            theirs = Sight(views.target, False, None, ask_target)
+            theirs = Sight(views.target, False, None, asked)
             here, there = (ours, theirs) if side == "source" else (theirs, ours)
             found = [f for f in find(here, there) if f.rewrites]
             if len(found) > 1:  # nested ones exclude each other: the best comes first

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.views import Rewrite, View
@@ -14,6 +14,15 @@ from regraft.tensors import Catalogue, Read, Rows, TensorInfo
 
 # Asks a live model which rotary layout its attentions have, by the rows of their projections.
 AskRotary: TypeAlias = "Callable[[Sequence[tuple[Rows, Rows]]], tuple[str, int] | None]"
+# Asks it how wide a head is, by the rows of a value projection and the kernels that may follow.
+AskHeads: TypeAlias = "Callable[[Rows, Sequence[str]], int | None]"
+
+
+class Asked(NamedTuple):
+    """The experiments that a live target allows."""
+
+    rotary: AskRotary | None = None
+    head_width: AskHeads | None = None
 
 
 @dataclass(frozen=True)
@@ -38,14 +47,21 @@ class Sight:
     view: View
     is_source: bool
     read: Read | None = None
-    rotary: AskRotary | None = None
+    asked: Asked = Asked()
 
     def ask_rotary(self, projections: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
         """Layout and width of a head, found by an experiment with the live model; `None` where
         there is none to ask, or where it does not hold the kernels as rows of its own."""
         rows = [(self._rows(query), self._rows(key)) for query, key in projections]
         whole = [(query, key) for query, key in rows if query and key]
-        return self.rotary(whole) if self.rotary and len(whole) == len(rows) else None
+        ask = self.asked.rotary
+        return ask(whole) if ask and len(whole) == len(rows) else None
+
+    def ask_head_width(self, value: str, outputs: Sequence[str]) -> int | None:
+        """Width of a head, found in the same way; `outputs` are kernels of which one may be the
+        projection behind the attention."""
+        rows, ask = self._rows(value), self.asked.head_width
+        return ask(rows, outputs) if ask and rows else None
 
     def _rows(self, name: str) -> Rows | None:
         """Where the model holds a kernel that may be part of a fused one."""

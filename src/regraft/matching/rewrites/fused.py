@@ -138,13 +138,16 @@ def _finding(here: Sight, there: Sight, members: Sequence[_Fused]) -> Finding:
     by_head, orders = words <= set(_BY_HEAD), {_told_order(m) for m in members}
     counts = head_counts(here, there)
     fitting = [n for n in counts.key_value if _equal_heads(members, n, counts)]
+    if by_head and not counts.known:
+        shown = _shown_heads(there)
+        fitting = [n for parts, n in shown if all(m.parts.sizes == parts for m in members)]
     names = members[0].parts.names
     ways: list[tuple[str, int]] = []  # order of the parts ("" as named), groups of heads (0: none)
     plain = ",".join(names)
     attention = names == ("q", "k", "v")
     if not by_head and len(orders) == 1 and () not in orders:
         ways = [(",".join(*orders), 0)]
-    elif by_head and counts.known and fitting:
+    elif by_head and fitting:
         ways = [(plain, n) for n in fitting]
     else:
         ways = [(plain, 0)]
@@ -159,6 +162,25 @@ def _finding(here: Sight, there: Sight, members: Sequence[_Fused]) -> Finding:
     ]
     label = f"how {', '.join(names)} lie in {members[0].module.path[-1]}"
     return Finding(readings[0], readings[1:], label) if readings else Finding(())
+
+
+def _shown_heads(there: Sight) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Sizes of query, key and value, and the number of heads of the last two, as an experiment with
+    the live model that has them apart shows; of the first attention, which stands for all."""
+    groups: dict[tuple[str, ...], dict[str, Module]] = defaultdict(dict)
+    for module in there.modules:
+        if kernel_of(module):
+            groups[module.path[:-1]][projection_of(module.path) or module.path[-1]] = module
+    for members in groups.values():
+        if not {"q", "k", "v"} <= members.keys():
+            continue
+        kernels = {name: leaf.info for name, m in members.items() if (leaf := kernel_of(m))}
+        sizes = tuple(kernels[name].shape[0] for name in "qkv")
+        behind = [i.name for n, i in kernels.items() if n not in "qkv" and i.shape[1:] == sizes[:1]]
+        width = there.ask_head_width(kernels["v"].name, behind)
+        if width and sizes[2] % width == 0:
+            yield sizes, sizes[2] // width
+        return
 
 
 def _equal_heads(members: Sequence[_Fused], groups: int, counts: HeadCounts) -> bool:
