@@ -148,12 +148,13 @@ def open(path: str | os.PathLike[str], *, container: str | None = None) -> Check
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file, streamed; of shards or a folder, over the hashes of the files."""
+    """sha256 of a file, streamed; over the hashes of the files where tensors are read from several:
+    shards, a model and its external data, an index and its data files, all files of a folder."""
     import hashlib
 
     where = folders.found(locations.where(path)).path
     if where.is_dir():
-        files = sorted(p for p in where.rglob("*") if p.is_file() and not p.is_symlink())
+        files = sorted(p for p in where.rglob("*") if p.is_file())
         parts = [(p.relative_to(where).as_posix(), p) for p in files]
     elif not where.is_file():
         raise FormatError(str(path), found="no such file", hint="check the path")

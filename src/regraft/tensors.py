@@ -297,6 +297,8 @@ class Stored(ABC):
     flow: tuple[FlowNode, ...] = ()
     # Set where this file alone is not the whole checkpoint.
     spread: Spread | None = None
+    # Names of files that tensors are read from besides the one that was opened, from its folder on.
+    beside: tuple[str, ...] = ()
     # What was opened, where it is only a part of what the caller named (the newest of its steps).
     at: Path | None = None
 

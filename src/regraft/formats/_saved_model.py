@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import CorruptFile
+from regraft.formats._beside import regular
 from regraft.formats._protobuf import LENGTH, Field, Message, opened
 
 MODEL, KERAS_METADATA = "saved_model.pb", "keras_metadata.pb"
@@ -31,7 +32,7 @@ def metadata_of(folder: Path) -> dict[str, str]:
 
     **Raises** `CorruptFile`.
     """
-    message = opened(folder / MODEL)
+    message = opened(regular(folder / MODEL, MODEL))
     found: dict[str, str] = {}
     tags: list[str] = []
     graphs = [field for field in message if field.number == _META_GRAPH]
@@ -50,7 +51,8 @@ def metadata_of(folder: Path) -> dict[str, str]:
                 config = _config(_objects(inner.inner(field)))
     found["tags"] = ", ".join(tags)
     if not config and (folder / KERAS_METADATA).is_file():
-        config = _config(_keras_objects(opened(folder / KERAS_METADATA)))
+        told = regular(folder / MODEL, KERAS_METADATA)
+        config = _config(_keras_objects(opened(told)))
     if config:
         found["model_config"] = config
     return {key: value for key, value in found.items() if value}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from regraft.errors import CorruptFile, FormatError, MissingShard
 from regraft.formats import Sample
 from regraft.formats._assembly import Piece, assembled, is_shape
-from regraft.formats._beside import inside
+from regraft.formats._beside import inside, regular
 from regraft.formats._bytes import Strided
 from regraft.formats._pickle_records import Opaque
 from regraft.formats._pickle_walk import collection_paused
@@ -194,7 +194,7 @@ def _as_saved(folder: Path, models: list[str]) -> Stored:
             found="no optimizer files, which have the weights of ZeRO stage 3",
             expected=f"*{_OPTIMIZER}",
         )
-    path = folder / models[0]
+    path = regular(folder / _LATEST, models[0])
     loaded = pickled(path)
     state = loaded.root.get("module") if isinstance(loaded.root, dict) else None
     collected = Collected(path.name)
@@ -208,8 +208,8 @@ class _Folder(Stored):
 
     def __init__(self, path: Path, models: list[str], optimizers: list[str]) -> None:
         self._path = path
-        self._models = [_File(inside(path / _LATEST, name)) for name in models]
-        self._optimizers = [_File(inside(path / _LATEST, name)) for name in optimizers]
+        self._models = [_File(regular(path / _LATEST, name)) for name in models]
+        self._optimizers = [_File(regular(path / _LATEST, name)) for name in optimizers]
         self._mapped = [file.file for file in (*self._models, *self._optimizers)]
         self._found: dict[str, StoredTensor] = {}
 

@@ -20,7 +20,7 @@ import msgspec
 from regraft.errors import CorruptFile, MissingShard
 from regraft.formats import Sample
 from regraft.formats._assembly import Piece, assembled, check, is_shape
-from regraft.formats._beside import inside
+from regraft.formats._beside import inside, regular
 from regraft.formats._bytes import Strided
 from regraft.formats._pickle import Machine
 from regraft.formats._pickle_records import Opaque
@@ -91,7 +91,7 @@ def open(path: Path) -> Stored:
     ranks = [name for name in entries if _OF_A_RANK.fullmatch(name)]
     if _METADATA in entries or ranks:
         for name in [_METADATA] if _METADATA in entries else ranks:
-            folder.described(path / name)
+            folder.described(regular(path / name, name))
     else:
         folder.headed([path / name for name in entries if _SHARD.fullmatch(name)])
     folder.finish()
@@ -301,7 +301,7 @@ class _Folder(Stored):
     def _header(self, name: str, offset: int) -> tuple[dict[str, Strided], dict[str, str]]:
         """The header of a safetensors file, which may stand behind other things in its own."""
         if (name, offset) not in self._headers:
-            path = inside(self._path / _METADATA, name)
+            path = regular(self._path / _METADATA, name)
             end = path.stat().st_size
             with path.open("rb") as file:
                 file.seek(offset)
