@@ -7,6 +7,7 @@ the member is: asking for each of them would be a request for each tensor.
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import re
@@ -17,7 +18,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import IO, TYPE_CHECKING, BinaryIO, NamedTuple
 
 from regraft.errors import CorruptFile, UnsafeFile
 from regraft.formats._bytes import Mapped, Strided
@@ -298,15 +299,38 @@ def read(path: Path, member: Member, limit: int) -> bytes:
     where = f"{path.name}, member {member.name!r}"
     if member.size > limit:
         raise CorruptFile(where, found=f"{member.size} bytes", expected=f"at most {limit}")
-    data = _packed(path, member, member.packed)
-    if not member.stored:
-        # One byte more than announced, so that a stream that is longer is noticed.
-        data = _inflated(data, member.size + 1, where)
+    if member.stored:
+        data = _packed(path, member, member.packed)
+    else:
+        stream = io.BytesIO()
+        inflate(path, member, stream)
+        data = stream.getvalue()
     if len(data) != member.size or (member.crc and zlib.crc32(data) != member.crc):
         raise CorruptFile(
             where, found=f"{len(data)} bytes with another checksum", expected=f"{member.size} bytes"
         )
     return data
+
+
+def inflate(path: Path, member: Member, into: IO[bytes]) -> None:
+    """Writes what a deflated member unpacks to, block by block; of a stream that is longer than
+    announced, one byte more. **Raises** `CorruptFile`."""
+    [member] = located(path, [member])
+    stream, left, packed = zlib.decompressobj(-15), member.size + 1, member.packed
+    with path.open("rb") as file:
+        file.seek(member.offset)
+        data = b""
+        while left and not stream.eof and (data or packed):
+            if not data:
+                data = file.read(min(packed, _SMALL))
+                packed = packed - len(data) if data else 0
+            try:
+                block = stream.decompress(data, min(left, _SMALL))
+            except zlib.error as error:
+                where = f"{path.name}, member {member.name!r}"
+                raise CorruptFile(where, found=str(error)) from error
+            data = stream.unconsumed_tail
+            left -= into.write(block)
 
 
 def verify(path: Path, member: Member) -> None:

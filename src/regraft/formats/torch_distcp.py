@@ -24,6 +24,7 @@ from regraft.formats._beside import inside, regular
 from regraft.formats._bytes import Strided
 from regraft.formats._pickle import Machine
 from regraft.formats._pickle_records import Opaque
+from regraft.formats._room import LISTED, Room
 from regraft.formats._safetensors_header import (
     MAX_HEADER,
     corrupt,
@@ -111,6 +112,7 @@ class _Folder(Stored):
         self._paths: dict[str, tuple[str, ...]] = {}
         self._remarks: dict[str, list[str]] = {}
         self._files: dict[str, Archived] = {}
+        self._room = Room(sum(p.stat().st_size for p in path.iterdir() if p.is_file()))
         # What was found where a piece lies; headers serve several pieces.
         self._found: dict[_Stored, Strided] = {}
         self._headers: dict[tuple[str, int], tuple[dict[str, Strided], dict[str, str]]] = {}
@@ -121,7 +123,7 @@ class _Folder(Stored):
         size = index.stat().st_size
         if size > _MAX_METADATA:
             raise CorruptFile(str(index), found=f"{size} bytes")
-        root = _fields(Machine(index.read_bytes(), index.name).load())
+        root = _fields(Machine(index.read_bytes(), index.name, room=self._room).load())
         tensors, stored = root.get("state_dict_metadata"), root.get("storage_data")
         if not isinstance(tensors, dict) or not isinstance(stored, dict):
             raise CorruptFile(str(index), found="no metadata of torch.distributed.checkpoint")
@@ -192,6 +194,7 @@ class _Folder(Stored):
         if known != (shape, dtype):
             raise CorruptFile(where, found=f"{dtype} {shape}", expected=f"{known[1]} {known[0]}")
         held = self._pieces.setdefault(name, {})
+        self._room.take(LISTED * (1 + len(pieces)), where)
         for piece in pieces:
             needed = stored_bytes(math.prod(piece.sizes), dtype)
             if needed > piece.source.length:
@@ -282,7 +285,7 @@ class _Folder(Stored):
         if beginning == b"PK\x03\x04":
             archive = Archive(path, "data.pkl", source.offset, source.length, held)
             root, size = archive.unpickled("data.pkl")
-            collected = Collected(path.name)
+            collected = Collected(path.name, archive.room)
             collected.add(root, archive.storages(), size)
             places_ = [tensor.where for tensor in collected.tensors]
             found = places_[0] if len(places_) == 1 else None
