@@ -469,7 +469,7 @@ def _integer(line: bytes) -> int | bool:
 # Bytes that each element of an argument takes in these functions' results; in others' as many as
 # in a dict.
 _COPIED = {"torch.Size": _ELEMENT, "builtins.list": _ELEMENT, "builtins.tuple": _ELEMENT,
-           "_codecs.encode": 2, "builtins.bytes": 2, "builtins.bytearray": 2,
+           "_codecs.encode": 1, "builtins.bytes": 1, "builtins.bytearray": 1,
            "builtins.getattr": 8}  # fmt: skip
 # Bytes of what rare opcodes make; those with an argument take some more for each byte of it.
 _COSTS = {

@@ -178,8 +178,9 @@ def _keys(values: Any = ()) -> list[Any]:
     return [plain_key(value) for value in values]  # pyright: ignore[reportUnknownVariableType]
 
 
-def _encode(text: str, encoding: str = "utf-8") -> bytes:
-    if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+def _encode(text: str, encoding: str = "") -> bytes:
+    """As old protocols write bytes; no other encoding gives a byte for each character."""
+    if encoding not in ("latin1", "latin-1", "ascii"):
         raise ValueError(f"encoding {encoding!r}")
     return text.encode(encoding)
 
