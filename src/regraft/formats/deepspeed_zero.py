@@ -168,8 +168,8 @@ def open(path: Path) -> Stored:
 
 
 def _names(folder: Path) -> list[str]:
-    """Names of the folder's files, numbers in them in order."""
-    names = (entry.name for entry in folder.iterdir() if entry.is_file())
+    """Names of what lies in the folder and is no folder, numbers in them in order."""
+    names = (entry.name for entry in folder.iterdir() if not entry.is_dir())
     return sorted(names, key=lambda name: [p.zfill(12) if p.isdigit() else p
                                            for p in re.split(r"(\d+)", name)])  # fmt: skip
 

@@ -31,18 +31,18 @@ def sniff(sample: Sample) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the variables. **Raises** `CorruptFile`, `MissingShard`, `FormatError`."""
-    folder = path if path.is_dir() else path.parent
-    metadata = metadata_of(folder)
-    index = inside(folder / MODEL, _VARIABLES)
+    model = path / MODEL if path.is_dir() else path
+    metadata = metadata_of(model)
+    index = inside(model, _VARIABLES)
     if not index.exists():
         raise MissingShard(
-            str(folder),
+            str(model.parent),
             found=f"no {_VARIABLES}",
             expected="the variables beside the graph",
             hint="get the folder as a whole; a model without variables keeps its values in its "
             "graph, which is read only where it is a frozen one",
         )
-    stored = BundleStored("tensorflow_saved_model", regular(folder / MODEL, _VARIABLES), metadata)
-    if path != folder:
+    stored = BundleStored("tensorflow_saved_model", regular(model, _VARIABLES), metadata)
+    if path == model:
         stored.beside = tuple(f"variables/{name}" for name in (index.name, *stored.beside))
     return stored
