@@ -86,7 +86,10 @@ class Checkpoint(Catalogue):
     def read(self, name: str, slices: Slices | None = None) -> Array:
         """The values as a numpy array, or the part under `slices` (one slice per axis, step 1).
 
-        bfloat16 and float8 come as ml_dtypes' types. **Raises** `FormatError` where there is no
+        bfloat16 and float8 come as ml_dtypes' types. The array may be a view of the mapped file: it
+        holds as long as nobody makes the file shorter, which would end the process when the values
+        are touched; copy what must outlive that. (Before each read the file's size is looked at,
+        and one that has become shorter is refused.) **Raises** `FormatError` where there is no
         such tensor, `CorruptFile` where its bytes are missing.
         """
         if name not in self._places:

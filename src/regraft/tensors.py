@@ -307,7 +307,7 @@ class Stored(ABC):
         """The values, or the part of them under `slices` (one `slice` per axis, step 1).
 
         Reads no more bytes than a slice of the outermost axis needs. The result owns its
-        memory or is a read-only view; it never changes with the file.
+        memory or is a read-only view, which holds while nobody makes the file shorter.
 
         **Raises** `CorruptFile` where bytes are missing.
         """

@@ -55,8 +55,16 @@ def optimizer(
     key: str = "single_partition_of_fp32_groups",
 ) -> bytes:  # fmt: skip
     flat = b"](" + tensor() + b"e" if vectors is None else vectors
-    return saved(mapping((text("optimizer_state_dict"), mapping(
-        (text("zero_stage"), stage), (text("partition_count"), count), (text(key), flat)))))
+    return saved(
+        mapping(
+            (
+                text("optimizer_state_dict"),
+                mapping(
+                    (text("zero_stage"), stage), (text("partition_count"), count), (text(key), flat)
+                ),
+            )
+        )
+    )
 
 
 def zero(

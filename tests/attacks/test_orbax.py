@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.building import FLOATS, called, named, text, whole
-from attacks.harness import REFUSED, Attack, Make, check
+from attacks.harness import Attack, Make, check
 from regraft.errors import CorruptFile, FormatError, UnsafeFile
 
 LEAF = "('w',)"

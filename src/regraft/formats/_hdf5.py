@@ -122,7 +122,9 @@ class Hdf5:
     **Raises** `CorruptFile`, `UnsafeFile`, `FormatError`.
     """
 
-    def __init__(self, source: Path | bytes | mmap.mmap, label: str, size: int, start: int = 0) -> None:
+    def __init__(
+        self, source: Path | bytes | mmap.mmap, label: str, size: int, start: int = 0
+    ) -> None:
         self.label = label
         self.size = size
         self.groups: dict[str, Group] = {}
@@ -134,7 +136,7 @@ class Hdf5:
         self._opaque: list[str] = []
         if isinstance(source, (bytes, mmap.mmap)):
             self._values = Held(source, label)
-            self._file = io.BytesIO(source) if isinstance(source, bytes) else source
+            self._file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
         else:
             self._values = Mapped(source)
             self._file = _mapped(source) if is_local(source) else source.open("rb")

@@ -77,9 +77,7 @@ class Archive:
     def holds(self, name: str) -> bool:
         return f"{self.top}{name}" in self.members
 
-    def unpickled(
-        self, name: str, persistent: Callable[[Any], Any] = Reference
-    ) -> tuple[Any, int]:
+    def unpickled(self, name: str, persistent: Callable[[Any], Any] = Reference) -> tuple[Any, int]:
         """A pickle's object and its size in bytes."""
         data = self.read(name)
         machine = Machine(data, f"{self.path.name}, {name}", persistent, self.room)

@@ -340,8 +340,8 @@ def unpacked(path: Path, member: Member) -> bytes | mmap.mmap:
     """A deflated member's bytes: in memory where they are few; else mapped, from a temporary file
     that has no name, so that it is gone with the map, whatever happens.
 
-    **Raises** `UnsafeFile` for much out of little, `CorruptFile` for another checksum, `FormatError`
-    where there is no room for the file.
+    **Raises** `UnsafeFile` for much out of little, `CorruptFile` for another checksum,
+    `FormatError` where there is no room for the file.
     """
     if member.size <= _IN_MEMORY:
         return read(path, member, member.size)

@@ -141,8 +141,10 @@ class _Folder(Stored):
             name, offsets = _fields(key).get("fqn"), _fields(key).get("offset")
             place = _fields(value)
             file, extent = place.get("relative_path"), (place.get("offset"), place.get("length"))
-            if not isinstance(name, str) or not isinstance(file, str) or not all(
-                is_shape((number,)) for number in extent
+            if (
+                not isinstance(name, str)
+                or not isinstance(file, str)
+                or not all(is_shape((number,)) for number in extent)
             ):
                 raise CorruptFile(str(self._index), found="a piece without name or place")
             if offsets is not None and not is_shape(offsets):
