@@ -44,6 +44,7 @@ class Collected:
 
     def __init__(self, label: str, room: Room) -> None:
         self._label = label
+        self._where = f"{label}, tensors"
         self._room = room
         self._found: list[StoredTensor] = []
         # The first tensor at an offset of the file, and those that begin where another one does.
@@ -82,17 +83,17 @@ class Collected:
         kind = _KINDS.get(leaf[leaf.rfind(".") + 1 :], _WEIGHT)
         tensor = StoredTensor(path, shape, dtype, place, owner, "", kind)
         self._found.append(tensor)
-        self._room.take(LISTED, f"{self._label}, tensors")
+        self._room.take(LISTED, self._where)
         if self._first.setdefault(offset, tensor) is not tensor:
             self._beside.append(tensor)
 
     def left_out(self, path: tuple[str, ...], reason: str) -> None:
-        self._room.take(LISTED, f"{self._label}, tensors")
+        self._room.take(LISTED, self._where)
         self._remarks.setdefault(f"left out, {reason}", []).append(".".join(path))
 
     def module(self) -> None:
         """Counts one that tensors may belong to."""
-        self._room.take(LISTED, f"{self._label}, modules")
+        self._room.take(LISTED, self._where)
 
     def text(self, path: tuple[str, ...], value: Any) -> None:
         """A string or a number beside the tensors, as metadata."""
