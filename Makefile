@@ -3,9 +3,11 @@ PYTHON ?= python3
 TEST := .venv
 DEMO := .venv-demo
 BENCH := .venv-bench
+FORMAT ?= all
+SECONDS ?= 60
 INSTALL = $(1)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test check bench bench-pairs clean
+.PHONY: demo test check fuzz bench bench-pairs clean
 
 demo: $(DEMO)/ready  ## Keras weights in a PyTorch model, proven, fine-tuned and compared
 	$(DEMO)/bin/regraft demo --folder build/demo
@@ -18,6 +20,10 @@ check: $(TEST)/ready  ## lint, types, walls between rooms
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/pyright --pythonpath $(TEST)/bin/python
 	$(TEST)/bin/lint-imports
+
+fuzz: $(TEST)/ready  ## every reader, or one: make fuzz FORMAT=onnx SECONDS=600
+	$(call INSTALL,$(TEST)) -e '.[fuzz]'
+	$(TEST)/bin/python -m tests.fuzz.run --format $(FORMAT) --seconds $(SECONDS)
 
 bench: $(TEST)/ready  ## timings, as ratios to a peer in the same run
 	$(TEST)/bin/python benchmarks/inspect_speed.py

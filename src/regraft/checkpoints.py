@@ -86,7 +86,10 @@ class Checkpoint(Catalogue):
     def read(self, name: str, slices: Slices | None = None) -> Array:
         """The values as a numpy array, or the part under `slices` (one slice per axis, step 1).
 
-        bfloat16 and float8 come as ml_dtypes' types. **Raises** `FormatError` where there is no
+        bfloat16 and float8 come as ml_dtypes' types. The array may be a view of the mapped file: it
+        holds as long as nobody makes the file shorter, which would end the process when the values
+        are touched; copy what must outlive that. (Before each read the file's size is looked at,
+        and one that has become shorter is refused.) **Raises** `FormatError` where there is no
         such tensor, `CorruptFile` where its bytes are missing.
         """
         if name not in self._places:
@@ -148,12 +151,13 @@ def open(path: str | os.PathLike[str], *, container: str | None = None) -> Check
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file, streamed; of shards or a folder, over the hashes of the files."""
+    """sha256 of a file, streamed; over the hashes of the files where tensors are read from several:
+    shards, a model and its external data, an index and its data files, all files of a folder."""
     import hashlib
 
     where = folders.found(locations.where(path)).path
     if where.is_dir():
-        files = sorted(p for p in where.rglob("*") if p.is_file() and not p.is_symlink())
+        files = sorted(p for p in where.rglob("*") if p.is_file())
         parts = [(p.relative_to(where).as_posix(), p) for p in files]
     elif not where.is_file():
         raise FormatError(str(path), found="no such file", hint="check the path")

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from regraft import locations, registry, shards
 from regraft.containers import never
 from regraft.errors import CorruptFile, FormatError
+from regraft.formats._beside import regular
 
 KINDS = (
     (".safetensors",),
@@ -189,6 +190,7 @@ def _object(path: Path) -> tuple[str, dict[str, Any]]:
     import json
 
     try:
+        path = regular(path, path.name)
         if path.stat().st_size > _MAX_CONFIG:
             raise ValueError(f"{path.stat().st_size} bytes")
         text = path.read_bytes().decode()
@@ -204,7 +206,7 @@ def _config(path: Path) -> tuple[dict[str, str], list[str]]:
     """What a model's config says, and a remark where it cannot be read: the weights still can."""
     try:
         text, content = _object(path)
-    except CorruptFile as error:
+    except FormatError as error:
         return {}, [f"{path.name} passed over: {error.found}"]
     told = {"config": text}
     architectures = content.get("architectures")

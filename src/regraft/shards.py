@@ -70,15 +70,14 @@ def opened(path: Path) -> list[Stored]:
 
 
 def files_of(path: Path) -> list[tuple[str, Path]]:
-    """Names and paths of the files that a checkpoint is spread over; empty where it is in one."""
+    """Names and paths of the files whose tensors a checkpoint has; empty where it is one file."""
     if is_index(path):
         names = sorted(set(weight_map(path).values()))
-    elif re.search(NUMBERED, path.name):  # what else a file says of itself need not be looked up
+    else:
         stored = registry.format_of(path).open(path)
         stored.close()
-        names = list(stored.spread.files) if stored.spread else []
-    else:
-        names = []
+        names = [path.name, *stored.beside] if stored.beside else []
+        names = list(stored.spread.files) if stored.spread else names
     return [(name, inside(path, name)) for name in names]
 
 

@@ -306,6 +306,8 @@ class Stored(ABC):
     flow: tuple[FlowNode, ...] = ()
     # Set where this file alone is not the whole checkpoint.
     spread: Spread | None = None
+    # Names of files that tensors are read from besides the one that was opened, from its folder on.
+    beside: tuple[str, ...] = ()
     # What was opened, where it is only a part of what the caller named (the newest of its steps).
     at: Path | None = None
 
@@ -314,7 +316,7 @@ class Stored(ABC):
         """The values, or the part of them under `slices` (one `slice` per axis, step 1).
 
         Reads no more bytes than a slice of the outermost axis needs. The result owns its
-        memory or is a read-only view; it never changes with the file.
+        memory or is a read-only view, which holds while nobody makes the file shorter.
 
         **Raises** `CorruptFile` where bytes are missing.
         """

@@ -8,6 +8,7 @@ memory, and without anything new in the folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -68,8 +69,9 @@ class Child:
         process = self._process or self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(str(path)) + "\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is gone, which its silence tells
+            process.stdin.write(json.dumps(str(path)) + "\n")
+            process.stdin.flush()
         ready, _, _ = select.select([process.stdout], [], [], self._patience)
         line = process.stdout.readline() if ready else ""
         if line:
@@ -93,7 +95,8 @@ class Child:
         if process is not None:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
             if process.poll() is None:
                 process.terminate()
                 process.wait()

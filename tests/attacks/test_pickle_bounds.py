@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from attacks.building import (
     FLOATS,
+    Part,
     archive,
     called,
     get,
@@ -237,6 +239,49 @@ _HARMLESS = {
 }  # fmt: skip
 
 
+# Opcodes of what takes far more memory than they have bytes, and what they refer to.
+MANY_OBJECTS: dict[str, tuple[bytes, bytes]] = {
+    "empty dicts": (b"}", b""),
+    "empty lists": (b"]", b""),
+    "empty sets": (b"\x8f", b""),
+    "dicts of one item": (b"}NNs", b""),
+    "lists of one item": (b"]Na", b""),
+    "sets of one item": (b"\x8f(N\x90", b""),
+    "tuples": (b"N\x85", b""),
+    "nothing": (b"N", b""),
+    "marks": (b"(", b""),
+    "numbers": (b"F1\n", b""),
+    "short texts": (b"\x8c\x02ab", b""),
+    "wide texts": (b"\x8c\x04" + "\U0001f600".encode(), b""),
+    "named objects": (b"}\x94", b""),
+    "records": (b"h\x00)\x81", kept(named("m", "C"), 0)),
+    "records of one item": (b"h\x00)\x81Na", kept(named("m", "C"), 0)),
+    "records of one entry": (b"h\x00)\x81NNs", kept(named("m", "C"), 0)),
+    "calls": (b"h\x00)R", kept(named("collections", "OrderedDict"), 0)),
+    "keys of long texts": (
+        b"}h\x01Ns", kept(text("k" * 400) + b"K\x01\x86", 1)),
+    "members of enumerations": (
+        b"h\x00h\x01\x86R", b"".join((
+            kept(named("m", "C"), 2), kept(text("N" * 900), 3), kept(named("builtins", "getattr"), 0),
+            kept(get(2) + get(3) + b"\x86", 1)))),
+    "one tensor": (b"h\x00", kept(tensor(), 0)),
+    "one sparse tensor, which is left out": (
+        b"h\x00", kept(called(named("torch._utils", "_rebuild_xla_tensor"), b"N"), 0)),
+}  # fmt: skip
+
+
+def _repeated(before: bytes, unit: bytes, count: int) -> Callable[[Path], bytes]:
+    """A file of a list of so many; made when it is asked for."""
+    return lambda _: torch_file(whole(before, b"](", unit * count, b"e"))
+
+
+def _package(_: Path) -> bytes:
+    """A package of PyTorch's whose many pickles take little while they are packed."""
+    packed = whole(b"](" + b"]" * (4 << 20) + b"e")
+    parts = [Part(f"x/{i}.pkl".encode(), packed, 8) for i in range(40)]
+    return archive([Part(b"x/.data/extern_modules", b""), *parts, Part(b"x/version", b"3\n")])
+
+
 def _attacks() -> dict[str, Attack]:
     found = {n: Attack(written("x.pkl", whole(o)), CorruptFile, r"x\.pkl, ") for n, o in
              {**PLAIN, **ARRAYS}.items()}  # fmt: skip
@@ -262,6 +307,12 @@ def _attacks() -> dict[str, Attack]:
         found[f"{name}, in eight megabytes"] = Attack(
             written("x.pkl", whole(opcodes[: 8 << 20])), CorruptFile, ""
         )
+    for name, (unit, before) in MANY_OBJECTS.items():
+        count = (12 << 20) // len(unit)
+        found[f"twelve megabytes of {name}"] = Attack(
+            written("x.pth", _repeated(before, unit, count)), None
+        )
+    found["packed pickles, one after another"] = Attack(written("x.pt2", _package), None)
     return {
         name: attack._replace(expects=None) if name in _HARMLESS else attack
         for name, attack in found.items()

@@ -57,6 +57,18 @@ def alone(prepare: Callable[[Path], Any], name: str = "x.pth") -> Make:
     return make
 
 
+def hub(how: Callable[[Path], Any], name: str, weights: str = "model.safetensors") -> Make:
+    """A folder as of a model hub, of which one file is made by `how`."""
+
+    def make(folder: Path, marker: Path) -> Path:
+        (folder / "d").mkdir()
+        (folder / "d" / weights).write_bytes(SHARD)
+        how(folder / "d" / name)
+        return folder / "d"
+
+    return make
+
+
 def _in_two(folder: Path, marker: Path) -> Path:
     path = index({"weight_map": {"w": "a.safetensors", "u": "s.safetensors"}})(folder, marker)
     both = {"w": entry([2], 0, 8), "u": entry([2], 8, 16)}
@@ -183,6 +195,17 @@ ATTACKS = {
         alone(lambda p: (p.write_bytes(b""), p.chmod(0))), FormatError, "x.pth"),
     "an empty file": Attack(alone(lambda p: p.write_bytes(b"")), FormatError, "x.pth"),
     "a terabyte of nothing": Attack(alone(_sparse, "x.npy"), FormatError, "x.npy"),
+    "a config that is a pipe": Attack(hub(lambda p: os.mkfifo(p), "config.json"), {"w": (4,)}),
+    "a config that links to a device": Attack(
+        hub(lambda p: p.symlink_to("/dev/zero"), "config.json"), {"w": (4,)}),
+    "an adapter's config that is a pipe": Attack(
+        hub(lambda p: os.mkfifo(p), "adapter_config.json", "adapter_model.safetensors"),
+        UnsafeFile, "adapter_config"),
+    "an adapter's config that is a folder": Attack(
+        hub(lambda p: p.mkdir(), "adapter_config.json", "adapter_model.safetensors"),
+        FormatError, "adapter_config"),
+    "an index of a hub that is a pipe": Attack(
+        hub(lambda p: os.mkfifo(p), "model.safetensors.index.json", "x.txt"), FormatError, ""),
     "a folder of a pipe": Attack(
         alone(lambda p: (p.mkdir(), os.mkfifo(p / "a.safetensors")), "d"), FormatError, ""),
     "a folder of a folder": Attack(

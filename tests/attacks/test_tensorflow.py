@@ -245,6 +245,31 @@ def saved_model(content: bytes, variables: bool = True) -> Make:
     return make
 
 
+def changed(make: Make, how: Callable[[Path], Any]) -> Make:
+    """The same folder, of which `how` changes something."""
+
+    def changing(folder: Path, marker: Path) -> Path:
+        path = make(folder, marker)
+        how(path if path.is_dir() else path.parent)
+        return path if path.is_dir() else path.parent
+
+    return changing
+
+
+def instead(how: Callable[[Path], Any], name: str) -> Callable[[Path], Any]:
+    """A file or a folder of that name is made by `how`, in place of what is there."""
+
+    def change(folder: Path) -> None:
+        path = folder / name
+        if path.is_dir():
+            path.rename(folder.parent / "moved")
+        elif path.exists():
+            path.rename(folder.parent / path.name)
+        how(path)
+
+    return change
+
+
 def frozen(content: bytes) -> Make:
     return lambda folder, marker: save(folder / "x.pb", content)
 
@@ -263,6 +288,34 @@ def step(name: str, kind: str, *inputs: str) -> bytes:
     return sub(1, sub(1, name) + sub(2, kind) + b"".join(sub(3, i) for i in inputs))
 
 
+HONEST = saved_model(num(1, 1) + sub(2, sub(1, sub(4, "serve"))))
+FOLDERS: dict[str, tuple[Make, Any]] = {
+    "an honest folder": (changed(bundle(index_of(w=entry())), lambda p: None), {"w": (4,)}),
+    "an index that is a pipe": (
+        changed(bundle(index_of(w=entry())), instead(lambda p: os.mkfifo(p), "m.index")),
+        UnsafeFile),
+    "an index that links outside": (
+        changed(bundle(index_of(w=entry())), instead(
+            lambda p: p.symlink_to("../m.index"), "m.index")), None),
+    "an index that links to a device": (
+        changed(bundle(index_of(w=entry())), instead(
+            lambda p: p.symlink_to("/dev/zero"), "m.index")), FormatError),
+    "a note of the latest that is a pipe": (
+        changed(bundle(index_of(w=entry())), lambda p: os.mkfifo(p / "checkpoint")), {"w": (4,)}),
+    "a SavedModel that is a pipe": (
+        changed(HONEST, instead(lambda p: os.mkfifo(p), "saved_model.pb")), UnsafeFile),
+    "a SavedModel that is a folder": (
+        changed(HONEST, instead(lambda p: p.mkdir(), "saved_model.pb")), FormatError),
+    "a SavedModel whose metadata is a pipe": (
+        changed(HONEST, lambda p: os.mkfifo(p / "keras_metadata.pb")), UnsafeFile),
+    "a SavedModel whose metadata links outside": (
+        changed(HONEST, lambda p: (p / "keras_metadata.pb").symlink_to("/etc/hostname")),
+        UnsafeFile),
+    "a SavedModel whose variables are a pipe": (
+        changed(HONEST, instead(lambda p: os.mkfifo(p), "variables/variables.index")), UnsafeFile),
+    "a SavedModel whose variables link outside": (
+        changed(HONEST, instead(lambda p: p.symlink_to("../moved"), "variables")), UnsafeFile),
+}  # fmt: skip
 META = sub(2, sub(1, sub(4, "serve")))
 GRAPHS: dict[str, tuple[Make, Any]] = {
     "an honest SavedModel": (saved_model(num(1, 1) + META), {"w": (4,)}),
@@ -308,7 +361,7 @@ GRAPHS: dict[str, tuple[Make, Any]] = {
 }  # fmt: skip
 ATTACKS = {
     name: Attack(make, expects)
-    for listed in (TABLES, ENTRIES, GRAPHS)
+    for listed in (TABLES, ENTRIES, FOLDERS, GRAPHS)
     for name, (make, expects) in listed.items()
 }
 

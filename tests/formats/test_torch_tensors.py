@@ -586,3 +586,12 @@ def test_calls_of_builtins_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(stream.getvalue())
     with pytest.raises(UnsafeFile):
         checkpoints.open(tmp_path / "x.pth")
+
+
+def test_a_hundred_thousand_tensors(tmp_path: Path) -> None:
+    """What their objects take is within what opening a file may take."""
+    one = torch.ones(1)
+    state = {f"model.layers.{i // 12}.block.{i % 12}.weight": one[:1] for i in range(100_000)}
+    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    with checkpoints.open(tmp_path / "x.pt") as found:
+        assert list(found) == list(state)

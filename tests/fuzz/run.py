@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -160,10 +161,11 @@ def _keep(name: str, artifact: Path, made: Path) -> None:
             content = _shrunk(content, lambda c: kind(c) == fault)
         child.close()
         print(f"{name}: {fault or 'not found again'}, {len(content)} bytes")
-        if fault and sample.folder is None:
+        if fault:
             kept = CORPUS / name / f"{artifact.name[-12:]}{''.join(Path(sample.name).suffixes)}"
             kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_bytes(content)
+            with written(sample, content, Path(folder)) as path:
+                shutil.move(path, kept)
 
 
 def _shrunk(data: bytes, still, seconds: int = 60) -> bytes:

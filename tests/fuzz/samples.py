@@ -56,7 +56,7 @@ def attacks(suffix: str, root: Path) -> list[bytes]:
     """Hostile files of that ending from `tests/attacks`, where they are small: good to begin with."""
     found: list[bytes] = []
     for module in sorted(p.stem for p in (Path(__file__).parents[1] / "attacks").glob("test_*.py")):
-        listed = importlib.import_module(f"attacks.{module}").ATTACKS
+        listed = getattr(importlib.import_module(f"attacks.{module}"), "ATTACKS", {})
         for number, attack in enumerate(listed.values()):
             folder = root / f"{module}{number}"
             folder.mkdir()
@@ -89,7 +89,7 @@ def written(sample: Sample, data: bytes, folder: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def open_and_read(path: Path) -> None:

@@ -15,8 +15,9 @@ from regraft.tensors import numpy_dtype
 if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
 
-_MAX_CORNERS = 1 << 22
-_MAX_SIZE = 1 << 62
+# Bytes that corners may take, each of them and each of its axes.
+_MAX_CORNERS, _CORNER, _AXIS = 128 << 20, 160, 8
+_MAX_SIZE, _MAX_BITS = 1 << 62, 59
 
 
 class Piece(NamedTuple):
@@ -49,7 +50,7 @@ def check(shape: tuple[int, ...], pieces: Iterable[Piece], where: str) -> None:
     if 0 in shape:
         return
     axes = [axis for axis, n in enumerate(shape) if any(sizes[axis] != n for _, sizes in boxes)]
-    if len(boxes) << len(axes) > _MAX_CORNERS:
+    if (len(boxes) << len(axes)) * (_CORNER + _AXIS * len(axes)) > _MAX_CORNERS:
         raise CorruptFile(where, found=f"{len(boxes)} pieces along {len(axes)} axes")
     corners: Counter[tuple[int, ...]] = Counter()
     whole = (tuple(0 for _ in shape), shape)
@@ -71,7 +72,9 @@ def check(shape: tuple[int, ...], pieces: Iterable[Piece], where: str) -> None:
 def is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
     """Whether this is a tuple of sizes, of a tensor that could be."""
     plain = isinstance(value, tuple) and len(value) <= 64  # pyright: ignore[reportUnknownArgumentType]
-    return plain and all(type(n) is int and 0 <= n < _MAX_SIZE for n in value)  # pyright: ignore[reportUnknownVariableType]
+    sizes = plain and all(type(n) is int and 0 <= n < _MAX_SIZE for n in value)  # pyright: ignore[reportUnknownVariableType]
+    # Of 16 bytes an element, and beside a size of zero, too.
+    return sizes and not math.prod(n for n in value if n) >> _MAX_BITS
 
 
 def assembled(

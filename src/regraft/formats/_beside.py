@@ -1,4 +1,4 @@
-"""Files that another file names: they must lie beside it."""
+"""Files that another file names, or that lie in a folder: they must be there, and be files."""
 
 from __future__ import annotations
 
@@ -30,4 +30,24 @@ def inside(index: Path, name: str) -> Path:
             ) from error
     raise UnsafeFile(
         str(index), found=f"shard {name[:200]!r}", expected="a file in the folder of the index"
+    )
+
+
+def regular(index: Path, name: str) -> Path:
+    """The path of a file as `inside` gives it, which is there and is a file: to open a pipe is to
+    wait for whoever writes into it, and a device never ends.
+
+    **Raises** `MissingShard` where it is not there, `UnsafeFile`.
+    """
+    path = inside(index, name)
+    if path.is_file():
+        return path
+    where = f"{index.parent}, file {name[:200]!r}"
+    if path.exists() and not path.is_dir():
+        raise UnsafeFile(where, found="a pipe, a socket or a device", expected="a file")
+    raise MissingShard(
+        where,
+        found="a folder" if path.is_dir() else "no such file",
+        expected="a file",
+        hint="get the missing files",
     )

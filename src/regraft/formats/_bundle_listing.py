@@ -43,6 +43,7 @@ class BundleStored(Stored):
         self.format = name
         self.metadata = dict(metadata)
         self._bundle = Bundle(index)
+        self.beside = self._bundle.files
         try:
             paths = self._paths()
             self.order = self._order_of(paths)

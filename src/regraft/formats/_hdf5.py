@@ -122,7 +122,9 @@ class Hdf5:
     **Raises** `CorruptFile`, `UnsafeFile`, `FormatError`.
     """
 
-    def __init__(self, source: Path | bytes, label: str, size: int, start: int = 0) -> None:
+    def __init__(
+        self, source: Path | bytes | mmap.mmap, label: str, size: int, start: int = 0
+    ) -> None:
         self.label = label
         self.size = size
         self.groups: dict[str, Group] = {}
@@ -132,8 +134,9 @@ class Hdf5:
         self._attributes: dict[str, list[bytes]] = {}
         self._crowded: set[str] = set()
         self._opaque: list[str] = []
-        if isinstance(source, bytes):
-            self._values, self._file = Held(source, label), io.BytesIO(source)
+        if isinstance(source, (bytes, mmap.mmap)):
+            self._values = Held(source, label)
+            self._file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
         else:
             self._values = Mapped(source)
             self._file = _mapped(source) if is_local(source) else source.open("rb")
@@ -408,9 +411,9 @@ def _mapped(path: Path) -> Any:
 
 
 class Held(Mapped):
-    """Bytes that are in memory already, as arrays."""
+    """Bytes that are in memory already, or mapped, as arrays."""
 
-    def __init__(self, data: bytes, label: str) -> None:
+    def __init__(self, data: bytes | mmap.mmap, label: str) -> None:
         self.path = Path(label)
         self.size = len(data)
         self._map: Any = data

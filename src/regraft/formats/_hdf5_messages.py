@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ _FLOATS = {
     (64, 52, 11, 0, 52, 1023): "float64",
     (16, 7, 8, 0, 7, 127): "bfloat16",
 }
+# Elements of 16 bytes that 63 bits can count, beside a size of zero, too.
+_MAX_BITS = 59
 _MAX_AXES = 32
 COMPACT, CONTIGUOUS, CHUNKED, VIRTUAL = 0, 1, 2, 3
 
@@ -73,7 +76,10 @@ def shape_of(data: bytes, where: str) -> tuple[int, ...] | None:
         raise CorruptFile(where, found=f"a space of version {version} with {rank} axes")
     if version == 2 and data[3] == 2:
         return None
-    return struct.unpack_from(f"<{rank}Q", data, 8 if version == 1 else 4)
+    shape = struct.unpack_from(f"<{rank}Q", data, 8 if version == 1 else 4)
+    if math.prod(n for n in shape if n) >> _MAX_BITS:
+        raise CorruptFile(where, found=f"shape {shape}, beyond any array")
+    return shape
 
 
 def type_of(data: bytes, where: str) -> Type:

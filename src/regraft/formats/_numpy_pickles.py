@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regraft.errors import CorruptFile
 from regraft.formats._pickle import Machine
-from regraft.formats._pickle_records import Global, Opaque
+from regraft.formats._pickle_records import Blob, Global, Opaque
 from regraft.formats._pickle_walk import walk
+from regraft.formats._room import LISTED, Room
 from regraft.tensors import DTYPE_BITS, Stored, StoredTensor, numpy_dtype
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex", "b": "bool"}
 
 
 class HeldArray(NamedTuple):
-    """An array whose bytes are in the pickle: as bytes, or as the text that Python 2 made of it."""
+    """An array whose bytes are in the pickle: as bytes, where they are or taken out, or as the text
+    that Python 2 made of it."""
 
-    data: bytes | str
+    data: bytes | Blob | str
     shape: tuple[int, ...]
     dtype: str
     big_endian: bool
@@ -33,8 +35,11 @@ class HeldArray(NamedTuple):
         """The values, or the part under `slices`, read-only."""
         import numpy as np
 
-        data = self.data.encode("ascii") if isinstance(self.data, str) else self.data
-        array = np.frombuffer(data, numpy_dtype(self.dtype))
+        dtype, data = numpy_dtype(self.dtype), self.data
+        if isinstance(data, Blob):
+            array = np.frombuffer(data.data, dtype, len(data) // dtype.itemsize, data.start)
+        else:
+            array = np.frombuffer(data.encode("ascii") if isinstance(data, str) else data, dtype)
         array = array.byteswap() if self.big_endian else array
         array = array.reshape(self.shape, order="F" if self.fortran else "C")
         array.flags.writeable = False
@@ -66,7 +71,7 @@ def _held(
     if dtype is None:
         return "an array of no numeric dtype"
     whole = isinstance(shape, tuple) and all(type(n) is int and 0 <= n < 1 << 62 for n in shape)
-    if not whole or not isinstance(data, (bytes, str)) or len(shape) > 64:
+    if not whole or not isinstance(data, (bytes, Blob, str)) or len(shape) > 64:
         raise CorruptFile(where, found="an array without shape or bytes")
     needed = math.prod(shape) * DTYPE_BITS[dtype[0]] // 8
     if isinstance(data, str) and not data.isascii():
@@ -85,12 +90,22 @@ class PickledArrays(Stored):
 
     separator = "/"
 
-    def __init__(self, format: str, data: bytes, label: str, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        format: str,
+        data: bytes,
+        label: str,
+        room: Room,
+        prefix: tuple[str, ...] = (),
+        begin: int = 0,
+    ) -> None:
         self.format = format
         self._label = label
+        self._room = room
         self._found: list[StoredTensor] = []
         self._left_out: list[str] = []
-        machine = Machine(data, label)
+        machine = Machine(data, label, room=room)
+        machine.position = begin
         root = machine.load()
         if machine.position != len(data):
             raise CorruptFile(
@@ -111,6 +126,7 @@ class PickledArrays(Stored):
         if not isinstance(value, Opaque):
             return None
         name = "/".join(path)
+        self._room.take(LISTED, f"{self._label}, arrays")
         array = held(value, f"{self._label}, array {name!r}")
         if isinstance(array, HeldArray):
             self._found.append(StoredTensor(path, array.shape, array.dtype, array))
@@ -122,7 +138,7 @@ class PickledArrays(Stored):
             state = value.state
             return array[0] if state[1] == () and len(array) == 1 else array
         if value.path.endswith("_reconstruct_array") or "jax" in value.path:
-            return list(value.args)
+            return value.args
         if value.entries or value.items:
             return value.entries or value.items
         if isinstance(value.state, dict):

@@ -68,6 +68,11 @@ class Files:
             self._others[location] = Mapped(path)
         return self._others[location]
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names of the files of external data that were looked at."""
+        return tuple(self._others)
+
     def read(self, tensor: Tensor, slices: Slices | None = None) -> Array:
         """The values or a part of them. **Raises** `CorruptFile`, `FormatError`."""
         place = tensor.place

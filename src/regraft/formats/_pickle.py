@@ -5,33 +5,46 @@ It knows the opcodes of protocols 0 to 5. Globals are names, never imported; cal
 serve to run code are refused (`_pickle_names`), so that nobody takes a booby trap for a checkpoint.
 
 Bounded by construction: lengths are checked against the bytes that are left before anything is
-sliced; objects, memo and stack may only grow in proportion to the input; containers that are made
-from others are paid for by their size; keys are plain (`_pickle_records`).
+sliced; objects, memo and stack are counted by the memory that they take (`_room`); containers that
+are made from others are paid for by their size; keys are plain (`_pickle_records`).
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
 from mmap import mmap
 from typing import Any, NoReturn
 
 from regraft.errors import CorruptFile, UnsafeFile
 from regraft.formats._pickle_records import (
+    PER_ITEM,
+    TUPLE_KEY,
+    Blob,
     Global,
     Opaque,
     Unsafe,
     build,
     extend,
     named,
-    plain_key,
     set_items,
 )
 from regraft.formats._pickle_runs import tensor_at
+from regraft.formats._room import Room
 
-# A pickle may make this many objects, and one more for every few bytes.
-_FREE_OBJECTS, _BYTES_PER_OBJECT = 300_000, 3
 _CHECKED_EVERY = 1 << 16
+# Bytes that CPython's objects take, at most: containers that are empty, and what each element, each
+# entry of the memo, each pending object (which is moved into a container), each name and each shape
+# adds.
+_TUPLE, _LIST, _DICT, _SET, _RECORD = 72, 72, 80, 248, 112
+_ELEMENT, _NAMED, _PENDING, _NAME, _SHAPE = 17, 104, 27, 700, 300
+_NUMBER, _TEXT, _PER_CHARACTER, _TENSOR = 32, 72, 4, 560
+_FIRST_ITEM = 240
+# Items that are put into a container before it is looked at what they take.
+_AT_ONCE = 1 << 12
+# Longer texts are measured; longer bytes stay where they are.
+_LONG = 4096
 
 
 _WORD = struct.Struct("<I").unpack_from
@@ -49,7 +62,7 @@ class Machine:
     """Loads pickles from bytes, one after another; `position` is where the next one begins.
 
     `label` says in errors which file it is. `persistent` makes an object of a persistent id;
-    without it, none may occur.
+    without it, none may occur. `room` is that of the file, of which these bytes may be a part.
     """
 
     def __init__(
@@ -57,13 +70,19 @@ class Machine:
         data: bytes | mmap,
         label: str,
         persistent: Callable[[Any], Any] | None = None,
+        room: Room | None = None,
     ) -> None:
         self._data = data
         self._size = len(data)
         self._label = label
         self._persistent = persistent or _no_persistent_ids
-        self._left = _FREE_OBJECTS + self._size // _BYTES_PER_OBJECT
+        self._room = room or Room(self._size)
+        # Bytes that were passed over; pages of a mapped file take memory once they were walked.
+        self._passed = 0
+        self._mapped = isinstance(data, mmap)
         self.position = 0
+        if not self._mapped:
+            self._spend(self._size)
 
     def load(self) -> Any:
         """The next pickle's object, made of plain values, Global, Opaque and Reference.
@@ -93,6 +112,9 @@ class Machine:
             hint="the file is cut off or damaged; get it again",
         ) from None
 
+    def _spend(self, count: int) -> None:
+        self._room.take(count, f"{self._label}, offset {self.position}")
+
     def _take(self, pos: int, length: int) -> int:
         """The end of `length` bytes from `pos`, once it is known that they are there."""
         if length < 0 or pos + length > self._size:
@@ -119,12 +141,26 @@ class Machine:
             raise Unsafe(f"call {function.path}")
         if function.build is None:
             return Opaque(function, args)
+        each = _COPIED.get(function.path, PER_ITEM + TUPLE_KEY)
         for arg in args:  # a container made from another is paid for by its size
             if isinstance(arg, (list, tuple, dict, set, frozenset, str, bytes)):
-                self._left -= len(arg) // _SIZES_OF.get(function.path, 1)  # pyright: ignore[reportUnknownArgumentType]
-                if self._left < 0:
-                    self._corrupt("containers copied over and over")
+                self._spend(_SET + each * len(arg))  # pyright: ignore[reportUnknownArgumentType]
+            elif type(arg) is Global:  # whose member has a name of its own
+                self._spend(_NAME + 3 * len(arg.path))
         return function.build(*args)
+
+    def _filled(
+        self, how: Callable[[Any, list[Any]], int], holder: Any, items: list[Any], made: int = 0
+    ) -> int:
+        """Puts items into a container and returns the bytes that they take there."""
+        if len(items) <= _AT_ONCE:
+            return how(holder, items)
+        taken = 0
+        for start in range(0, len(items), _AT_ONCE):
+            taken += how(holder, items[start : start + _AT_ONCE])
+            if made + taken > self._room.memory:
+                raise self._room.spent(f"{self._label}, offset {self.position}")
+        return taken
 
     def _run(self) -> Any:
         data, size, label = self._data, self._size, self._label
@@ -133,18 +169,20 @@ class Machine:
         names: dict[tuple[str, str], Global] = {}
         sizes: dict[bytes, tuple[int, ...]] = {}
         push, pop = stack.append, stack.pop
-        pos = self.position
-        made = 0
+        pos = begin = self.position
+        made = self._passed = 0
+        room = self._room
         word = _WORD
         integer = struct.Struct("<i").unpack_from
         while True:
-            if made + 3 * len(memo) // 2 + len(stack) // 8 > self._left:
+            taken = made + _NAMED * len(memo) + _PENDING * len(stack) + _NAME * len(names)
+            taken += _SHAPE * len(sizes)
+            walked = pos - begin - self._passed
+            if taken + walked * self._mapped > room.memory:
                 self.position = pos
-                raise CorruptFile(
-                    f"{label}, offset {pos}",
-                    found=f"{made} objects, {len(memo)} of them named, {len(stack)} pending",
-                    expected=f"no more than a pickle of {size} bytes needs",
-                )
+                raise room.spent(f"{label}, offset {pos}")
+            if walked > room.walked:
+                room.walk(walked, f"{label}, offset {pos}")
             stop = pos + _CHECKED_EVERY
             while pos < stop:
                 op = data[pos]
@@ -159,7 +197,7 @@ class Machine:
                         if run is not None:
                             tensor, pos = run
                             push(tensor)
-                            made += 8
+                            made += _TENSOR
                             continue
                     push(memo[data[pos]])
                     pos += 1
@@ -176,7 +214,11 @@ class Machine:
                     pos = start + word(data, pos)[0]
                     if pos > size:
                         self._take(start, pos - start)
-                    push(str(data[start:pos], "utf-8", "surrogatepass"))
+                    text = str(data[start:pos], "utf-8", "surrogatepass")
+                    length = pos - start
+                    long = length >= _LONG
+                    made += sys.getsizeof(text) if long else _PER_CHARACTER * length + _TEXT
+                    push(text)
                 elif op == 0x74:  # t TUPLE
                     # The topmost mark; most tuples are short.
                     first = len(stack) - 1
@@ -184,26 +226,27 @@ class Machine:
                         first -= 1
                         if first < 0:
                             raise ValueError("no mark")
+                    made += _TUPLE + 8 * (len(stack) - first)
                     stack[first:] = [tuple(stack[first + 1 :])]
-                    made += 1
                 elif op == 0x52:  # R REDUCE
                     args = pop()
                     self.position = pos
                     stack[-1] = self._called(stack[-1], args)
-                    made += 1
+                    made += _RECORD
                 elif op == 0x4D:  # M BININT2
                     push(data[pos] | data[pos + 1] << 8)
+                    made += _NUMBER
                     pos += 2
                 elif op == 0x86:  # TUPLE2
                     last = pop()
                     stack[-1] = (stack[-1], last)
-                    made += 1
+                    made += _TUPLE
                 elif op == 0x85:  # TUPLE1
                     stack[-1] = (stack[-1],)
-                    made += 1
+                    made += _TUPLE
                 elif op == 0x51:  # Q BINPERSID
                     stack[-1] = self._persistent(stack[-1])
-                    made += 1
+                    made += _TUPLE
                 elif op == 0x89:  # NEWFALSE
                     push(False)
                 elif op == 0x29:  # ) EMPTY_TUPLE
@@ -215,6 +258,7 @@ class Machine:
                     pos = start + data[pos]
                     if pos > size:
                         self._take(start, pos - start)
+                    made += _PER_CHARACTER * (pos - start) + _TEXT
                     push(str(data[start:pos], "utf-8", "surrogatepass"))
                 elif op == 0x6A:  # j LONG_BINGET
                     push(memo[word(data, pos)[0]])
@@ -222,19 +266,20 @@ class Machine:
                 elif op == 0x87:  # TUPLE3
                     last, middle = pop(), pop()
                     stack[-1] = (stack[-1], middle, last)
-                    made += 1
+                    made += _TUPLE
                 elif op == 0x88:  # NEWTRUE
                     push(True)
                 elif op == 0x4A:  # J BININT
                     push(integer(data, pos)[0])
+                    made += _NUMBER
                     pos += 4
                 elif op == 0x75:  # u SETITEMS
                     items = _popped(stack)
-                    set_items(stack[-1], items)
+                    made += _FIRST_ITEM + self._filled(set_items, stack[-1], items, made)
                 elif op == 0x73:  # s SETITEM
                     value = pop()
                     key = pop()
-                    set_items(stack[-1], [key, value])
+                    made += _FIRST_ITEM + set_items(stack[-1], [key, value])
                 elif op == 0x63:  # c GLOBAL
                     module, after = self._line(pos)
                     name, after = self._line(after)
@@ -250,16 +295,16 @@ class Machine:
                     build(stack[-1], state)
                 elif op == 0x7D:  # } EMPTY_DICT
                     push({})
-                    made += 1
+                    made += _DICT
                 elif op == 0x5D:  # ] EMPTY_LIST
                     push([])
-                    made += 1
+                    made += _LIST
                 elif op == 0x65:  # e APPENDS
                     items = _popped(stack)
-                    extend(stack[-1], items)
+                    made += _LIST + self._filled(extend, stack[-1], items, made)
                 elif op == 0x61:  # a APPEND
                     item = pop()
-                    extend(stack[-1], [item])
+                    made += _NUMBER + extend(stack[-1], [item])
                 elif op == 0x4E:  # N NONE
                     push(None)
                 elif op == 0x2E:  # . STOP
@@ -267,7 +312,9 @@ class Machine:
                     result = pop()
                     if stack or result is _MARK:
                         self._corrupt(f"{len(stack)} objects left on the stack")
-                    self._left -= made + 3 * len(memo) // 2
+                    walked = pos - begin - self._passed
+                    room.walk(walked, f"{label}, offset {pos}")
+                    self._spend(made + _NAME * len(names) + walked * self._mapped)
                     return result
                 elif op == 0x80:  # PROTO
                     if data[pos] > 5:
@@ -279,7 +326,9 @@ class Machine:
                 else:
                     self.position = pos
                     made += _COSTS.get(op, 0)
+                    unwalked = pos - self._passed
                     pos = self._rare(op, pos, stack, memo, names)
+                    made += _PER_CHARACTER * (pos - self._passed - unwalked)
 
     def _rare(
         self,
@@ -298,7 +347,16 @@ class Machine:
             width, make = _COUNTED[op]
             start = self._take(pos, width)
             end = self._take(start, int.from_bytes(data[pos:start], "little"))
-            stack.append(make(data[start:end]))
+            if end - start < _LONG:
+                stack.append(make(data[start:end]))
+                return end
+            self._passed += end - start
+            if make is bytes and not self._mapped:
+                stack.append(Blob(data, start, end))
+            else:
+                value = make(data[start:end])
+                self._spend((1 + self._mapped) * sys.getsizeof(value))
+                stack.append(value)
             return end
         if op in _LINES:  # protocol 0: values written out on a line
             line, end = self._line(pos)
@@ -344,19 +402,23 @@ class Machine:
         elif op == 0x32:  # 2 DUP
             stack.append(stack[-1])
         elif op == 0x6C:  # l LIST
-            stack.append(_popped(stack))
+            items = _popped(stack)
+            self._spend(_ELEMENT * len(items))
+            stack.append(items)
         elif op == 0x64:  # d DICT
             items = _popped(stack)
             made: dict[Any, Any] = {}
-            set_items(made, items)
+            self._spend(self._filled(set_items, made, items))
             stack.append(made)
         elif op == 0x8F:  # EMPTY_SET
             stack.append(set())
         elif op == 0x90:  # ADDITEMS
             items = _popped(stack)
-            extend(stack[-1], items)
+            self._spend(_LIST + self._filled(extend, stack[-1], items))
         elif op == 0x91:  # FROZENSET
-            stack.append(frozenset(plain_key(item) for item in _popped(stack)))
+            members: set[Any] = set()
+            self._spend(self._filled(extend, members, _popped(stack)))
+            stack.append(frozenset(members))
         elif op == 0x98:  # READONLY_BUFFER
             pass
         else:
@@ -404,16 +466,23 @@ def _integer(line: bytes) -> int | bool:
     return int(line)
 
 
-# Of these functions' results so many elements take the room of one object, of others' one does.
-_SIZES_OF = {"torch.Size": 8, "builtins.list": 8, "builtins.tuple": 8, "_codecs.encode": 64,
-             "builtins.bytes": 64, "builtins.bytearray": 64}  # fmt: skip
-# Objects that rare opcodes make, weighed by their size. See `_FREE_OBJECTS`.
-_COSTS = {0x8F: 3, 0x91: 3, 0x81: 2, 0x92: 2, 0x69: 2, 0x6F: 2, 0x6C: 1, 0x64: 1}
+# Bytes that each element of an argument takes in these functions' results; in others' as many as
+# in a dict.
+_COPIED = {"torch.Size": _ELEMENT, "builtins.list": _ELEMENT, "builtins.tuple": _ELEMENT,
+           "_codecs.encode": 1, "builtins.bytes": 1, "builtins.bytearray": 1,
+           "builtins.getattr": 8}  # fmt: skip
+# Bytes of what rare opcodes make; those with an argument take some more for each byte of it.
+_COSTS = {
+    0x8F: _SET, 0x91: _SET, 0x81: _RECORD, 0x92: _RECORD, 0x69: 2 * _RECORD, 0x6F: 2 * _RECORD,
+    0x6C: _LIST, 0x64: _DICT + _FIRST_ITEM, 0x50: 2 * _TUPLE, 0x47: _NUMBER,
+    **dict.fromkeys((0x43, 0x42, 0x8E, 0x96, 0x55, 0x54, 0x8D, 0x53, 0x56), _TEXT + _NUMBER),
+    **dict.fromkeys((0x8A, 0x8B, 0x49, 0x4C, 0x46), _NUMBER),
+}  # fmt: skip
 _COUNTED: dict[int, tuple[int, Any]] = {
     0x43: (1, bytes),  # SHORT_BINBYTES
     0x42: (4, bytes),  # BINBYTES
     0x8E: (8, bytes),  # BINBYTES8
-    0x96: (8, bytes),  # BYTEARRAY8
+    0x96: (8, bytes),  # BYTEARRAY8, of which nobody changes anything
     0x55: (1, _text),  # SHORT_BINSTRING
     0x54: (4, _text),  # BINSTRING
     0x8D: (8, lambda b: str(b, "utf-8", "surrogatepass")),  # BINUNICODE8

@@ -7,6 +7,7 @@ be chosen to collide; a tuple is a key by its text, whose hash nobody can forese
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,9 @@ from regraft.formats._pickle_names import MOVED, may_be_called, may_be_named
 
 _MAX_NAME = 1000
 _MAX_KEY, _MAX_KEY_PARTS, _KEY_BITS = 4096, 64, 60
+# Bytes that an entry of a dict or a set takes, at most, the text of a tuple that is its key, and an
+# element of a list.
+PER_ITEM, TUPLE_KEY, _PER_ELEMENT = 136, 512, 17
 
 
 class Global:
@@ -44,6 +48,18 @@ class Opaque:
         self.state: Any = None
         self.items: list[Any] | None = None
         self.entries: dict[Any, Any] | None = None
+
+
+class Blob:
+    """Bytes that stay where they are in the pickle: `data` from `start` to `stop`."""
+
+    __slots__ = ("data", "start", "stop")
+
+    def __init__(self, data: Any, start: int, stop: int) -> None:
+        self.data, self.start, self.stop = data, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 class Unsafe(Exception):
@@ -81,7 +97,10 @@ def plain_key(key: Any) -> Any:
             raise ValueError(f"a key of {len(key)} parts")  # pyright: ignore[reportUnknownArgumentType]
         if any(isinstance(part, tuple) for part in key):  # pyright: ignore[reportUnknownVariableType]
             raise TypeError("a key of nested tuples")
-        return repr(tuple(plain_key(part) for part in key))  # pyright: ignore[reportUnknownVariableType]
+        text = repr(tuple(plain_key(part) for part in key))  # pyright: ignore[reportUnknownVariableType]
+        if sys.getsizeof(text) > TUPLE_KEY:
+            raise ValueError(f"a key of parts with {len(text)} characters")
+        return text
     if isinstance(key, int):
         if key.bit_length() > _KEY_BITS:
             raise ValueError(f"a key of {key.bit_length()} bits")
@@ -93,8 +112,9 @@ def plain_key(key: Any) -> Any:
     return key  # pyright: ignore[reportUnknownVariableType]
 
 
-def set_items(holder: Any, items: list[Any]) -> None:
-    """Keys and values in turn, set in a dict, or noted as what is set in an object."""
+def set_items(holder: Any, items: list[Any]) -> int:
+    """Keys and values in turn, set in a dict, or noted as what is set in an object; returns the
+    bytes of memory that they take there."""
     if len(items) % 2:
         raise ValueError("a key without a value")
     if isinstance(holder, Opaque):
@@ -103,17 +123,22 @@ def set_items(holder: Any, items: list[Any]) -> None:
         holder = holder.entries
     if not isinstance(holder, dict):
         raise TypeError(f"items set on {type(holder).__name__}")
+    taken = PER_ITEM * len(items) // 2
     for index in range(0, len(items), 2):
         key = items[index]
-        plain = type(key) is str and len(key) <= _MAX_KEY
-        holder[key if plain else plain_key(key)] = items[index + 1]
+        if type(key) is not str or len(key) > _MAX_KEY:
+            taken += TUPLE_KEY if type(key) is tuple else 0
+            key = plain_key(key)
+        holder[key] = items[index + 1]
+    return taken
 
 
-def extend(holder: Any, items: list[Any]) -> None:
-    """Items appended to a list, added to a set, or noted as what is appended to an object."""
+def extend(holder: Any, items: list[Any]) -> int:
+    """Items appended to a list, added to a set, or noted as what is appended to an object; returns
+    the bytes of memory that they take there."""
     if isinstance(holder, set):
-        holder.update(plain_key(item) for item in items)  # pyright: ignore[reportUnknownMemberType]
-        return
+        holder.update(map(plain_key, items))  # pyright: ignore[reportUnknownMemberType]
+        return sum(PER_ITEM + TUPLE_KEY * (type(item) is tuple) for item in items)
     if isinstance(holder, Opaque):
         if holder.items is None:
             holder.items = []
@@ -121,6 +146,7 @@ def extend(holder: Any, items: list[Any]) -> None:
     if not isinstance(holder, list):
         raise TypeError(f"items appended to {type(holder).__name__}")
     holder.extend(items)  # pyright: ignore[reportUnknownMemberType]
+    return _PER_ELEMENT * len(items)
 
 
 def build(holder: Any, state: Any) -> None:
@@ -152,8 +178,9 @@ def _keys(values: Any = ()) -> list[Any]:
     return [plain_key(value) for value in values]  # pyright: ignore[reportUnknownVariableType]
 
 
-def _encode(text: str, encoding: str = "utf-8") -> bytes:
-    if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+def _encode(text: str, encoding: str = "") -> bytes:
+    """As old protocols write bytes; no other encoding gives a byte for each character."""
+    if encoding not in ("latin1", "latin-1", "ascii"):
         raise ValueError(f"encoding {encoding!r}")
     return text.encode(encoding)
 
@@ -164,10 +191,10 @@ def _size(value: Any = ()) -> tuple[Any, ...]:
     return tuple(value)  # pyright: ignore[reportUnknownArgumentType]
 
 
-def _bytearray(value: Any = b"", encoding: str = "") -> bytes:
+def _bytearray(value: Any = b"", encoding: str = "") -> bytes | Blob:
     if isinstance(value, str):
         return _encode(value, encoding)
-    if not isinstance(value, bytes):
+    if not isinstance(value, (bytes, Blob)):
         raise TypeError("a bytearray made of something else")
     return value
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import CorruptFile
+from regraft.formats._beside import regular
 from regraft.formats._protobuf import LENGTH, Field, Message, opened
 
 MODEL, KERAS_METADATA = "saved_model.pb", "keras_metadata.pb"
@@ -26,12 +27,12 @@ _KERAS_IDENTIFIER, _KERAS_METADATA = 4, 5
 _MAX_CONFIG = 4 << 20
 
 
-def metadata_of(folder: Path) -> dict[str, str]:
+def metadata_of(model: Path) -> dict[str, str]:
     """`tensorflow_version`, `tags`, and `model_config` where Keras left one.
 
     **Raises** `CorruptFile`.
     """
-    message = opened(folder / MODEL)
+    message = opened(regular(model, model.name))
     found: dict[str, str] = {}
     tags: list[str] = []
     graphs = [field for field in message if field.number == _META_GRAPH]
@@ -49,8 +50,9 @@ def metadata_of(folder: Path) -> dict[str, str]:
             elif field.number == _OBJECTS and not config:
                 config = _config(_objects(inner.inner(field)))
     found["tags"] = ", ".join(tags)
-    if not config and (folder / KERAS_METADATA).is_file():
-        config = _config(_keras_objects(opened(folder / KERAS_METADATA)))
+    if not config and (model.parent / KERAS_METADATA).exists():
+        told = regular(model, KERAS_METADATA)
+        config = _config(_keras_objects(opened(told)))
     if config:
         found["model_config"] = config
     return {key: value for key, value in found.items() if value}

@@ -61,6 +61,7 @@ class Bundle:
 
     - `entries`: what can be read, in the order of the table, which is sorted.
     - `texts`: text tensors; `others`: the types by key of what cannot be read.
+    - `files`: names of the data files that tensors lie in, beside the index.
 
     **Raises** `CorruptFile`, `MissingShard`, `UnsafeFile`, or `FormatError` for version 1.
     """
@@ -209,6 +210,7 @@ class Bundle:
                 problems=missing,
             )
         self._files = {shard: Mapped(path) for shard, path in paths.items()}
+        self.files = tuple(path.name for path in paths.values())
         for shard, end in ends.items():
             if end > self._files[shard].size:
                 raise CorruptFile(

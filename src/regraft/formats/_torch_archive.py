@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from regraft.errors import CorruptFile
 from regraft.formats import _zip
 from regraft.formats._pickle import Machine
 from regraft.formats._pickle_records import Reference
+from regraft.formats._room import Room
 from regraft.formats._torch_storages import Locate, Storages
 
-_MAX_PICKLE, _MAX_INFLATED = 1 << 30, 4 << 20
+_MAX_PICKLE = 1 << 30
 _MAX_MARK = 16
 # Bytes of a storage that no whole element fills.
 _MAX_REST = 15
@@ -21,7 +23,7 @@ class Archive:
     """The members of an archive, which is a file or `size` bytes of it from `start` on.
 
     `top` is the folder, with its slash, in which `opening` lies nearest to the root; arrays are
-    read from `file`. **Raises** `CorruptFile`, `UnsafeFile`.
+    read from `file`; `room` is what its pickles share. **Raises** `CorruptFile`, `UnsafeFile`.
     """
 
     def __init__(
@@ -31,9 +33,11 @@ class Archive:
         start: int = 0,
         size: int | None = None,
         file: _zip.Archived | None = None,
+        room: Room | None = None,
     ) -> None:
         self.path = path
         self.file = file or _zip.Archived(path)
+        self.room = room or Room(self.file.size)
         self.members = _zip.members(path, start, size)
         found = [n for n in self.members if n == opening or n.endswith(f"/{opening}")]
         if not found:
@@ -48,7 +52,7 @@ class Archive:
         if not member.stored:
             raise CorruptFile(f"{self.path.name}, member {name!r}", found="a compressed member")
         [member] = _zip.located(self.path, [member])
-        return Archive(self.path, "data.pkl", member.offset, member.size, self.file)
+        return Archive(self.path, "data.pkl", member.offset, member.size, self.file, self.room)
 
     def _check_names(self) -> None:
         """All lie in one folder, and none is another's but for capitals, which PyTorch's own reader
@@ -66,15 +70,18 @@ class Archive:
         member = self.members.get(f"{self.top}{name}")
         if member is None:
             raise CorruptFile(self.path.name, found=f"no member {self.top}{name}")
-        return _zip.read(self.path, member, limit if member.stored else min(limit, _MAX_INFLATED))
+        # What is inflated takes memory, and time.
+        inflated = max(0, min(self.room.memory, self.room.walked))
+        return _zip.read(self.path, member, limit if member.stored else min(limit, inflated))
 
     def holds(self, name: str) -> bool:
         return f"{self.top}{name}" in self.members
 
-    def unpickled(self, name: str) -> tuple[Any, int]:
+    def unpickled(self, name: str, persistent: Callable[[Any], Any] = Reference) -> tuple[Any, int]:
         """A pickle's object and its size in bytes."""
         data = self.read(name)
-        return Machine(data, f"{self.path.name}, {name}", Reference).load(), len(data)
+        machine = Machine(data, f"{self.path.name}, {name}", persistent, self.room)
+        return machine.load(), len(data)
 
     def storages(self, template: str = "data/{}") -> Storages:
         """The storages that lie where the template says."""

@@ -11,6 +11,7 @@ from regraft.formats import _zip
 from regraft.formats._bytes import Mapped, beginning
 from regraft.formats._pickle import Machine
 from regraft.formats._pickle_records import Global, Reference
+from regraft.formats._room import Room
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_storages import LEGACY_HEADS, LEGACY_MAGIC, Storages, named, width
 from regraft.locations import ahead
@@ -21,38 +22,40 @@ _COUNT = 8
 
 
 class Pickled(NamedTuple):
-    """The object, the storages that it refers to, the size of its pickle in bytes, and the file
-    that arrays are read from."""
+    """The object, the storages that it refers to, the size of its pickle in bytes, the file that
+    arrays are read from, and what is left of its room."""
 
     root: Any
     storages: Storages
     size: int
     file: Mapped
+    room: Room
 
 
-def pickled(path: Path) -> Pickled:
+def pickled(path: Path, room: Room | None = None) -> Pickled:
     """**Raises** `UnknownFormat` for a file of another kind, `CorruptFile` and `UnsafeFile`."""
     with path.open("rb") as file:
         head = file.read(64)
     if _zip.is_zip(head):
-        archive = Archive(path, "data.pkl")
+        archive = Archive(path, "data.pkl", room=room)
         root, size = archive.unpickled("data.pkl")
-        return Pickled(root, archive.storages(), size, archive.file)
+        return Pickled(root, archive.storages(), size, archive.file, archive.room)
     if head.startswith(LEGACY_HEADS):
-        return legacy(path)
+        return legacy(path, room)
     raise UnknownFormat(str(path), found=f"a file that begins with {head[:8]!r}")
 
 
-def legacy(path: Path) -> Pickled:
+def legacy(path: Path, room: Room | None = None) -> Pickled:
     """Of a file from before PyTorch 1.6: five pickles in a row, then the storages.
 
     Storages are little-endian whatever machine wrote them; what the third pickle says of byte
     order is of no use, and PyTorch does not look at it either.
     """
-    return beginning(path, lambda data: _legacy(path, data))
+    shared = room or Room(path.stat().st_size)
+    return beginning(path, lambda data: _legacy(path, data, shared))
 
 
-def _legacy(path: Path, data: mmap.mmap | bytes) -> Pickled:
+def _legacy(path: Path, data: mmap.mmap | bytes, room: Room) -> Pickled:
     references: list[Any] = []
 
     def persistent(pid: Any) -> Any:
@@ -63,7 +66,7 @@ def _legacy(path: Path, data: mmap.mmap | bytes) -> Pickled:
                 references.append(pid)
                 return Reference(pid)
 
-    machine = Machine(data, path.name, persistent)
+    machine = Machine(data, path.name, persistent, room)
     magic, protocol, system = machine.load(), machine.load(), machine.load()
     if magic != LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
         raise CorruptFile(
@@ -77,7 +80,7 @@ def _legacy(path: Path, data: mmap.mmap | bytes) -> Pickled:
     def locate(key: str, needed: int) -> tuple[int, int]:
         return places[key]
 
-    return Pickled(root, Storages(path.name, locate), size, Mapped(path))
+    return Pickled(root, Storages(path.name, locate), size, Mapped(path), room)
 
 
 def _places(machine: Machine, references: list[Any], path: Path) -> dict[str, tuple[int, int]]:

@@ -16,6 +16,7 @@ from regraft.formats._bytes import Mapped, Strided
 from regraft.formats._numpy_pickles import HeldArray
 from regraft.formats._pickle_records import Opaque, Reference
 from regraft.formats._pickle_walk import walk
+from regraft.formats._room import LISTED, Room
 from regraft.formats._torch_rebuilds import Built, LeftOut, Parts, Rebuilds
 from regraft.formats._torch_storages import Storages
 from regraft.tensors import Stored, StoredTensor
@@ -38,10 +39,13 @@ Declared = Callable[[str], "frozenset[str] | None"]
 
 
 class Collected:
-    """What a walk over the pickles of a file finds. `label` is the file's name in errors."""
+    """What a walk over the pickles of a file finds. `label` is the file's name in errors; what is
+    listed takes of the file's `room`, too: parts may be shared, and listed over and over."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, room: Room) -> None:
         self._label = label
+        self._where = f"{label}, tensors"
+        self._room = room
         self._found: list[StoredTensor] = []
         # The first tensor at an offset of the file, and those that begin where another one does.
         self._first: dict[int, StoredTensor] = {}
@@ -79,11 +83,17 @@ class Collected:
         kind = _KINDS.get(leaf[leaf.rfind(".") + 1 :], _WEIGHT)
         tensor = StoredTensor(path, shape, dtype, place, owner, "", kind)
         self._found.append(tensor)
+        self._room.take(LISTED, self._where)
         if self._first.setdefault(offset, tensor) is not tensor:
             self._beside.append(tensor)
 
     def left_out(self, path: tuple[str, ...], reason: str) -> None:
+        self._room.take(LISTED, self._where)
         self._remarks.setdefault(f"left out, {reason}", []).append(".".join(path))
+
+    def module(self) -> None:
+        """Counts one that tensors may belong to."""
+        self._room.take(LISTED, self._where)
 
     def text(self, path: tuple[str, ...], value: Any) -> None:
         """A string or a number beside the tensors, as metadata."""
@@ -193,6 +203,7 @@ class _Walked:
 
     def _names_begin(self, path: tuple[str, ...], name: str) -> None:
         """Notes a module: below the outermost one, names are joined by dots."""
+        self._into.module()
         self._owners[path] = name
         if not any(path[:depth] in self._dotted for depth in range(len(path))):
             self._dotted[path] = len(path)

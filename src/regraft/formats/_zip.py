@@ -7,6 +7,7 @@ the member is: asking for each of them would be a request for each tensor.
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import re
@@ -17,9 +18,9 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import IO, TYPE_CHECKING, BinaryIO, NamedTuple
 
-from regraft.errors import CorruptFile, UnsafeFile
+from regraft.errors import CorruptFile, FormatError, UnsafeFile
 from regraft.formats._bytes import Mapped, Strided
 from regraft.formats._zip_directory import UTF8, Entry, directory, wide
 from regraft.locations import ahead, is_local
@@ -38,6 +39,9 @@ _MAX_MEMBERS = 1 << 18
 # small members are let be.
 _MAX_RATIO = 1100
 _SMALL = 1 << 20
+# Bytes that are unpacked in memory; those that may be unpacked into a file, however few are packed,
+# and for each packed one.
+_IN_MEMORY, _MAX_UNPACKED, _MAX_SPREAD = 32 << 20, 200 << 20, 16
 _TABLE = 1 << 10
 # Of an entry: its name's bytes, and where its local header lies.
 _RAW, _AT = 1, 7
@@ -298,15 +302,79 @@ def read(path: Path, member: Member, limit: int) -> bytes:
     where = f"{path.name}, member {member.name!r}"
     if member.size > limit:
         raise CorruptFile(where, found=f"{member.size} bytes", expected=f"at most {limit}")
-    data = _packed(path, member, member.packed)
-    if not member.stored:
-        # One byte more than announced, so that a stream that is longer is noticed.
-        data = _inflated(data, member.size + 1, where)
+    if member.stored:
+        data = _packed(path, member, member.packed)
+    else:
+        stream = io.BytesIO()
+        inflate(path, member, stream)
+        data = stream.getvalue()
     if len(data) != member.size or (member.crc and zlib.crc32(data) != member.crc):
         raise CorruptFile(
             where, found=f"{len(data)} bytes with another checksum", expected=f"{member.size} bytes"
         )
     return data
+
+
+def inflate(path: Path, member: Member, into: IO[bytes]) -> None:
+    """Writes what a deflated member unpacks to, block by block; of a stream that is longer than
+    announced, one byte more. **Raises** `CorruptFile`."""
+    [member] = located(path, [member])
+    stream, left, packed = zlib.decompressobj(-15), member.size + 1, member.packed
+    with path.open("rb") as file:
+        file.seek(member.offset)
+        data = b""
+        while left and not stream.eof and (data or packed):
+            if not data:
+                data = file.read(min(packed, _SMALL))
+                packed = packed - len(data) if data else 0
+            try:
+                block = stream.decompress(data, min(left, _SMALL))
+            except zlib.error as error:
+                where = f"{path.name}, member {member.name!r}"
+                raise CorruptFile(where, found=str(error)) from error
+            data = stream.unconsumed_tail
+            left -= into.write(block)
+
+
+def unpacked(path: Path, member: Member) -> bytes | mmap.mmap:
+    """A deflated member's bytes: in memory where they are few; else mapped, from a temporary file
+    that has no name, so that it is gone with the map, whatever happens.
+
+    **Raises** `UnsafeFile` for much out of little, `CorruptFile` for another checksum,
+    `FormatError` where there is no room for the file.
+    """
+    if member.size <= _IN_MEMORY:
+        return read(path, member, member.size)
+    import tempfile  # not on the way to a listing
+
+    where = f"{path.name}, member {member.name!r}"
+    if member.size > max(_MAX_UNPACKED, _MAX_SPREAD * member.packed):
+        raise UnsafeFile(
+            where,
+            found=f"{member.size} bytes packed in {member.packed}",
+            expected=f"{_MAX_UNPACKED >> 20} MiB, or {_MAX_SPREAD} times what is packed",
+            hint="pack the archive again without compression",
+        )
+    with tempfile.TemporaryFile() as file:
+        try:
+            inflate(path, member, file)
+            file.flush()
+        except OSError as error:
+            raise FormatError(
+                where,
+                found=f"{error.strerror}",
+                expected=f"room for {member.size} bytes in {tempfile.gettempdir()}",
+                hint="set TMPDIR to a folder that has it, or store the member uncompressed",
+            ) from error
+        size, crc = file.tell(), 0
+        file.seek(0)
+        while block := file.read(_SMALL):
+            crc = zlib.crc32(block, crc)
+        if size != member.size or (member.crc and crc != member.crc):
+            raise CorruptFile(
+                where, found=f"{size} bytes with another checksum", expected=f"{member.size} bytes"
+            )
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def verify(path: Path, member: Member) -> None:

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from regraft.errors import CorruptFile, FormatError, MissingShard
 from regraft.formats import Sample
 from regraft.formats._assembly import Piece, assembled, is_shape
-from regraft.formats._beside import inside
+from regraft.formats._beside import inside, regular
 from regraft.formats._bytes import Strided
 from regraft.formats._pickle_records import Opaque
 from regraft.formats._pickle_walk import collection_paused
+from regraft.formats._room import LISTED, Room
 from regraft.formats._torch_file import Pickled, pickled
 from regraft.formats._torch_rebuilds import Rebuilds
 from regraft.formats._torch_storages import width
@@ -98,9 +99,9 @@ class _Single(NamedTuple):
 class _File:
     """One file: its object, and the tensors in it on demand."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, room: Room) -> None:
         self.path = path
-        loaded: Pickled = pickled(path)
+        loaded: Pickled = pickled(path, room)
         self.file = loaded.file
         self.root: dict[Any, Any] = loaded.root if isinstance(loaded.root, dict) else {}
         self._rebuilt = Rebuilds(loaded.storages)
@@ -167,8 +168,8 @@ def open(path: Path) -> Stored:
 
 
 def _names(folder: Path) -> list[str]:
-    """Names of the folder's files, numbers in them in order."""
-    names = (entry.name for entry in folder.iterdir() if entry.is_file())
+    """Names of what lies in the folder and is no folder, numbers in them in order."""
+    names = (entry.name for entry in folder.iterdir() if not entry.is_dir())
     return sorted(names, key=lambda name: [p.zfill(12) if p.isdigit() else p
                                            for p in re.split(r"(\d+)", name)])  # fmt: skip
 
@@ -194,10 +195,10 @@ def _as_saved(folder: Path, models: list[str]) -> Stored:
             found="no optimizer files, which have the weights of ZeRO stage 3",
             expected=f"*{_OPTIMIZER}",
         )
-    path = folder / models[0]
+    path = regular(folder / _LATEST, models[0])
     loaded = pickled(path)
     state = loaded.root.get("module") if isinstance(loaded.root, dict) else None
-    collected = Collected(path.name)
+    collected = Collected(path.name, loaded.room)
     collected.add(state, loaded.storages, loaded.size)
     return TorchStored("deepspeed_zero", loaded.file, collected)
 
@@ -208,8 +209,11 @@ class _Folder(Stored):
 
     def __init__(self, path: Path, models: list[str], optimizers: list[str]) -> None:
         self._path = path
-        self._models = [_File(inside(path / _LATEST, name)) for name in models]
-        self._optimizers = [_File(inside(path / _LATEST, name)) for name in optimizers]
+        paths = {name: regular(path / _LATEST, name) for name in (*models, *optimizers)}
+        # All files' objects are held at once.
+        self._room = Room(sum(p.stat().st_size for p in paths.values()))
+        self._models = [_File(paths[name], self._room) for name in models]
+        self._optimizers = [_File(paths[name], self._room) for name in optimizers]
         self._mapped = [file.file for file in (*self._models, *self._optimizers)]
         self._found: dict[str, StoredTensor] = {}
 
@@ -288,6 +292,7 @@ class _Folder(Stored):
         dtype = where.dtype if isinstance(where, _Flat) else _read_as(where.place.dtype)
         if name in self._found:
             raise CorruptFile(f"{self._path}, tensor {name!r}", found="listed twice")
+        self._room.take(LISTED, f"{self._path}, tensors")
         self._found[name] = StoredTensor((name,), shape, dtype, where)
 
     def _buffers(self, model: dict[Any, Any]) -> None:

@@ -2,7 +2,7 @@
 
 The config gives the layers in order with their classes and settings, so that names, order and
 variables are exact. The store is read where it lies in the archive; only a compressed one is
-unpacked, in memory.
+unpacked, into a temporary file where it is large.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ SUFFIXES: tuple[str, ...] = ()
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MODEL = "model_config"
 _MAX_CONFIG = 4 << 20
-# Keras stores weights; what another tool has packed is unpacked in memory.
-_MAX_UNPACKED = 200 << 20
 
 
 def sniff(sample: Sample) -> bool:
@@ -53,7 +51,7 @@ def open(path: Path) -> Stored:
     if weights.stored:
         file = Hdf5(path, label, weights.size, weights.offset)
     else:
-        file = Hdf5(_zip.read(path, weights, _MAX_UNPACKED), label, weights.size)
+        file = Hdf5(_zip.unpacked(path, weights), label, weights.size)
     try:
         store = Store(file, model_of(config))
     except BaseException:

@@ -10,6 +10,7 @@ from regraft.formats import Sample
 from regraft.formats._bytes import Mapped
 from regraft.formats._npy_header import MAGIC, header, place_of
 from regraft.formats._numpy_pickles import PickledArrays
+from regraft.formats._room import Room
 from regraft.tensors import Stored, StoredTensor
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def open(path: Path) -> Stored:
     """Lists the array, or the arrays in a pickled object, whose code is not run."""
     with path.open("rb") as file:
         head = header(file.read(1 << 16), path.name)
-        if head.objects:
-            file.seek(head.length)
-            return PickledArrays("npy", file.read(), path.name, ())
+    if head.objects:
+        data = path.read_bytes()
+        room = Room(len(data))
+        return PickledArrays("npy", data, path.name, room, begin=head.length)
     where = path.name
     if head.dtype is None:
         raise CorruptFile(where, found="an array that is not numeric", expected="numbers")

@@ -19,6 +19,7 @@ from regraft.formats import Sample, TensorSource, _zip
 from regraft.formats._bytes import Mapped, Strided
 from regraft.formats._npy_header import Header, header, length, place_of
 from regraft.formats._numpy_pickles import PickledArrays
+from regraft.formats._room import Room
 from regraft.tensors import Stored, StoredTensor, numpy_dtype
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ SUFFIXES = (".npz",)
 
 _METADATA = "__metadata__"
 _FIRST, _HEADER = 1 << 8, 1 << 16
-# Pickled objects and metadata are held in memory; packed ones, of all members together.
-_MAX_OBJECTS, _MAX_UNPACKED = 1 << 31, 8 << 20
 
 
 class _Packed(NamedTuple):
@@ -51,17 +50,20 @@ class _Npz(Stored):
         self._stored: dict[str, _zip.Member] = {}  # those whose checksum was not looked at yet
         found: list[StoredTensor] = []
         notes: list[str] = []
-        self._left = _MAX_UNPACKED
+        # Pickled objects and metadata are held in memory.
+        self._room = Room(self._file.size)
         for member in _zip.located(path, _zip.members(path).values()):
             name = member.name
             key = name.removesuffix(".npy")
             where = f"{path.name}, member {name!r}"
             head = header(_beginning(path, member), where)
             if key == _METADATA:
-                self.metadata = _metadata(self._held(member)[head.length :], where)
+                data = self._held(member)
+                self._room.take(len(data), where)
+                self.metadata = _metadata(data[head.length :], where)
             elif head.objects:
-                data = self._held(member)[head.length :]
-                inner = PickledArrays("npz", data, where, (key,))
+                data = self._held(member)
+                inner = PickledArrays("npz", data, where, self._room, (key,), head.length)
                 self._inner |= dict.fromkeys((t.path for t in inner.tensors), inner)
                 found += inner.tensors
                 notes += inner.notes
@@ -81,11 +83,9 @@ class _Npz(Stored):
 
     def _held(self, member: _zip.Member) -> bytes:
         """A member's bytes, to be held in memory."""
-        if member.stored:
-            return _zip.read(self._path, member, _MAX_OBJECTS)
-        data = _zip.read(self._path, member, self._left)
-        self._left -= len(data)
-        return data
+        if member.size > self._room.memory:
+            raise self._room.spent(f"{self._path.name}, member {member.name!r}")
+        return _zip.read(self._path, member, member.size)
 
     def read(self, tensor: StoredTensor, slices: Slices | None = None) -> Array:
         if tensor.path in self._inner:

@@ -148,6 +148,7 @@ def open(path: Path) -> Stored:
     stored.notes = tuple(_notes(model))
     stored.ties = tuple(_ties(listed))
     stored.flow = reading.flow if model.whole else ()
+    stored.beside = files.others
     return stored
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from regraft.formats import Sample
 from regraft.formats._numpy_pickles import PickledArrays
+from regraft.formats._room import Room
 from regraft.formats._torch_storages import LEGACY_HEADS
 from regraft.tensors import Stored
 
@@ -20,4 +21,5 @@ def sniff(sample: Sample) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the arrays; no code of the file is run. **Raises** `CorruptFile`, `UnsafeFile`."""
-    return PickledArrays("pickle_file", path.read_bytes(), path.name)
+    data = path.read_bytes()
+    return PickledArrays("pickle_file", data, path.name, Room(len(data)))

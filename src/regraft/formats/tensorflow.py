@@ -12,6 +12,7 @@ from pathlib import Path
 
 from regraft.errors import FormatError, MissingShard
 from regraft.formats import Sample
+from regraft.formats._beside import regular
 from regraft.formats._bundle_listing import BundleStored
 from regraft.formats._sstable import FOOTER, MAGIC
 from regraft.formats._tensor_bundle import INDEX
@@ -45,7 +46,7 @@ def sniff(sample: Sample) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile`, `MissingShard`, `UnsafeFile`, `FormatError`."""
-    index = _index_in(path) if path.is_dir() else path
+    index = regular(path / _STATE, _index_in(path)) if path.is_dir() else path
     return BundleStored("tensorflow", index, {})
 
 
@@ -55,8 +56,8 @@ def _prefixes(entries: tuple[str, ...]) -> list[str]:
     return [p for p in sorted(with_data) if f"{p}{INDEX}" in entries]
 
 
-def _index_in(folder: Path) -> Path:
-    """The one index, or the latest by the note that TensorFlow keeps."""
+def _index_in(folder: Path) -> str:
+    """Name of the one index, or the latest by the note that TensorFlow keeps."""
     prefixes = _prefixes(Sample(folder).entries)
     state = folder / _STATE
     if len(prefixes) > 1 and state.is_file() and state.stat().st_size <= _MAX_STATE:
@@ -71,7 +72,7 @@ def _index_in(folder: Path) -> Path:
                 hint="get the missing files, or name one of the others",
             )
         if name:
-            return folder / f"{name}{INDEX}"
+            return f"{name}{INDEX}"
     if len(prefixes) != 1:
         raise FormatError(
             str(folder),
@@ -79,4 +80,4 @@ def _index_in(folder: Path) -> Path:
             expected=f"one, or the file {_STATE} that names the latest",
             hint="name one of them by its prefix",
         )
-    return folder / f"{prefixes[0]}{INDEX}"
+    return f"{prefixes[0]}{INDEX}"

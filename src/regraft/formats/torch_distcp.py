@@ -20,10 +20,11 @@ import msgspec
 from regraft.errors import CorruptFile, MissingShard
 from regraft.formats import Sample
 from regraft.formats._assembly import Piece, assembled, check, is_shape
-from regraft.formats._beside import inside
+from regraft.formats._beside import inside, regular
 from regraft.formats._bytes import Strided
 from regraft.formats._pickle import Machine
 from regraft.formats._pickle_records import Opaque
+from regraft.formats._room import LISTED, Room
 from regraft.formats._safetensors_header import (
     MAX_HEADER,
     corrupt,
@@ -91,7 +92,7 @@ def open(path: Path) -> Stored:
     ranks = [name for name in entries if _OF_A_RANK.fullmatch(name)]
     if _METADATA in entries or ranks:
         for name in [_METADATA] if _METADATA in entries else ranks:
-            folder.described(path / name)
+            folder.described(regular(path / name, name))
     else:
         folder.headed([path / name for name in entries if _SHARD.fullmatch(name)])
     folder.finish()
@@ -111,6 +112,7 @@ class _Folder(Stored):
         self._paths: dict[str, tuple[str, ...]] = {}
         self._remarks: dict[str, list[str]] = {}
         self._files: dict[str, Archived] = {}
+        self._room = Room(sum(p.stat().st_size for p in path.iterdir() if p.is_file()))
         # What was found where a piece lies; headers serve several pieces.
         self._found: dict[_Stored, Strided] = {}
         self._headers: dict[tuple[str, int], tuple[dict[str, Strided], dict[str, str]]] = {}
@@ -121,7 +123,7 @@ class _Folder(Stored):
         size = index.stat().st_size
         if size > _MAX_METADATA:
             raise CorruptFile(str(index), found=f"{size} bytes")
-        root = _fields(Machine(index.read_bytes(), index.name).load())
+        root = _fields(Machine(index.read_bytes(), index.name, room=self._room).load())
         tensors, stored = root.get("state_dict_metadata"), root.get("storage_data")
         if not isinstance(tensors, dict) or not isinstance(stored, dict):
             raise CorruptFile(str(index), found="no metadata of torch.distributed.checkpoint")
@@ -139,12 +141,16 @@ class _Folder(Stored):
             name, offsets = _fields(key).get("fqn"), _fields(key).get("offset")
             place = _fields(value)
             file, extent = place.get("relative_path"), (place.get("offset"), place.get("length"))
-            if not isinstance(name, str) or not isinstance(file, str) or not is_shape(extent):
+            if (
+                not isinstance(name, str)
+                or not isinstance(file, str)
+                or not all(is_shape((number,)) for number in extent)
+            ):
                 raise CorruptFile(str(self._index), found="a piece without name or place")
             if offsets is not None and not is_shape(offsets):
                 raise CorruptFile(str(self._index), found=f"a piece of {name!r} without offsets")
             transformed = bool(place.get("transform_descriptors"))
-            found = _Stored(name, file, *extent)
+            found = _Stored(name, file, *extent)  # pyright: ignore[reportArgumentType]
             yield (name, offsets), "left out, stored through extensions" if transformed else found
 
     def _tensor(
@@ -192,6 +198,7 @@ class _Folder(Stored):
         if known != (shape, dtype):
             raise CorruptFile(where, found=f"{dtype} {shape}", expected=f"{known[1]} {known[0]}")
         held = self._pieces.setdefault(name, {})
+        self._room.take(LISTED * (1 + len(pieces)), where)
         for piece in pieces:
             needed = stored_bytes(math.prod(piece.sizes), dtype)
             if needed > piece.source.length:
@@ -282,7 +289,7 @@ class _Folder(Stored):
         if beginning == b"PK\x03\x04":
             archive = Archive(path, "data.pkl", source.offset, source.length, held)
             root, size = archive.unpickled("data.pkl")
-            collected = Collected(path.name)
+            collected = Collected(path.name, archive.room)
             collected.add(root, archive.storages(), size)
             places_ = [tensor.where for tensor in collected.tensors]
             found = places_[0] if len(places_) == 1 else None
@@ -301,7 +308,7 @@ class _Folder(Stored):
     def _header(self, name: str, offset: int) -> tuple[dict[str, Strided], dict[str, str]]:
         """The header of a safetensors file, which may stand behind other things in its own."""
         if (name, offset) not in self._headers:
-            path = inside(self._path / _METADATA, name)
+            path = regular(self._path / _METADATA, name)
             end = path.stat().st_size
             with path.open("rb") as file:
                 file.seek(offset)

@@ -69,11 +69,11 @@ def sniff(sample: Sample) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile` and `UnsafeFile`."""
-    collected = Collected(path.name)
     try:
         archive = Archive(path, _FORMAT)
     except CorruptFile:
         archive = Archive(path, _OLD_FORMAT)
+    collected = Collected(path.name, archive.room)
     for part, name in _OLD_PARTS.items():
         if archive.holds(name):
             _saved(archive, name, (part,), collected)

@@ -21,8 +21,8 @@ def sniff(sample: Sample) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile` and `UnsafeFile`."""
-    collected = Collected(path.name)
     with collection_paused():
-        root, storages, size, file = legacy(path)
-        collected.add(root, storages, size)
-    return TorchStored("torch_legacy", file, collected)
+        loaded = legacy(path)
+        collected = Collected(path.name, loaded.room)
+        collected.add(loaded.root, loaded.storages, loaded.size)
+    return TorchStored("torch_legacy", loaded.file, collected)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from regraft.formats import Sample
-from regraft.formats._pickle import Machine
 from regraft.formats._pickle_records import Opaque, Reference
 from regraft.formats._torch_archive import Archive
 from regraft.formats._torch_tensors import Collected, TorchStored
@@ -30,15 +29,14 @@ def sniff(sample: Sample) -> bool:
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile` and `UnsafeFile`."""
     archive = Archive(path, _MODULES)
-    collected = Collected(path.name)
+    collected = Collected(path.name, archive.room)
     storages = archive.storages(".data/{}.storage")
     inside = (n.removeprefix(archive.top) for n in archive.members if n.startswith(archive.top))
     names = [n for n in inside if n.endswith(_PICKLE) and not n.startswith(".data/")]
     for name in names:
-        data = archive.read(name)
-        root = Machine(data, f"{path.name}, {name}", _persistent).load()
+        root, size = archive.unpickled(name, _persistent)
         prefix = () if len(names) == 1 else (name.removesuffix(_PICKLE),)
-        collected.add(root, storages, len(data), prefix)
+        collected.add(root, storages, size, prefix)
     return TorchStored("torch_package", archive.file, collected)
 
 

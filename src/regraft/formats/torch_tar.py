@@ -16,6 +16,7 @@ from regraft.formats import Sample
 from regraft.formats._bytes import Mapped
 from regraft.formats._pickle import Machine
 from regraft.formats._pickle_records import Global, Opaque, Reference
+from regraft.formats._room import Room
 from regraft.formats._torch_storages import STORAGES, Storages, width
 from regraft.formats._torch_tensors import Collected, TorchStored
 from regraft.tensors import Stored
@@ -54,16 +55,18 @@ def open(path: Path) -> Stored:
         if not set(_MEMBERS) <= set(extents):
             raise CorruptFile(path.name, found=", ".join(extents), expected=", ".join(_MEMBERS))
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            held = _storages(Machine(data, path.name), data, *extents["storages"], path.name)
-            tensors = _tensors(Machine(data, path.name), data, *extents["tensors"], held, path.name)
-            root, size = _object(data, *extents["pickle"], held, tensors, path.name)
+            room = Room(len(data))
+            machine = Machine(data, path.name, None, room)
+            held = _storages(machine, data, *extents["storages"], path.name)
+            tensors = _tensors(machine, data, *extents["tensors"], held, path.name)
+            root, size = _object(data, *extents["pickle"], held, tensors, path.name, room)
     except (tarfile.TarError, struct.error, OSError, ValueError, TypeError, KeyError) as error:
         raise CorruptFile(path.name, found=f"{error}"[:300], expected="a whole archive") from error
 
     def locate(key: str, needed: int) -> tuple[int, int]:
         return held[key].start, needed
 
-    collected = Collected(path.name)
+    collected = Collected(path.name, room)
     collected.add(root, Storages(path.name, locate), size)
     return TorchStored("torch_tar", Mapped(path), collected)
 
@@ -138,6 +141,7 @@ def _object(
     held: dict[str, _Held],
     tensors: dict[str, Opaque],
     label: str,
+    room: Room,
 ) -> tuple[Any, int]:
     def persistent(pid: Any) -> Any:
         if isinstance(pid, tuple):  # a class, and its source, which is not needed
@@ -145,7 +149,7 @@ def _object(
         key = _key(pid)
         return tensors[key] if key in tensors else _reference(key, held)
 
-    return Machine(data[begin:end], label, persistent).load(), end - begin
+    return Machine(data[begin:end], label, persistent, room).load(), end - begin
 
 
 def _reference(key: str, held: dict[str, _Held]) -> Reference:

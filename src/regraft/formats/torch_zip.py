@@ -48,9 +48,9 @@ def _is_object(name: str) -> bool:
 
 def open(path: Path) -> Stored:
     """Lists the tensors. **Raises** `CorruptFile` and `UnsafeFile`."""
-    collected = Collected(path.name)
     with collection_paused():
         archive = Archive(path, _OBJECT)
+        collected = Collected(path.name, archive.room)
         if archive.holds("constants.pkl"):
             from regraft.formats import _torch_script
 
