@@ -71,7 +71,7 @@ def fused_of(path: tuple[str, ...]) -> tuple[str, ...]:
     last = path[-1].lower() if path else ""
     parts = next((parts for pattern, parts in _FUSED if pattern.search(last)), ())
     spelled = order_of(path)
-    return parts or tuple(sorted(spelled, key="q k v gate up".split().index))
+    return parts or tuple(sorted(spelled, key=["q", "k", "v", "gate", "up"].index))
 
 
 def order_of(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -152,8 +152,8 @@ def _snake(part: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", part).lower()
 
 
-# The two branches of a numbered residual block: the counted layers, and the layer around them where
-# sizes change. Outside of blocks, a `conv_proj` makes patches; inside of other things, so does `proj`.
+# The two branches of a numbered residual block: the counted layers, and the layer around them
+# where sizes change. Elsewhere `conv_proj` and `proj` make patches, among other things.
 _BRANCHES = (
     ("shortcut", re.compile(
         r"\d(\..*)?\.(downsample|(conv|norm|bn)_(proj|shortcut|skip)|shortcut)(\.(\d|conv|bn|norm))?$|"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from regraft.matching.modules import Module, conventions_of, modules_of
 from regraft.matching.pairing import number_classes, served
 from regraft.matching.rewrites import folded, fused, recurrent, reparametrised, rotary, stacked
-from regraft.matching.rewrites.finding import Asked, Finding, Sight
+from regraft.matching.rewrites.finding import NOT_ASKED, Asked, Finding, Sight
 from regraft.matching.views import View
 from regraft.tensors import Catalogue, Read
 
@@ -43,7 +43,7 @@ def aligned(
     source: Catalogue,
     target: Catalogue,
     read_source: Read | None = None,
-    asked: Asked = Asked(),
+    asked: Asked = NOT_ASKED,
 ) -> Views:
     """Both sides, rewritten so that as many layers as possible have a counterpart."""
     views = Views(View.plain(source), View.plain(target))
