@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from regraft.errors import (
     VerificationFailed,
 )
 from regraft.lineage import Diff, Lineage
-from regraft.matching.rewrites import Asked
+from regraft.matching.rewrites import NOT_ASKED, Asked
 from regraft.plans import Plan, Remark
 from regraft.rules import Fresh, Leave, Rule, load_rules, matches
 from regraft.rules import fresh as fresh_rule
@@ -92,7 +92,7 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
         read_source=ours.read,
         # A live model's present values are no evidence: it was just made.
         read_target=theirs.read if theirs.model is None else None,
-        asked=_asking(theirs) if theirs.model is not None and theirs.read else Asked(),
+        asked=_asking(theirs) if theirs.model is not None and theirs.read else NOT_ASKED,
     )
     if theirs.notes:
         remarks = [Remark("target", theirs.catalogue.label, note) for note in theirs.notes]

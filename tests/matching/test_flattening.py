@@ -109,7 +109,7 @@ def test_a_wrong_probe_settles_nothing(source: tuple[Path, rg.Probe]) -> None:
     wrong = rg.Probe(probe.inputs, probe.outputs + 1)
     plan = rg.plan(folder / "net.keras", model, probe=wrong)
     assert not plan.complete
-    assert "none of 2 answers" in plan.notes[-1].text
+    assert "none of 2 possible answers" in plan.notes[-1].text
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
 
 

@@ -44,7 +44,7 @@ def match(
     *,
     read_source: Read | None = None,
     read_target: Read | None = None,
-    asked: rewrites.Asked = rewrites.Asked(),
+    asked: rewrites.Asked = rewrites.NOT_ASKED,
 ) -> Plan:
     """Plans how the source's tensors fit the target's.
 

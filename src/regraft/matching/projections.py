@@ -170,8 +170,8 @@ def _snake(part: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", part).lower()
 
 
-# The two branches of a numbered residual block: the counted layers, and the layer around them where
-# sizes change. Outside of blocks, a `conv_proj` makes patches; inside of other things, so does `proj`.
+# The two branches of a numbered residual block: the counted layers, and the layer around them
+# where sizes change. Elsewhere `conv_proj` and `proj` make patches, among other things.
 _BRANCHES = (
     ("shortcut", re.compile(
         r"\d(\..*)?\.(downsample|(conv|norm|bn)_(proj|shortcut|skip)|shortcut)(\.(\d|conv|bn|norm))?$|"

@@ -45,8 +45,6 @@ def rotary_of(model: Any, projections: Sequence[tuple[Rows, Rows]]) -> Rotary | 
 
     - `projections`: where the query and the key kernel, `[out, in]`, of each attention are.
     """
-    import torch
-
     weights = dict(model.named_parameters(remove_duplicate=False))
     pairs = [tuple(_taken(weights, rows) for rows in pair) for pair in projections]
     if not pairs or any(w is None or w.is_meta or w.ndim != 2 for pair in pairs for w in pair):
@@ -78,7 +76,7 @@ T = TypeVar("T")
 
 
 def _run(model: Any, experiment: Callable[[Any], T]) -> T | None:
-    """The experiment on inputs that the model takes, with distinct weights; it is as before then."""
+    """The experiment, on inputs that the model takes and with distinct weights."""
     import torch
 
     flags = [(module, module.training) for module in model.modules()]

@@ -23,7 +23,7 @@ from regraft.matching.rewrites import (
     rotary,
     stacked,
 )
-from regraft.matching.rewrites.finding import Asked, Finding, Sight
+from regraft.matching.rewrites.finding import NOT_ASKED, Asked, Finding, Sight
 from regraft.matching.views import View
 from regraft.tensors import Catalogue, Read
 
@@ -52,7 +52,7 @@ def aligned(
     source: Catalogue,
     target: Catalogue,
     read_source: Read | None = None,
-    asked: Asked = Asked(),
+    asked: Asked = NOT_ASKED,
 ) -> Views:
     """Both sides, rewritten so that as many layers as possible have a counterpart."""
     views = Views(View.plain(source), View.plain(target))

@@ -25,6 +25,9 @@ class Asked(NamedTuple):
     head_width: AskHeads | None = None
 
 
+NOT_ASKED = Asked()
+
+
 @dataclass(frozen=True)
 class Finding:
     """Rewrites that hold or fail together.
@@ -47,7 +50,7 @@ class Sight:
     view: View
     is_source: bool
     read: Read | None = None
-    asked: Asked = Asked()
+    asked: Asked = NOT_ASKED
 
     def ask_rotary(self, projections: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
         """Layout and width of a head, found by an experiment with the live model; `None` where
@@ -71,8 +74,9 @@ class Sight:
         if not ops:
             return Rows(names[0])
         cut = ops[0]
-        rows = isinstance(cut, Slice) and cut.axis == 0
-        return Rows(names[0], cut.start, cut.stop) if rows else None
+        if isinstance(cut, Slice) and cut.axis == 0:
+            return Rows(names[0], cut.start, cut.stop)
+        return None
 
     @property
     def catalogue(self) -> Catalogue:

@@ -29,11 +29,11 @@ _POSITIONS = re.compile(
 _HALF = re.compile(r"(^|\.)layers\.\d+\.self_attn\.(q|qkv)_proj\.weight$")
 _LIKE_LLAMA = ("input_layernorm", "post_attention_layernorm", "mlp.")
 # All names of a block of LLaMA's first code, which has no biases.
-_AUTHORS = frozenset(
-    "attention.wq attention.wk attention.wv attention.wo feed_forward.w1 feed_forward.w2 "
-    "feed_forward.w3 attention_norm ffn_norm".split()
-)
-_AUTHORED = re.compile(r"(?:^|\.)layers\.\d+\.(.+)\.weight$")
+_AUTHORS = """
+attention.wq attention.wk attention.wv attention.wo feed_forward.w1 feed_forward.w2 feed_forward.w3
+attention_norm ffn_norm
+"""
+_AUTHORED = re.compile(r"^(?:.*\.)?layers\.\d+\.(.+)\.weight$")
 _IN_BLOCK = re.compile(r"(?:^|\.)layers\.\d+\.")
 
 
@@ -116,10 +116,9 @@ def _known(sight: Sight) -> str:
         any(word in n for n in names) for word in _LIKE_LLAMA
     ):
         return "half"
-    inside = {found[1] if (found := _AUTHORED.search(n)) else n for n in names
-              if _IN_BLOCK.search(n)}  # fmt: skip
+    inside = {_AUTHORED.sub(r"\1", name) for name in names if _IN_BLOCK.search(name)}
     embedded = any(re.search(r"(^|\.)tok_embeddings\.", n) for n in names)
-    return "interleaved" if embedded and inside == _AUTHORS else ""
+    return "interleaved" if embedded and inside == set(_AUTHORS.split()) else ""
 
 
 def _rewrites(
