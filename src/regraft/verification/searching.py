@@ -25,6 +25,8 @@ from regraft.verification.comparison import Report
 RUNS = 128
 # Answers of one cluster that are looked at; steps that listing them may take.
 _ANSWERS, _STEPS = 256, 20_000
+# How much closer to the expected outputs the best of several answers must be, if not exact.
+_CLOSER, _ROUNDING = 3.0, 1e-12
 Choice = dict[str, Alternative]
 
 
@@ -36,29 +38,36 @@ def settle(plan: Plan, run: Callable[[Plan], Report], *, runs: int = RUNS) -> Pl
     - `run`: loads a complete candidate plan, compares the outputs and puts the model back.
     - `runs`: how many candidates to try at most, the most plausible first.
 
-    Where none or several of the answers give the expected outputs, the plan is returned as it was,
-    with a note that says so, and how many were tried.
+    Of several answers that give the expected outputs the one is taken that is by far the closest.
+    Where there is none, the plan is returned as it was, with a note that says so, and how many were
+    tried.
     """
     if not plan.undecided or not all(u.alternatives for u in plan.undecided.values()):
         return plan
     candidates, exhausted = _candidates(plan, runs)
-    right: list[Choice] = []
+    right: list[tuple[float, Choice]] = []
     for choice in candidates:
-        if run(_with(plan, choice, ())).equal:
-            right.append(choice)
-        if len(right) > 1:
-            return _noted(plan, "several answers give the expected outputs: it cannot tell them")
+        report = run(_with(plan, choice, ()))
+        if report.equal:
+            right.append((report.max_abs, choice))
+    right.sort(key=lambda answer: answer[0])
     tried = f"{len(candidates)} {'possible' if exhausted else 'most plausible'} answers"
     if not right:
         more = "" if exhausted else "; there are more: settle some by rules first"
         return _noted(plan, f"none of {tried} gives the expected outputs{more}")
-    says = Evidence("probe", 5.0, f"alone of {tried} gives the expected outputs")
-    return _with(plan, right[0], (says,))
+    (error, best), *others = right
+    text = f"alone of {tried} gives the expected outputs"
+    if others:
+        # Such as two epsilons: both within the tolerance, one of them to the last digit.
+        if others[0][0] < _CLOSER * max(error, _ROUNDING):
+            return _noted(plan, "several answers give the expected outputs: it cannot tell them")
+        text = f"of {tried} by far the closest: off by {error:.1g}, the next by {others[0][0]:.1g}"
+    return _with(plan, best, (Evidence("probe", 5.0, text),))
 
 
 class _State(NamedTuple):
     """Answers to some clusters. `home`: for each container of the target where its tensors come
-    from; `parted`: how often that was contradicted."""
+    from; `parted`: how often that was contradicted, and a source used again."""
 
     parted: int
     loss: float
@@ -69,20 +78,22 @@ class _State(NamedTuple):
 def _candidates(plan: Plan, most: int) -> tuple[list[Choice], bool]:
     """The most plausible answers to everything, and whether these are all there are."""
     states = [_State(0, 0.0, {}, {})]
+    taken = {use for graft in plan.grafts.values() for use in _uses(graft)}
     exhausted = True
     for answers, whole in _clusters(plan):
         exhausted &= whole
-        longer = (_joined(state, answer) for state in states for answer in answers)
+        longer = (_joined(state, answer, taken) for state in states for answer in answers)
         kept = heapq.nsmallest(most + 1, longer, key=lambda s: (s.parted, s.loss))
         exhausted &= len(kept) <= most and len(states) * len(answers) <= most
         states = kept[:most]
     return [state.choice for state in states], exhausted
 
 
-def _joined(state: _State, answer: Choice) -> _State:
+def _joined(state: _State, answer: Choice, taken: set[object]) -> _State:
     home = dict(state.home)
     parted = state.parted
     for name, way in answer.items():
+        parted += not taken.isdisjoint(_uses(way))
         for target, source in _containers(name, way):
             parted += home.setdefault(target, source) != source
     loss = state.loss - sum(way.score for way in answer.values())
@@ -116,16 +127,15 @@ def _clusters(plan: Plan) -> Iterator[tuple[list[Choice], bool]]:
     members: dict[int, list[list[Choice]]] = defaultdict(list)
     for number, rows in enumerate(questions):
         members[root(number)].append(rows)
-    taken = {use for graft in plan.grafts.values() for use in _uses(graft)}
     for cluster in members.values():
-        found = list(islice(_answers(cluster, taken), _ANSWERS + 1))
+        found = list(islice(_answers(cluster), _ANSWERS + 1))
         yield found[:_ANSWERS], len(found) <= _ANSWERS
 
 
-def _answers(cluster: Sequence[list[Choice]], taken: set[object]) -> Iterator[Choice]:
+def _answers(cluster: Sequence[list[Choice]]) -> Iterator[Choice]:
     """Answers to all questions of a cluster that use no source in two ways."""
     steps = 0
-    todo: list[tuple[Choice, set[object], int]] = [({}, set(taken), 0)]
+    todo: list[tuple[Choice, set[object], int]] = [({}, set(), 0)]
     while todo and steps < _STEPS:
         choice, used, number = todo.pop()
         if number == len(cluster):
@@ -154,9 +164,11 @@ def _questions(plan: Plan) -> Iterator[list[Choice]]:
 
 
 def _uses(way: Alternative | Graft) -> Iterator[object]:
-    """What a way takes of its sources: whole tensors, or parts that leave the rest to others."""
-    parts = any(isinstance(op, (Slice, Unstack, Each)) for op in way.ops)
-    yield from ((name, way.ops) if parts else name for name in way.sources)
+    """The source that a way takes for itself, or the part of it. What is merged of several tensors
+    (a norm folded into a kernel and into a bias) leaves them to others."""
+    if len(way.sources) == 1:
+        parts = any(isinstance(op, (Slice, Unstack, Each)) for op in way.ops)
+        yield (way.sources[0], way.ops) if parts else way.sources[0]
 
 
 def _with(plan: Plan, choice: Choice, evidence: tuple[Evidence, ...]) -> Plan:
