@@ -14,11 +14,10 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import IO, TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 
 from regraft.errors import CorruptFile, FormatError, UnsafeFile
 from regraft.formats._bytes import Mapped, Strided
@@ -50,6 +49,10 @@ _ODD = re.compile(r"[/\\]|.:|.*(?:\.\.|\\|\0)", re.DOTALL).match
 # What is asked for of a remote archive with each local header: the extra field, and what follows.
 _BEHIND = 512
 _FAR = 1 << 62
+
+
+# Bytes of an archive: where they begin, and how many.
+_Read: TypeAlias = "Callable[[int, int], bytes]"
 
 
 class Pending(NamedTuple):
@@ -110,7 +113,8 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
     listed: list[tuple[int, int, str]] = []
     at_once = is_local(path)
     first = stop
-    with path.open("rb", buffering=0) as file, _bytes_of(file, at_once) as held:
+    with path.open("rb", buffering=0) as file:
+        read = _reading(file)
         end, entries = directory(file, start, stop, label)
         for entry in entries:
             name, raw, flags, method, crc, packed, unpacked, header, mode = entry
@@ -129,7 +133,7 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
             plain = method == _STORED and packed == unpacked and not flags & _ENCRYPTED
             if not plain or stat.S_ISLNK(mode) or _ODD(name):
                 _check(entry, label)
-            offset = _begin(entry, held, label) if held else header - _FAR
+            offset = _begin(entry, read, label) if at_once else header - _FAR
             found[name] = Member(name, offset, packed, unpacked, method == _STORED, crc)
             least = header + _FIXED + len(raw)
             listed.append((header, (offset if at_once else least) + packed, name))
@@ -141,17 +145,6 @@ def members(path: Path, start: int = 0, size: int | None = None) -> dict[str, Me
         )
     _check_overlaps(listed, end, label)
     return found if at_once else _limited(found, listed)
-
-
-@contextmanager
-def _bytes_of(file: BinaryIO, local: bool) -> Generator[mmap.mmap | None]:
-    """A file's bytes, for the many local headers; of a remote one, none."""
-    size = os.fstat(file.fileno()).st_size if local else 0
-    if not size:
-        yield None
-        return
-    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as held:
-        yield held
 
 
 def _limited(found: dict[str, Member], listed: list[tuple[int, int, str]]) -> dict[str, Member]:
@@ -187,12 +180,12 @@ def _parts(name: str) -> list[str]:
     return name.replace("\\", "/").split("/") if ".." in name else []
 
 
-def _begin(entry: Entry, held: mmap.mmap | BinaryIO, label: str) -> int:
+def _begin(entry: Entry, read: _Read, label: str) -> int:
     """Where a member's bytes begin; its local header must agree with the directory's entry."""
     name, raw, flags, method, crc, packed, size, header, _ = entry
     if header >= 1 << 62:
         raise CorruptFile(f"{label}, member {name!r}", found=f"no local header at {header}")
-    head = _range(held, header, _FIXED + len(raw))
+    head = read(header, _FIXED + len(raw))
     if len(head) < _FIXED + len(raw):
         raise CorruptFile(f"{label}, member {name!r}", found=f"no local header at {header}")
     signature, flags_here, method_here, crc_here, packed_here, size_here, n, extra = _LOCAL(head)
@@ -207,18 +200,25 @@ def _begin(entry: Entry, held: mmap.mmap | BinaryIO, label: str) -> int:
     begin = header + _FIXED + n + extra
     if not flags & _SIZES_FOLLOW:
         if size_here == _NO_32 or packed_here == _NO_32:
-            field = _range(held, begin - extra, extra)
+            field = read(begin - extra, extra)
             size_here, packed_here = wide(field, [size_here, packed_here], label)
         if crc_here != crc or packed_here != packed or size_here != size:
             raise _unlike(label, name)
     return begin
 
 
-def _range(held: mmap.mmap | BinaryIO, begin: int, count: int) -> bytes:
-    if isinstance(held, mmap.mmap):
-        return held[begin : begin + count]
-    held.seek(begin)
-    return held.read(count)
+def _reading(file: BinaryIO) -> _Read:
+    """Bytes of a file by their place. Of a local one without a map, whose pages around each local
+    header would all count as memory."""
+    if hasattr(os, "pread") and isinstance(file, io.FileIO):
+        descriptor = file.fileno()
+        return lambda begin, count: os.pread(descriptor, count, begin)
+
+    def read(begin: int, count: int) -> bytes:
+        file.seek(begin)
+        return file.read(count)
+
+    return read
 
 
 def _unlike(label: str, name: str) -> CorruptFile:
@@ -254,12 +254,13 @@ def located(path: Path, wanted: Iterable[Member]) -> list[Member]:
     ahead(path, [(e[_AT], e[_AT] + len(e[_RAW]) + behind) for e in heads])
     found: list[Member] = []
     with path.open("rb") as file:
+        read = _reading(file)
         for member in listed:
             if member.pending is None:
                 found.append(member)
                 continue
             entry, limit = member.pending
-            offset = _begin(entry, file, path.name)
+            offset = _begin(entry, read, path.name)
             if offset + member.packed > limit:
                 raise UnsafeFile(
                     f"{path.name}, member {member.name!r}",
