@@ -535,3 +535,29 @@ def test_heads_are_known_by_experiment_with_a_live_model() -> None:
 def test_a_dense_layer_of_a_head_is_no_projection_of_an_attention() -> None:
     assert projections.at_odds(("encoder", "self", "query"), ("pooled_dense",))
     assert not projections.at_odds(("pooler", "dense"), ("pooled_dense",))
+
+
+@pytest.mark.parametrize("start", [0, 30])
+@pytest.mark.parametrize("bare", [0, 1])
+def test_norms_follow_layers_though_keras_counts_them_apart(start: int, bare: int) -> None:
+    """Of equal layers; `bare`: the first ones have no norm, so that equal numbers do not belong
+    together."""
+    words = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean",
+             "running_var": "moving_variance"}  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(4):
+        shapes[f"net.{2 * i}.weight"] = 6, 6, 3, 3
+        shapes |= {f"net.{2 * i + 1}.{word}": (6,) for word in words if i >= bare}
+    expected = random(shapes)
+    source: Values = {}
+    for name, array in expected.items():
+        _, place, word = name.split(".")
+        number, norm = divmod(int(place), 2)
+        number = number - bare + 2 * start if norm else number + start
+        layer = "batch_normalization" if norm else "conv2d"
+        layer += f"_{number}" if number else ""
+        moved = array if norm else array.transpose(2, 3, 1, 0)
+        source[f"{layer}/{words[word] if norm else 'kernel'}"] = moved
+    for order in ("stored", "sorted"):
+        given = dict(sorted(source.items())) if order == "sorted" else source
+        check(planned(given, expected, order=order, framework="keras"), given, expected)

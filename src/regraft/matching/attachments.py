@@ -3,7 +3,9 @@
 Of two norms of one size in a block it is the layer before each that tells which is which. The
 dataflow knows it; without one, names do (`conv1` and `bn1`, `expand` and `expand_BN`), or the order
 of definition, where layers and norms alternate in their block without a gap. Keras lists the
-layers of parallel branches in turns, so that its order does not say.
+layers of parallel branches in turns, so that its order does not say. Numbers that a framework gives
+each class of layers as they are made (`conv2d_7`, `batch_normalization_5`) are no names: of as many
+layers of one class as there are norms, the n-th one has the n-th norm.
 """
 
 from __future__ import annotations
@@ -59,17 +61,47 @@ def _by_flow(catalogue: Catalogue, modules: Sequence[Module]) -> dict[int, Modul
 
 def _by_name(members: Sequence[Module]) -> dict[int, Module]:
     """Sisters whose names are equal but for the words for their kinds."""
+    found = _by_count(members)
+    members = [module for module in members if not _count(module)]
     layers: dict[tuple[str, ...], list[Module]] = defaultdict(list)
     for module in members:
         if "kernel" in module.leaves:
             layers[_stem(module)].append(module)
-    found: dict[int, Module] = {}
     for norm in members:
         stem = _stem(norm)
         same = [m for m in layers.get(stem, ()) if stem and _feeds(m, norm)]
         if "var" in norm.leaves and len(same) == 1:
             found[id(norm)] = same[0]
     return found
+
+
+# What Keras and Flax call the n-th layer of a class; Keras the first one without a number.
+_COUNTED = re.compile(
+    r"^(conv[123]d|conv[123]d_transpose|dense|Conv|ConvTranspose|Dense|batch_normalization|BatchNorm)"
+    r"(?:_(\d+))?$"
+)
+
+
+def _count(module: Module) -> tuple[str, int] | None:
+    """Class and number of a layer that the framework has named; `None` for others."""
+    framework = next(iter(module.leaves.values())).framework
+    found = _COUNTED.match(module.path[-1]) if module.path and framework != "torch" else None
+    return (found[1], int(found[2] or 0)) if found else None
+
+
+def _by_count(members: Sequence[Module]) -> dict[int, Module]:
+    classes: dict[str, list[tuple[int, Module]]] = defaultdict(list)
+    for module in members:
+        counted = _count(module)
+        if counted:
+            classes[counted[0]].append((counted[1], module))
+    ordered = [[m for _, m in sorted(c, key=lambda item: item[0])] for c in classes.values()]
+    norms = next((c for c in ordered if all("var" in m.leaves for m in c)), [])
+    fitting = [
+        layers for layers in ordered
+        if len(layers) == len(norms) and all(map(_feeds, layers, norms))
+    ]  # fmt: skip
+    return {id(n): m for m, n in zip(fitting[0], norms, strict=True)} if len(fitting) == 1 else {}
 
 
 def _stem(module: Module) -> tuple[str, ...]:
