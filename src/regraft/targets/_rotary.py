@@ -28,6 +28,9 @@ from regraft.tensors import Array, Rows
 _TOKENS = 7
 _UNCHANGED, _CHANGED = 1e-4, 1e-3
 _MOST_WIDTHS = 12
+# The weights are held aside meanwhile. What is open of larger models a smaller one of the family
+# tells (`Plan.for_target`), or a probe.
+_MOST_BYTES = 1 << 28
 
 
 class Rotary(NamedTuple):
@@ -76,9 +79,12 @@ T = TypeVar("T")
 
 
 def _run(model: Any, experiment: Callable[[Any], T]) -> T | None:
-    """The experiment, on inputs that the model takes and with distinct weights."""
+    """The experiment, on inputs that the model takes and with distinct weights; `None` where it
+    would take much memory, or cannot be made."""
     import torch
 
+    if sum(p.nbytes for p in model.parameters()) > _MOST_BYTES:
+        return None
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
