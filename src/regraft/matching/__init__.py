@@ -194,16 +194,24 @@ def _settle_counters(source: Catalogue, target: Catalogue, state: Settled) -> No
 def _settle_by_values(
     source: Catalogue, target: Catalogue, state: Settled, read_source: Read, read_target: Read
 ) -> None:
-    """Where the target holds the very values that just one alternative gives, that one it is."""
-    for name, open_ in list(state.undecided.items()):
-        ways = [a for a in open_.alternatives if a.sources]
-        equal = values.equal_alternatives(ways, name, read_source, read_target)
-        if len(equal) == 1:
-            way = ways[equal[0]]
-            says = Evidence("values", 5.0, "gives exactly the values that the target holds")
-            infos = [source[n] for n in way.sources]
-            state.grafts[name] = graft(target[name], infos, way.ops, (says,))
-            del state.undecided[name]
+    """Where the target holds the values that just one alternative gives, that one it is."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name, open_ in state.undecided.items():
+        key = open_.group or name, len(open_.alternatives)
+        groups.setdefault(key, []).append(name)
+    for names in groups.values():
+        questions = [(name, state.undecided[name].alternatives) for name in names]
+        right = values.right_alternative(questions, read_source, read_target)
+        for question in questions:
+            own = right
+            if right is None and len(questions) > 1:  # then each for itself
+                own = values.right_alternative([question], read_source, read_target)
+            if own is not None:
+                name, way = question[0], question[1][own]
+                says = Evidence("values", 5.0, "alone gives the values that the target holds")
+                infos = [source[n] for n in way.sources]
+                state.grafts[name] = graft(target[name], infos, way.ops, (says,))
+                del state.undecided[name]
 
 
 def _plan(

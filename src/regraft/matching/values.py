@@ -20,6 +20,10 @@ from regraft.values import not_finite
 # Checkpoints up to this many bytes are read in whole while planning.
 _READ_ALL = 32 * 2**20
 
+# Relative errors of values that are computed on both sides, and of values that are copied; and how
+# much closer the right alternative must be than the next.
+_ROUNDED, _EXACT, _CLOSER = 1e-5, 1e-9, 3.0
+
 
 def doubts(
     catalogue: Catalogue, modules: Iterable[Module], read: Read, used: Collection[str]
@@ -48,19 +52,39 @@ def _float(array: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return array.astype(np.float32)
 
 
-def equal_alternatives(
-    alternatives: Sequence[Alternative], target: str, read_source: Read, read_target: Read
-) -> list[int]:
-    """Indices of the alternatives that give exactly what the target holds already.
+def right_alternative(
+    questions: Sequence[tuple[str, Sequence[Alternative]]], read_source: Read, read_target: Read
+) -> int | None:
+    """Which alternative gives what the targets of a group hold already, exactly or up to rounding.
 
-    A target whose values are all alike (fresh zeros or ones) is no evidence: nothing is equal.
+    `questions`: names of targets and as many alternatives for each. A target whose values are all
+    alike (fresh zeros or ones) is no evidence.
     """
-    held = read_target(target, None)
-    if held.size < 2 or bool((held == held.reshape(-1)[0]).all()):
-        return []
-    equal: list[int] = []
-    for index, alternative in enumerate(alternatives):
-        arrays = [read_source(name, None) for name in alternative.sources]
-        if np.array_equal(operations.run(alternative.ops, arrays, held), held):
-            equal.append(index)
-    return equal
+    worst: list[float] = []
+    for target, alternatives in questions:
+        held = read_target(target, None)
+        if held.size < 2 or bool((held == held.reshape(-1)[0]).all()):
+            continue
+        errors = [_error(held, a, read_source) for a in alternatives]
+        worst = [max(pair) for pair in zip(worst or errors, errors, strict=True)]
+    if not worst:
+        return None
+    best, *others = sorted(worst)
+    if best > _ROUNDED or (others and others[0] < _CLOSER * max(best, _EXACT)):
+        return None
+    return worst.index(best)
+
+
+def _error(held: Array, alternative: Alternative, read_source: Read) -> float:
+    """The largest difference of the made from the held values, of the largest of these; infinite
+    where nothing is made."""
+    if not alternative.sources:
+        return np.inf
+    arrays = [read_source(name, None) for name in alternative.sources]
+    made = np.asarray(operations.run(alternative.ops, arrays, held))
+    if np.array_equal(made, held):
+        return 0.0
+    wide = np.complex128 if np.iscomplexobj(held) else np.float64
+    scale = float(np.abs(held.astype(wide)).max()) or 1.0
+    error = float(np.abs(made.astype(wide) - held.astype(wide)).max()) / scale
+    return np.inf if np.isnan(error) else error
