@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-_SECONDS, _MEMORY, _MEMORY_MB, _MAX_SIZE = 10, 256 << 20, 2048, 1 << 18
+_SECONDS, _MEMORY, _MORE_MB, _MAX_SIZE = 10, 256 << 20, 1024, 1 << 18
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def _supervise(name: str, seconds: int, seed: int) -> int:
             done = re.findall(r"^#(\d+)", output, re.MULTILINE)
             executions += int(done[-1]) if done else 0
             seed += 1
-            if status and not list((root / "found").iterdir()):
+            if status and (not done or not list((root / "found").iterdir())):
                 print(output[-3000:])
             for artifact in sorted((root / "found").iterdir()):
                 found += 1
@@ -122,9 +122,11 @@ def _fuzz(name: str, seed: int, seconds: int, root: Path) -> None:
                 return atheris.Mutate(data, limit)
             return (data[:1] + mutated(name, data[1:], random))[:limit]
 
+        # The makers of samples have loaded frameworks, which take gigabytes by themselves.
+        limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 + _MORE_MB
         options = [
             f"-seed={seed}", f"-max_total_time={seconds}", f"-max_len={_MAX_SIZE}",
-            f"-timeout={2 * _SECONDS}", f"-rss_limit_mb={_MEMORY_MB}", "-print_final_stats=1",
+            f"-timeout={2 * _SECONDS}", f"-rss_limit_mb={limit}", "-print_final_stats=1",
             f"-artifact_prefix={root}/found/", str(root / "corpus"),
         ]  # fmt: skip
         atheris.Setup([sys.argv[0], *options], once, custom_mutator=change)
