@@ -157,3 +157,16 @@ def test_rules_win_over_evidence() -> None:
     assert turned.grafts["a.weight"].ops == (ops.Flip(0),)
     with pytest.raises(rg.ShapeMismatch):
         rg.plan(source, target, rules=[rg.pin("a.weight", "b.weight", [ops.Slice(0, 0, 2)])])
+
+
+def test_exceptions_that_differ_by_numbers_share_a_line() -> None:
+    names = [f"blocks.{i}.{part}.weight" for i in range(12) for part in ("norm", "odd.7")]
+    names += ["head.1.bias", "head.3.bias", f"x.{'9' * 5000}.y", "x.1.y"]
+    side = Catalogue([TensorInfo(name, (3,), "float32") for name in names], label="a")
+    text = str(match(Catalogue([], label="b"), side))
+    assert "  undecided  blocks.{0…11}.norm.weight  float32[3] × 12  " in text
+    assert "  undecided  blocks.{0…11}.odd.7.weight  float32[3] × 12  " in text
+    assert "  undecided  head.{1,3}.bias  float32[3] × 2  " in text
+    assert "x.{1,999" in text
+    unused = str(match(side, Catalogue([], label="b")))
+    assert "  unused     blocks.{0…11}.norm.weight  float32[3] × 12\n" in unused

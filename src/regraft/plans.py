@@ -7,6 +7,7 @@ script without either file. It is saved as JSON that a person can read, edit and
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,9 @@ from regraft.rules import Rule
 from regraft.tensors import Catalogue
 
 SCHEMA_VERSION = 1
+_NUMBER = re.compile(r"\d+")
+# Up to so many numbers in a row are written one by one; numbers of more digits always are.
+_APART, _DIGITS = 2, 9
 Kind = Literal["copy", "convert", "adapt", "fresh"]
 
 
@@ -372,6 +376,40 @@ def _counts(plan: Plan) -> str:
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "empty"
 
 
+def _folded(what: str, items: Iterable[tuple[str, Spec, str]]) -> Iterable[str]:
+    """A line for each tensor; those that differ by numbers only share one."""
+    groups: dict[tuple[str, ...], list[tuple[str, Spec, str]]] = {}
+    for item in items:
+        name, spec, text = item
+        key = _NUMBER.sub("#", name), str(spec), _NUMBER.sub("#", text)
+        groups.setdefault(key, []).append(item)
+    for members in groups.values():
+        _, spec, text = members[0]
+        names = _with_holes([member[0] for member in members])
+        times = f" × {len(members)}" if len(members) > 1 else ""
+        yield f"  {what:<10} {names}  {spec}{times}  {text}".rstrip()
+
+
+def _with_holes(names: Sequence[str]) -> str:
+    """Names that differ by numbers only as one: `blocks.{3,4}.norm.weight`, `blocks.{0…11}.…`."""
+    columns = zip(*(_NUMBER.findall(name) for name in names), strict=True)
+    numbers = iter([_values(sorted(set(column), key=lambda n: (len(n), n))) for column in columns])
+    return _NUMBER.sub(lambda _: next(numbers), names[0])
+
+
+def _values(numbers: Sequence[str]) -> str:
+    if len(numbers) == 1:
+        return numbers[0]
+    first, last = numbers[0], numbers[-1]
+    if (
+        len(numbers) > _APART
+        and len(last) <= _DIGITS
+        and int(last) - int(first) == len(numbers) - 1
+    ):
+        return f"{{{first}…{last}}}"
+    return f"{{{','.join(numbers)}}}"
+
+
 def _rows(plan: Plan) -> Iterable[str]:
     yield f"{plan.source.label} → {plan.target.label}: {_counts(plan)}"
     width = max((len(s.source) for s in plan.summary), default=0)
@@ -379,13 +417,12 @@ def _rows(plan: Plan) -> Iterable[str]:
         ops = "".join(f", {op}" for op in rule.ops)
         times = f"  × {rule.count}" if rule.count > 1 else ""
         yield f"  {rule.source:<{width}} → {rule.target}  {rule.kind}{ops}{times}"
-    for name in plan.fresh:
-        reasons = "; ".join(e.text for e in plan.grafts[name].evidence)
-        yield f"  fresh      {name}  {plan.grafts[name].spec}  {reasons}"
-    for name, open_ in plan.undecided.items():
-        yield f"  undecided  {name}  {open_.spec}  {open_.reason}"
-    for name in plan.unused:
-        yield f"  unused     {name}  {plan.source.tensors[name]}"
+    fresh = (plan.grafts[name] for name in plan.fresh)
+    yield from _folded(
+        "fresh", ((g.target, g.spec, "; ".join(e.text for e in g.evidence)) for g in fresh)
+    )
+    yield from _folded("undecided", ((n, u.spec, u.reason) for n, u in plan.undecided.items()))
+    yield from _folded("unused", ((n, plan.source.tensors[n], "") for n in plan.unused))
     for remark in plan.warnings:
         yield f"  warning    {remark}"
     yield (

@@ -162,7 +162,7 @@ def _keep(name: str, artifact: Path, made: Path) -> None:
         if fault and sample.folder is None:
             content = _shrunk(content, lambda c: kind(c) == fault)
         child.close()
-        print(f"{name}: {fault or 'not found again'}, {len(content)} bytes")
+        print(f"{name}, {artifact.name}: {fault or 'not found again'}, {len(content)} bytes")
         if fault:
             kept = CORPUS / name / f"{artifact.name[-12:]}{''.join(Path(sample.name).suffixes)}"
             kept.parent.mkdir(parents=True, exist_ok=True)
