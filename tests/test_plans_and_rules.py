@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 import regraft as rg
 from regraft import operations as ops
 from regraft import rules, transfer
+from regraft.matching import match
 from regraft.plans import Graft, Plan, Side, Spec
+from regraft.tensors import Catalogue, TensorInfo
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
 

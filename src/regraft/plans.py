@@ -401,11 +401,8 @@ def _values(numbers: Sequence[str]) -> str:
     if len(numbers) == 1:
         return numbers[0]
     first, last = numbers[0], numbers[-1]
-    if (
-        len(numbers) > _APART
-        and len(last) <= _DIGITS
-        and int(last) - int(first) == len(numbers) - 1
-    ):
+    span = int(last) - int(first) if len(last) <= _DIGITS else -1
+    if len(numbers) > _APART and span == len(numbers) - 1:
         return f"{{{first}…{last}}}"
     return f"{{{','.join(numbers)}}}"
 

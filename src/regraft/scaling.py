@@ -34,7 +34,7 @@ from regraft.operations import (
 from regraft.plans import Graft, Plan, Remark, Side, Spec
 from regraft.tensors import Catalogue
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"\d{1,15}")
 _SHOWN = 20
 
 

@@ -20,7 +20,7 @@ from regraft.plans import Evidence, Undecided
 from regraft.tensors import Catalogue, TensorInfo
 
 # `arr_0`, as numpy.savez names them, and the places of a list that was pickled.
-_PLACE = re.compile(r"(arr_|(?:[^0-9]*[./])?)(\d+)")
+_PLACE = re.compile(r"(arr_|(?:[^0-9]*[./])?)(\d{1,9})")
 _LEAST = 2
 
 

@@ -58,7 +58,7 @@ class Module:
     @cached_property
     def numbers(self) -> tuple[int, ...]:
         """Numbers of the path, outermost first."""
-        return tuple(int(t) for t in self.tokens if t.isdigit())
+        return tuple(number_of(t) for t in self.tokens if t.isdigit())
 
     @cached_property
     def family(self) -> str:
@@ -79,6 +79,7 @@ class Module:
         return sum(leaf.info.size for leaf in self.leaves.values())
 
 
+_DIGITS = 15
 _SEPARATORS = re.compile(r"[./]")
 # conv2d_3 → conv2d, 3; layer4 → layer, 4; DenseBlock → dense, block. A trailing 1d, 2d or 3d is
 # part of a layer's class and no position.
@@ -115,6 +116,11 @@ def _tokens(part: str) -> tuple[str, ...]:
         found.append(str(_COUNTED.get(token, plain)))
         last = token
     return tuple(found)
+
+
+def number_of(digits: str) -> int:
+    """A number of a name; of more digits than a position has, the last ones."""
+    return int(digits[-_DIGITS:])
 
 
 def parts_of(name: str) -> list[str]:

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from rapidfuzz.distance import LCSseq
 
-from regraft.matching.modules import Module, parts_of
+from regraft.matching.modules import Module, number_of, parts_of
 from regraft.tensors import Catalogue
 from regraft.tensors import Order as Origin
 
@@ -92,7 +92,7 @@ def _natural_path(path: Sequence[str]) -> list[list[tuple[int, int, str]]]:
 
 def _natural(part: str) -> list[tuple[int, int, str]]:
     pieces = re.findall(r"\d+|\D+", part)
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in pieces]
+    return [(0, number_of(p), "") if p.isdigit() else (1, 0, p) for p in pieces]
 
 
 def _log10_orders(classes: Sequence[int]) -> float:

@@ -22,7 +22,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from regraft.matching.modules import Module
+from regraft.matching.modules import Module, number_of
 from regraft.matching.names import canonical_words
 
 STRONG, WEAK = 1.0, 0.4
@@ -37,7 +37,7 @@ class Container:
 
     @cached_property
     def numbers(self) -> tuple[int, ...]:
-        return tuple(int(token) for token in self.path if token.isdigit())
+        return tuple(number_of(token) for token in self.path if token.isdigit())
 
     @cached_property
     def family(self) -> str:
