@@ -279,3 +279,13 @@ def test_completion_of_tensor_names(shell: Shell) -> None:
         text=True, env=environment,
     )  # fmt: skip
     assert "module.5.weight" in done.stdout
+
+
+def test_wider_layers_are_asked_for(shell: Shell) -> None:
+    (shell.folder / "wide.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Linear(3, 6))\n"
+    )
+    torch.save({"0.weight": torch.rand(4, 3), "0.bias": torch.rand(4)}, shell.folder / "x.pth")
+    asked = shell("plan", "x.pth", "wide:net", "--widen", "*")
+    assert (asked.status, "widen" in asked.out) == (0, True)
+    assert "widen" not in shell("plan", "x.pth", "wide:net").out

@@ -65,6 +65,8 @@ said_options = options(
                  help="Target tensors that keep the model's own values."),
     click.option("--leave", "--unused", "leave", multiple=True, metavar="TEMPLATE",
                  shell_complete=names_of, help="Source tensors that are not used."),
+    click.option("--widen", multiple=True, metavar="TEMPLATE",
+                 help="Target tensors that may be wider than the source's."),
 )  # fmt: skip
 allowing_options = options(
     click.option("--adapt", is_flag=True, help="Allow values to be changed (resized, sliced)."),
@@ -83,10 +85,15 @@ out_option = click.option(
 
 
 def rules_of(
-    path: str | None, rename: Iterable[tuple[str, str]], fresh: Iterable[str], leave: Iterable[str]
+    path: str | None,
+    rename: Iterable[tuple[str, str]],
+    fresh: Iterable[str],
+    leave: Iterable[str],
+    widen: Iterable[str],
 ) -> list[Any]:
     said: list[Any] = [*(rg.rename(a, b) for a, b in rename), *map(rg.fresh, fresh)]
-    return [*said, *map(rg.leave, leave), *(rg.load_rules(path) if path else ())]
+    said += [*map(rg.leave, leave), *map(rg.widen, widen)]
+    return [*said, *(rg.load_rules(path) if path else ())]
 
 
 def arguments_of(settings: Iterable[str]) -> dict[str, object] | None:

@@ -54,6 +54,7 @@ def plan(
     rename: tuple[tuple[str, str], ...],
     fresh: tuple[str, ...],
     leave: tuple[str, ...],
+    widen: tuple[str, ...],
     container: str | None,
     probe_path: str | None,
     out: str | None,
@@ -69,7 +70,7 @@ def plan(
     made = rg.plan(
         source,
         target,
-        rules=rules_of(rules_path, rename, fresh, leave),
+        rules=rules_of(rules_path, rename, fresh, leave, widen),
         probe=probe_of(probe_path),
         container=container,
         arguments=arguments_of(settings),
@@ -179,6 +180,7 @@ def load(
     rename: tuple[tuple[str, str], ...],
     fresh: tuple[str, ...],
     leave: tuple[str, ...],
+    widen: tuple[str, ...],
     adapt: bool,
     accept: tuple[str, ...],
     partial: bool,
@@ -200,7 +202,7 @@ def load(
         receipt = rg.load(
             source,
             model,
-            rules=rules_of(rules_path, rename, fresh, leave),
+            rules=rules_of(rules_path, rename, fresh, leave, widen),
             adapt=adapt,
             accept=accept,
             partial=partial,
@@ -269,6 +271,7 @@ def verify(
     rename: tuple[tuple[str, str], ...],
     fresh: tuple[str, ...],
     leave: tuple[str, ...],
+    widen: tuple[str, ...],
     adapt: bool,
     accept: tuple[str, ...],
     container: str | None,
@@ -281,7 +284,7 @@ def verify(
     model, _ = built(target, settings)
     probe = probe_of(probe_path)
     assert probe is not None
-    rules = rules_of(rules_path, rename, fresh, leave)
+    rules = rules_of(rules_path, rename, fresh, leave, widen)
     rg.load(source, model, rules=rules, adapt=adapt, accept=accept, container=container)
     report = rg.verify(model, probe)
     if as_json:

@@ -65,6 +65,7 @@ def finetune(
     rename: tuple[tuple[str, str], ...],
     fresh: tuple[str, ...],
     leave: tuple[str, ...],
+    widen: tuple[str, ...],
     adapt: bool,
     accept: tuple[str, ...],
     container: str | None,
@@ -90,7 +91,7 @@ def finetune(
     receipt = rg.load(
         source,
         model,
-        rules=rules_of(rules_path, rename, fresh, leave),
+        rules=rules_of(rules_path, rename, fresh, leave, widen),
         adapt=adapt,
         accept=accept,
         container=container,
