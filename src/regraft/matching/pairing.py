@@ -21,6 +21,7 @@ from regraft.matching.directions import direction_of
 from regraft.matching.fitting import number_classes
 from regraft.matching.modules import Module
 from regraft.matching.names import automatic
+from regraft.matching.observations import Observations
 from regraft.matching.order import sequence
 from regraft.matching.scoring import Scorer
 from regraft.plans import Evidence
@@ -66,14 +67,15 @@ class Pairer:
         fits: dict[tuple[object, object], bool] = {}
         self._classes = number_classes(self._sources, self._targets, fits)
         sides = self._sources, self._targets
-        self._scorer = Scorer((source, target), sides, self._classes, fits)
+        self._seen = Observations((source, target), sides, self._classes, fits)
+        self._scorer = Scorer(self._seen)
         self._source_places = {id(m): place for place, m in enumerate(self._sources)}
         self._found: dict[int, Pairing] = {}  # by the target's index
 
     @property
     def coverage(self) -> float:
         """Share of the smaller side's modules that fit some module of the other."""
-        return self._scorer.coverage
+        return self._seen.coverage
 
     def pairings(self) -> list[Pairing]:
         """One Pairing for each target module, in the target's order."""
@@ -155,7 +157,7 @@ class Pairer:
     def _cells(self, cell: Cell) -> Iterator[Cell]:
         """Modules of one class parted by the paired containers they are in, innermost first; those
         that no container parts, or that are not as many on both sides, stay together."""
-        trees = self._scorer.trees
+        trees = self._seen.trees
         rest: tuple[list[int], list[int]] = ([*cell.sources], [*cell.targets])
         sides = self._sources, self._targets
         levels = [
@@ -205,10 +207,10 @@ class Pairer:
         for row, place in enumerate(cell.targets):
             target = self._targets[place]
             column = columns.get(target.path)
-            if column is None or not self._scorer.equal_names(cell.sources[column], place):
+            if column is None or not self._seen.equal_names(cell.sources[column], place):
                 return []
             found.append((row, column))
-        running = not self._scorer.names.identical and any(
+        running = not self._seen.names.identical and any(
             automatic(self._targets[place]) for place in cell.targets
         )
         return [] if running else found
