@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from regraft.matching.cells import Pairs
 from regraft.matching.modules import Module
+from regraft.matching.observations import Observations
 from regraft.matching.tables import Flags, Weights
 from regraft.plans import Evidence
 
