@@ -540,9 +540,7 @@ def _(folder: Path) -> Built:
         return {f"_fsdp_wrapped_module._orig_mod.{n}": t for n, t in state.items()}
 
     target = language.llama("Mistral", sliding_window=None)
-    return told(
-        folder, MetaLlama(interleaved=False), target, words(), content=content, keyword="input_ids"
-    )
+    return told(folder, MetaLlama(), target, words(), content=content, keyword="input_ids")
 
 
 @pair("unseen T5 v1.1 encoder: transformers to T5X' words", "attention")
@@ -575,7 +573,8 @@ def _(folder: Path) -> Built:
         averaged = torch.optim.swa_utils.AveragedModel(model)
         return {"swa_state": averaged.state_dict(), "epoch": 4, "args": {"lr": 0.1}}
 
-    return told(folder, source, target, images(2, 3, 64, 64), content=content)
+    sets = Sets(unused=("*n_averaged",))
+    return told(folder, source, target, images(2, 3, 64, 64), content=content, sets=sets)
 
 
 def _detector() -> Any:
@@ -935,8 +934,8 @@ def _(folder: Path) -> Built:
     )
     sets = Sets(fresh=("model.layers.3.*", "model.layers.4.*"))
     return changed(
-        folder, MetaLlama(interleaved=False), transformers.MistralForCausalLM(config),
-        {"input_ids": words()}, sets, change=lambda arrays: renamed(arrays, rules),
+        folder, MetaLlama(), transformers.MistralForCausalLM(config), {"input_ids": words()}, sets,
+        change=lambda arrays: language._roped(renamed(arrays, rules), language.to_halves),
         stays=r"layers\.[34]\.",
     )  # fmt: skip
 

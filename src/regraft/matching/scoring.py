@@ -110,7 +110,7 @@ class Scorer:
 
     def _feasible(self, source: Module, target: Module) -> bool:
         fits = self._fits.get((source.key, target.key), False)
-        return fits and not at_odds(source.path, target.path)
+        return fits and not at_odds(source.says, target.says)
 
     def _possible(self, pairs: Pairs) -> Flags:
         possible = (self._fitting.value(pairs) > 0) & (self._odd.value(pairs) == 0)
@@ -126,7 +126,7 @@ class Scorer:
 
     @cached_property
     def _odd(self) -> Kinds:
-        return Kinds(self._sides, lambda m: claims(m.path), lambda a, b: at_odds(a.path, b.path))
+        return Kinds(self._sides, lambda m: claims(m.says), lambda a, b: at_odds(a.says, b.says))
 
     @cached_property
     def _strange(self) -> Kinds:
