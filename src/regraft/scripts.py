@@ -60,6 +60,11 @@ def weight_norm(g, v, axis):
         v.dtype
     )
 """,
+    "spectral_norm": """
+def spectral_norm(weight, u, v, axis):
+    rows = np.moveaxis(weight.astype("f8"), axis, 0).reshape(len(u), -1)
+    return (weight.astype("f8") / (u.astype("f8") @ rows @ v.astype("f8"))).astype(weight.dtype)
+""",
     "widen": """
 def widen(x, axis, size, shares):
     entries = np.arange(size) % x.shape[axis]
@@ -75,7 +80,7 @@ def low_rank(weight, a, b, scale, transposed):
     return (weight.astype("f8") + (update.T if transposed else update)).astype(weight.dtype)
 """,
     "dequantize": """
-def dequantize(axis, codes, *parts):
+def dequantize(axis, levels, codes, *parts):
     spread = []
     for part in parts:
         part = part.astype("f8")
@@ -89,7 +94,7 @@ def dequantize(axis, codes, *parts):
             part = along(part, axis, codes.ndim)
         spread.append(part)
     zero = spread[1] if len(spread) > 1 else 0.0
-    return ((codes.astype("f8") - zero) * spread[0]).astype("f4")
+    return ((codes.astype("f8") - zero) * (spread[0] / levels)).astype("f4")
 """,
     "fold_scale": """
 def fold_scale(axis, eps, kernel, *vectors):
@@ -175,6 +180,8 @@ def _joined(op: o.Op, values: list[str]) -> list[str] | None:
             return [f"np.full({shape}, {value}, {dtype!r})"]
         case o.WeightNorm(axis):
             return [f"weight_norm({several}, {axis})"]
+        case o.SpectralNorm(axis):
+            return [f"spectral_norm({several}, {axis})"]
         case o.LowRank(scale, transposed):
             return [f"low_rank({several}, {scale}, {transposed})"]
         case o.Multiply():
@@ -183,8 +190,8 @@ def _joined(op: o.Op, values: list[str]) -> list[str] | None:
             return [f"({' + '.join(values)})"]
         case o.Subtract():
             return [f"({' - '.join(values)})"]
-        case o.Dequantize(axis):
-            return [f"dequantize({axis}, {several})"]
+        case o.Dequantize(axis, levels):
+            return [f"dequantize({axis}, {levels}, {several})"]
         case o.FoldScale(axis, eps):
             return [f"fold_scale({axis}, {eps}, {several})"]
         case o.FoldShift(eps):

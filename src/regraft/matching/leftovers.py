@@ -61,7 +61,7 @@ class Leftovers:
         for target in (module for module in self.targets if among(module)):
             many = len(sources) > _MOST
             near = [s for s in self.called_like(target) if id(s) in places] if many else sources
-            candidates = [s for s in near if fits(s, target) and not at_odds(s.path, target.path)]
+            candidates = [s for s in near if fits(s, target) and not at_odds(s.says, target.says)]
             source = self._narrowed(target, candidates)
             if source is not None:
                 chosen.append((source, target))

@@ -127,7 +127,7 @@ def _alike(module: Module, left: Leftovers) -> Iterator[Module]:
 
 
 def _could_be(source: Module, target: Module) -> bool:
-    return bool(fitting_leaves(source, target)) and not at_odds(source.path, target.path)
+    return bool(fitting_leaves(source, target)) and not at_odds(source.says, target.says)
 
 
 def _question(

@@ -48,7 +48,7 @@ class Observations:
 
     def _feasible(self, source: Module, target: Module) -> bool:
         fits = self._fits.get((source.key, target.key), False)
-        return fits and not at_odds(source.path, target.path)
+        return fits and not at_odds(source.says, target.says)
 
     @cached_property
     def coverage(self) -> float:
@@ -68,7 +68,7 @@ class Observations:
 
     @cached_property
     def odd(self) -> Kinds:
-        return Kinds(self.sides, lambda m: claims(m.path), lambda a, b: at_odds(a.path, b.path))
+        return Kinds(self.sides, lambda m: claims(m.says), lambda a, b: at_odds(a.says, b.says))
 
     @cached_property
     def strange(self) -> Kinds:

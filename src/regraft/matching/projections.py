@@ -42,7 +42,7 @@ _FUSED = (
     (re.compile(r"gate_?(and_)?up|(^|_)w1[23]($|_)|gate_proj_up"), ("gate", "up")),
 )
 # Names that spell their parts out: letters, or words one after another.
-_LETTERS = re.compile(r"(?:^|_)([qkv]{2,3})(?:$|_)")
+_LETTERS = re.compile(r"(?:^|_)w?([qkv]{2,3})(?:$|_)")
 _MEANT = {"query": "q", "key": "k", "value": "v", "gate": "gate", "up": "up"}
 _WORDS_JOINED = re.compile(rf"({'|'.join(_MEANT)})+")
 

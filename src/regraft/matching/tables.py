@@ -60,7 +60,7 @@ class Said:
     def __init__(self, sides: Sides, of: Callable[[tuple[str, ...]], str]) -> None:
         words: dict[str, int] = {"": 0}
         self._codes = tuple(
-            np.array([words.setdefault(of(m.path), len(words)) for m in side], np.intp)
+            np.array([words.setdefault(of(m.says), len(words)) for m in side], np.intp)
             for side in sides
         )
         self._words = list(words)

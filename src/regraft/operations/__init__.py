@@ -68,6 +68,7 @@ from regraft.operations.merging import (
     LowRank,
     Multiply,
     Norm,
+    SpectralNorm,
     Subtract,
     WeightNorm,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "Shape",
     "Shapes",
     "Slice",
+    "SpectralNorm",
     "Stack",
     "Subtract",
     "Sum",

@@ -25,6 +25,7 @@ from regraft.operations.merging import (
     Merge,
     Multiply,
     Norm,
+    SpectralNorm,
     Subtract,
     WeightNorm,
 )
@@ -109,6 +110,7 @@ AnyOp: TypeAlias = (
     | Take
     | Cast
     | WeightNorm
+    | SpectralNorm
     | Norm
     | LowRank
     | Multiply

@@ -82,6 +82,28 @@ class Norm(Op, frozen=True):
         return np.sqrt(squares).astype(array.dtype)
 
 
+class SpectralNorm(Merge, frozen=True):
+    """Weight W and the vectors u, v of its power iteration to W / σ, σ = uᵀ·W·v with W as a matrix
+    whose rows are the entries of `axis` (Miyato and others 2018, arXiv:1802.05957;
+    torch.nn.utils.spectral_norm, in evaluation mode)."""
+
+    axis: int = 0
+
+    def merged(self, shapes: Shapes) -> Shape:
+        if len(shapes) != 3:
+            raise wrong(self, shapes, "a weight, u and v")
+        weight, u, v = shapes
+        rows = weight[self.axis]
+        if (rows,) != u or (math.prod(weight) // max(1, rows),) != v:
+            raise wrong(self, (u, v), f"vectors of the rows and columns of {weight}")
+        return weight
+
+    def merge(self, *arrays: Array) -> Array:
+        weight, u, v = arrays
+        rows = np.moveaxis(_wide(weight), self.axis, 0).reshape(len(u), -1)
+        return (_wide(weight) / (_wide(u) @ rows @ _wide(v))).astype(weight.dtype)
+
+
 class LowRank(Merge, frozen=True):
     """Weight W, A `[r, in, *space]` and B `[out, r]` to W + `scale`·B·A (LoRA: Hu and others 2021,
     arXiv:2106.09685; PEFT's lora_A and lora_B). `transposed`: W is `[in, out]`."""
@@ -146,10 +168,13 @@ class Dequantize(Merge, frozen=True):
     """Codes, scales and maybe zero points to values: (code - zero)·scale, as float32.
 
     Scales are scalar, one for each entry of `axis`, or have the codes' rank with sizes that divide
-    theirs: each then holds for a block (block-wise float8, 128 × 128).
+    theirs: each then holds for a block (block-wise float8, 128 × 128). Where a scale is the largest
+    value and not the step from one code to the next, `levels` is the code that stands for it: 127
+    (LLM.int8: Dettmers and others 2022, arXiv:2208.07339).
     """
 
     axis: int = 0
+    levels: int = 1
 
     def merged(self, shapes: Shapes) -> Shape:
         if not 2 <= len(shapes) <= 3:
@@ -171,7 +196,7 @@ class Dequantize(Merge, frozen=True):
         codes, *rest = arrays
         scale, *zero = (self._spread(_wide(part), codes.shape) for part in rest)
         values = _wide(codes) - (zero[0] if zero else 0.0)
-        return (values * scale).astype(np.float32)
+        return (values * (scale / self.levels)).astype(np.float32)
 
     def _spread(self, scales: _Wide, codes: Shape) -> _Wide:
         if scales.size == 1:

@@ -66,7 +66,7 @@ def _split_projections(there: Sight) -> Sequence[_Parts]:
     """Groups of sister layers that are the parts of one projection, the most frequent first."""
     groups: dict[tuple[str, ...], dict[str, Module]] = defaultdict(dict)
     for module in there.modules:
-        part = projection_of(module.path)
+        part = projection_of(module.says)
         if part and kernel_of(module):
             groups[module.path[:-1]].setdefault(part, module)
     found: Counter[_Parts] = Counter()
@@ -103,7 +103,7 @@ def _alone(here: Sight, there: Sight) -> set[int]:
 def _fused(module: Module, split: Sequence[_Parts], alone: bool) -> _Fused | None:
     kernel = kernel_of(module)
     names = fused_of(_own_name(module))
-    if kernel is None or projection_of(module.path):
+    if kernel is None or projection_of(module.says):
         return None
     if not names and (alone or module.path[-1:] == ("attn",)) and len(kernel.info.shape) == 2:
         names = ("q", "k", "v")  # by its size, or as what an attention is: the name tells no more
@@ -170,7 +170,7 @@ def _shown_heads(there: Sight) -> Iterator[tuple[tuple[int, ...], int]]:
     groups: dict[tuple[str, ...], dict[str, Module]] = defaultdict(dict)
     for module in there.modules:
         if kernel_of(module):
-            groups[module.path[:-1]][projection_of(module.path) or module.path[-1]] = module
+            groups[module.path[:-1]][projection_of(module.says) or module.path[-1]] = module
     for members in groups.values():
         if not {"q", "k", "v"} <= members.keys():
             continue

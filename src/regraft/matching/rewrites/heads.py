@@ -78,5 +78,5 @@ def _from_shapes(sight: Sight) -> Iterator[int]:
 
     for module in sight.modules:
         kernel = module.leaves.get("kernel")
-        if kernel and len(kernel.info.shape) == 3 and projection_of(module.path) in ("q", "k"):
+        if kernel and len(kernel.info.shape) == 3 and projection_of(module.says) in ("q", "k"):
             yield kernel.info.shape[1]

@@ -4,10 +4,14 @@ They are told by the names that the libraries give the parts, and checked by sha
 
 - weight norm: `weight_g` and `weight_v` (torch.nn.utils.weight_norm), or `original0` and
   `original1` below `parametrizations.weight` (torch.nn.utils.parametrizations);
+- spectral norm: `weight_orig`, `weight_u`, `weight_v`, or `original` below
+  `parametrizations.weight` and `_u`, `_v` below its `0`;
 - pruning: `weight_orig` and `weight_mask` (torch.nn.utils.prune);
 - quantized: integer or float8 codes beside `weight_scale`, `scale`, `weight_scale_inv` … and maybe
   zero points;
-- adapters: `lora_A` and `lora_B` (PEFT), beside the weight or the `base_layer` that they adapt.
+- adapters: `lora_A` and `lora_B` (PEFT), beside the weight or the `base_layer` that they adapt;
+- layers that were trained beside adapters: `modules_to_save.default`, and `original_module` as it
+  was before (PEFT).
 
 A side is merged where the other side has no tensors of such names. A weight-normed target can be
 made from plain weights (g is ‖w‖, v is w); a target with adapters or masks keeps those it has.
@@ -19,8 +23,17 @@ import math
 from collections.abc import Iterator, Sequence
 
 from regraft.matching.rewrites.finding import Finding, Sight
+from regraft.matching.roles import transposed
 from regraft.matching.views import Expression, Rewrite
-from regraft.operations import Dequantize, LowRank, Multiply, Norm, Reshape, WeightNorm
+from regraft.operations import (
+    Dequantize,
+    LowRank,
+    Multiply,
+    Norm,
+    Reshape,
+    SpectralNorm,
+    WeightNorm,
+)
 from regraft.tensors import TensorInfo
 
 _PARAMETRIZED = "parametrizations.weight."
@@ -35,7 +48,7 @@ _CODES = ("int8", "uint8", "int4", "uint4", "int32")
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
     found: list[Rewrite] = []
     taken: set[str] = set()
-    for kind in (_weight_norms, _masks, _quantized):
+    for kind in (_weight_norms, _spectral_norms, _masks, _quantized, _saved_beside):
         for rewrite in kind(here, there):
             names = {info.name for info in rewrite.old}
             if not names & taken:
@@ -68,6 +81,72 @@ def _weight_norms(here: Sight, there: Sight) -> Iterator[Rewrite]:
                 },
                 "a weight norm's magnitude and direction, merged into the weight",
             )
+
+
+# Endings of the stored weight and of the vectors of its power iteration, old form and new.
+_SPECTRAL = (
+    ("weight_orig", "weight_u", "weight_v", ""),
+    ("original", "0._u", "0._v", _PARAMETRIZED),
+)
+
+
+def _spectral_norms(here: Sight, there: Sight) -> Iterator[Rewrite]:
+    for leaf, u_leaf, v_leaf, below in _SPECTRAL:
+        for prefix, original in here.by_leaf.get(leaf, {}).items():
+            u, v = (here.catalogue.get(prefix + end) for end in (u_leaf, v_leaf))
+            if u is None or v is None or not prefix.endswith(below):
+                continue
+            if prefix + u_leaf in there.catalogue:
+                continue
+            axis = _rows_of(original, u, v)
+            if axis is None:
+                continue
+            owner = prefix.removesuffix(below)
+            module = _layer(here, owner, original)
+            weight = original._replace(name=f"{owner}weight", role="", module=module)
+            yield Rewrite(
+                (original, u, v),
+                (weight,),
+                {weight.name: Expression((original.name, u.name, v.name), (SpectralNorm(axis),))},
+                {},
+                "a weight divided by its spectral norm",
+            )
+
+
+def _rows_of(weight: TensorInfo, u: TensorInfo, v: TensorInfo) -> int | None:
+    """The axis whose entries are the rows of the matrix that u and v belong to: 0, and 1 for
+    transposed convolutions; `None` where they fit none or both."""
+    fitting = [
+        axis for axis, n in enumerate(weight.shape[:2])
+        if u.shape == (n,) and v.shape == (weight.size // max(1, n),)
+    ]  # fmt: skip
+    if len(fitting) == 2:
+        return int(transposed(weight.module, "")) if weight.module else 0
+    return fitting[0] if fitting else None
+
+
+_SAVED, _BEFORE = ".modules_to_save.", ".original_module."
+
+
+def _saved_beside(here: Sight, there: Sight) -> Iterator[Rewrite]:
+    """A layer that was trained beside adapters stands in the place of what it was before."""
+    names = here.catalogue
+    for name, saved in names.items():
+        owner, found, rest = name.partition(_SAVED)
+        adapter, _, leaf = rest.partition(".")
+        before = names.get(f"{owner}{_BEFORE}{leaf}")
+        others = sum(other.startswith(f"{owner}{_SAVED}") and other.endswith(f".{leaf}")
+                     for other in names) if found and leaf else 0  # fmt: skip
+        if before is None or before.shape != saved.shape or others != 1 or name in there.catalogue:
+            continue
+        weight = saved._replace(name=f"{owner}.{leaf}")
+        yield Rewrite(
+            (saved, before),
+            (weight,),
+            {weight.name: Expression.of(saved.name)},
+            {saved.name: Expression.of(weight.name)},
+            f"trained beside the adapter {adapter}, in the place of the layer as it was before",
+        )
 
 
 def _layer(here: Sight, owner: str, v: TensorInfo) -> str:
@@ -120,6 +199,8 @@ def _quantized(here: Sight, there: Sight) -> Iterator[Rewrite]:
             zero = _beside(here, prefix, leaf, _ZEROS)
             parts = (codes, scale, *((zero,) if zero else ()))
             axis = _scale_axis(codes, scale)
+            # LLM.int8 keeps the largest value of each row, which is code 127.
+            levels = 127 if scale.name.lower().endswith("scb") else 1
             if axis is None or len(codes.shape) < 2:
                 continue
             weight = codes._replace(dtype="float32")
@@ -127,7 +208,7 @@ def _quantized(here: Sight, there: Sight) -> Iterator[Rewrite]:
             yield Rewrite(
                 parts,
                 (weight,),
-                {weight.name: Expression(names, (Dequantize(axis),))},
+                {weight.name: Expression(names, (Dequantize(axis, levels),))},
                 {},
                 f"{codes.dtype} codes, multiplied by their scales",
             )

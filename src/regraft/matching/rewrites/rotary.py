@@ -42,7 +42,7 @@ def find(here: Sight, there: Sight) -> Sequence[Finding]:
     if not here.is_source:
         return ()
     ours, theirs = _attentions(here), _attentions(there)
-    if not ours or len(ours) != len(theirs) or _positions(here) or _positions(there):
+    if not ours or not theirs or _positions(here) or _positions(there):
         return ()
     if _called(ours) == _called(theirs):
         return ()
@@ -91,7 +91,7 @@ def _attentions(sight: Sight) -> list[_Attention]:
     """Query and key kernels `[out, in]` of each attention, in order."""
     found: dict[tuple[str, ...], dict[str, Module]] = {}
     for module in sight.modules:
-        part = projection_of(module.path)
+        part = projection_of(module.says)
         kernel = kernel_of(module)
         if part in ("q", "k") and kernel and len(kernel.info.shape) == 2:
             if kernel.framework != "torch":
