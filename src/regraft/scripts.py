@@ -35,9 +35,9 @@ def rope(x, axis, heads, to):
     return np.take(x, rows, axis)
 """,
     "keep": """
-def keep(x, axis, own):
+def keep(x, axis, own, start=0):
     whole = np.array(own)
-    whole[(slice(None),) * axis + (slice(0, x.shape[axis]),)] = x
+    whole[(slice(None),) * axis + (slice(start, start + x.shape[axis]),)] = x
     return whole
 """,
     "resize": """
@@ -148,7 +148,8 @@ def _made(graft: Graft, plan: Plan) -> str:
         *before, last = graft.ops
         assert isinstance(last, o.Keep)  # it is the last one wherever it is
         made = _chain(before, values, plan.shapes_of(graft))
-        return f"keep({made}, {last.axis}, own[{graft.target!r}])"
+        start = f", {last.start}" if last.start else ""
+        return f"keep({made}, {last.axis}, own[{graft.target!r}]{start})"
     return _chain(graft.ops, values, plan.shapes_of(graft))
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isqrt
 from typing import NamedTuple
 
-from regraft.matching.kinds import FROM_HEADS, TO_HEADS
+from regraft.matching.kinds import FROM_HEADS, HEADS_FIRST, TO_HEADS
 from regraft.matching.layouts import CHANNELS_FIRST, CHANNELS_LAST, Conversion
 from regraft.matching.modules import Leaf, Module, parts_of
 from regraft.operations import Reshape, Transpose, infer, simplify
@@ -28,6 +28,7 @@ Via = tuple[str, ...]
 # The order in which frameworks' maps lie when they are flattened.
 _ORDERS = {"keras": "last", "jax": "last", "torch": "first", "onnx": "first"}
 _OTHER = {"last": "first", "first": "last"}
+_HEADS = (TO_HEADS, FROM_HEADS, HEADS_FIRST)
 # Frameworks whose models flatten alike unless a graph shows otherwise.
 _OWN_MAPS = ("keras", "jax", "torch")
 
@@ -125,7 +126,7 @@ def _inputs_axis(kernel: Leaf) -> int:
 def _channels(module: Module, before: frozenset[int]) -> frozenset[int]:
     """Channels of a module's output where it is a map; none after a dense layer."""
     kernel = module.leaves.get("kernel")
-    if kernel and (len(kernel.info.shape) == 2 or kernel.kind in (TO_HEADS, FROM_HEADS)):
+    if kernel and (len(kernel.info.shape) == 2 or kernel.kind in _HEADS):
         return frozenset()
     vectors = {leaf.info.shape[0] for leaf in module.leaves.values() if len(leaf.info.shape) == 1}
     if vectors and (kernel or before):

@@ -19,8 +19,10 @@ from regraft.tensors import Catalogue, TensorInfo
 
 # "plain", "matmul", "depthwise", "transposed", "embedding", those below, "" for unknown
 Kind = str
-# Kernels `[d, h, k]` that give heads, and `[h, k, d]` that read them; biases `[h, k]`.
+# Kernels `[d, h, k]` that give heads, and `[h, k, d]` that read them; biases `[h, k]`. Gemma's have
+# their heads first, `[h, d, k]`.
 TO_HEADS, FROM_HEADS, HEADS = "to heads", "from heads", "heads"
+HEADS_FIRST = "to heads, heads first"
 # A GRU whose candidate is reset after the recurrent product, as PyTorch's and Flax' are and Keras'
 # by default. With one bias only, that of the candidate's recurrent side is zero. One that resets
 # before it computes something else.

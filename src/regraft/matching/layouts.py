@@ -197,7 +197,7 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     rank = len(shape)
     if kind.startswith(kinds.GRU):
         return _gated(role, shape, framework, kind)
-    if kind in (kinds.TO_HEADS, kinds.FROM_HEADS, kinds.HEADS):
+    if kind in (kinds.TO_HEADS, kinds.FROM_HEADS, kinds.HEADS, kinds.HEADS_FIRST):
         return _heads(shape, kind)
     # Keras' shared axes of a slope, a layer scale that broadcasts over a map.
     if role in _VECTORS and rank > 1 and max(shape) == prod(shape):
@@ -239,6 +239,9 @@ def _heads(shape: Shape, kind: str) -> tuple[Form, ...]:
     """Heads as an axis of their own lie one after another where they are not one."""
     if kind == kinds.HEADS:
         return (Form("any", (prod(shape),), (Reshape((prod(shape),)),), _AS_STORED),)
+    if kind == kinds.HEADS_FIRST:
+        matrix = (shape[0] * shape[2], shape[1])
+        return (Form("kernel", matrix, (Transpose((0, 2, 1)), Reshape(matrix)), _LAST),)
     matrix = (prod(shape[:-1]), shape[-1])
     if kind == kinds.TO_HEADS:
         matrix = (shape[0], prod(shape[1:]))

@@ -165,8 +165,10 @@ def is_constant(info: TensorInfo) -> bool:
     return square and info.name.endswith("bias")
 
 
-# Flax keeps what is trained and what is not in two trees of the same layers, side by side.
-_COLLECTIONS = frozenset({"params", "batch_stats"})
+# Flax and Haiku keep what is trained and what is not in two trees of the same layers, side by side.
+_COLLECTIONS = frozenset({"params", "batch_stats", "state"})
+# Haiku's norms hold their statistics in modules of their own, beside the sums they come from.
+_AVERAGES = {"mean_ema": "mean", "var_ema": "var"}
 # Names of a training state may go before them.
 _MOST_AROUND = 3
 
@@ -189,7 +191,7 @@ def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
         for suffix, leaves in _split(path, tensors, habits):
             result.append(Module((*path, *suffix), len(result), leaves))
     _mute(result)
-    return _from_heads(result) if framework not in ("torch", "onnx") else result
+    return _heads_first(_from_heads(result)) if framework not in ("torch", "onnx") else result
 
 
 # Names that are a gate's and what it gates where both are there, of one size. Alone, or beside a
@@ -233,6 +235,27 @@ def _from_heads(modules: list[Module]) -> list[Module]:
     return modules
 
 
+def _heads_first(modules: list[Module]) -> list[Module]:
+    """Layers `[h, d, k]` beside one that reads heads, `[h, k, d]`: it tells `d` and `k`."""
+    read = {
+        m.path[:-1]: m.leaves["kernel"].info.shape
+        for m in modules
+        if "kernel" in m.leaves and m.leaves["kernel"].kind == kinds.FROM_HEADS
+    }
+    for place, module in enumerate(modules):
+        kernel, (heads, size, width) = (
+            module.leaves.get("kernel"),
+            read.get(module.path[:-1], (0,) * 3),
+        )
+        gives = kernel and kernel.kind in ("", "plain", kinds.TO_HEADS)
+        if not kernel or not gives or kernel.info.shape[1:] != (width, size):
+            continue
+        if kernel.info.shape[0] != width and heads % kernel.info.shape[0] == 0:
+            turned: dict[Role, Leaf] = {"kernel": replace(kernel, kind=kinds.HEADS_FIRST)}
+            modules[place] = replace(module, leaves=module.leaves | turned)
+    return modules
+
+
 def _around_collections(catalogue: Catalogue) -> set[tuple[str, ...]]:
     """What stands before `params` and `batch_stats` where both are there, or all there is."""
     if all(name.partition("/")[0] in _COLLECTIONS for name in catalogue):
@@ -260,6 +283,8 @@ def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
     if info.owner:
         return tuple(parts_of(info.owner)), info.role.lower()
     *path, leaf = parts_of(info.name)
+    if leaf == "average" and path[-1:] and path[-1] in _AVERAGES:
+        return tuple(path[:-2] if path[-2:-1] == ["~"] else path[:-1]), _AVERAGES[path[-1]]
     if not info.role and len(info.shape) == 2 and kinds.PROJECTION.search(leaf):
         return (*path, leaf), "projection"  # CLIP's, multiplied from the right: [in, out]
     if info.role:
@@ -372,7 +397,9 @@ def conventions_of(catalogue: Catalogue) -> str:
     `kernel`, `beta` and `moving_mean` are channels-last words, `running_mean` and a `weight`
     of rank 2 or more are channels-first. A file that uses both, or neither, is `""`. Haiku, which
     is JAX', puts a `~` in the path of a layer that is made outside of a call; Flax keeps its
-    kernels in `params`.
+    kernels in `params`. Where that has been left out, its other words tell: `kernel` with `scale`
+    and `embedding`, classes with numbers (`LayerNorm_0`), cells of `dense_i` and `dense_h`, and
+    none of the words that are Keras' own.
     """
     if catalogue.framework:
         return catalogue.framework
@@ -387,6 +414,19 @@ def conventions_of(catalogue: Catalogue) -> str:
             votes.add("torch")
         if word == "weight" and len(info.shape) >= 2:
             votes.add("torch")
-    if votes == {"keras"} and any("params" in name.split("/")[:-1] for name in catalogue):
+    if votes == {"keras"} and _is_flax(catalogue):
         return "jax"
     return votes.pop() if len(votes) == 1 else ""
+
+
+_FLAX = re.compile(r"(^|/)([A-Z][a-z]\w*_\d+|dense_[ih]|params)/|/(scale|embedding)$")
+_KERAS = re.compile(
+    r"/(gamma|beta|moving_\w+|embeddings|(depthwise|pointwise|recurrent)_kernel)(:0)?$"
+)
+
+
+def _is_flax(catalogue: Catalogue) -> bool:
+    names = [name.replace(".", "/") for name in catalogue]
+    if any("params" in name.split("/")[:-1] for name in names):
+        return True
+    return any(map(_FLAX.search, names)) and not any(map(_KERAS.search, names))

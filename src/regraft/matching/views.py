@@ -71,8 +71,9 @@ class View:
 
     @cached_property
     def framework(self) -> str:
-        """Whose layouts the seen tensors follow."""
-        return conventions_of(self.catalogue)
+        """Whose layouts the seen tensors follow: those of the stored ones, whatever new ones are
+        called."""
+        return conventions_of(self.stored)
 
     @cached_property
     def modules(self) -> list[Module]:

@@ -43,7 +43,8 @@ class Pad(Op, frozen=True):
 
 
 class Keep(Op, frozen=True):
-    """Grows `axis` to `size` entries; the new ones, at its end, stay as the target has them.
+    """Grows `axis` to `size` entries; the new ones stay as the target has them. They lie at its
+    end and, where the given ones begin at `start`, before them.
 
     The last operation of a chain, as the one that needs the target's own values (`over`). It is
     how rows of a vocabulary are added: nothing is made up for what the source does not have.
@@ -51,9 +52,13 @@ class Keep(Op, frozen=True):
 
     axis: int
     size: int
+    start: int = 0
 
     def infer_one(self, shape: Shape) -> Shape:
-        if not self.axis < len(shape) or not shape[self.axis] < self.size:
+        room = self.size - self.start
+        if not self.axis < len(shape) or not self.start >= 0 or shape[self.axis] > room:
+            raise wrong(self, shape, f"at most {room} entries on axis {self.axis}")
+        if shape[self.axis] == self.size:
             raise wrong(self, shape, f"fewer than {self.size} entries on axis {self.axis}")
         return (*shape[: self.axis], self.size, *shape[self.axis + 1 :])
 
@@ -61,23 +66,24 @@ class Keep(Op, frozen=True):
         return self.over(array, None)
 
     def over(self, array: Array, own: Array | None) -> Array:
-        """The target's `own` values with `array` in the place of the first entries."""
+        """The target's `own` values with `array` in the place of the entries from `start` on."""
         shape = self.infer_one(array.shape)
         if own is None or own.shape != shape:
             raise TransferError(
                 str(self),
                 found="no values of the model's own" if own is None or not own.size
                 else f"the model's own values in shape {own.shape}",
-                expected=f"a live model's values in shape {shape}, of which the last "
+                expected=f"a live model's values in shape {shape}, of which "
                 f"{self.size - array.shape[self.axis]} on axis {self.axis} stay",
                 hint="load into a model with values, or pin the tensor with rg.ops.Pad",
             )  # fmt: skip
         whole = own.copy()
-        whole[(slice(None),) * self.axis + (slice(0, array.shape[self.axis]),)] = array
+        there = slice(self.start, self.start + array.shape[self.axis])
+        whole[(slice(None),) * self.axis + (there,)] = array
         return whole
 
     def inverse(self, shapes: Shapes, index: int = 0) -> Op:
-        return Slice(self.axis, 0, shapes[index][self.axis])
+        return Slice(self.axis, self.start, self.start + shapes[index][self.axis])
 
     @property
     def adapts(self) -> bool:
@@ -197,7 +203,7 @@ class Tile(Op, frozen=True):
         return np.concatenate([array] * self.times, self.axis)
 
     def inverse(self, shapes: Shapes, index: int = 0) -> Op:
-        return Slice(self.axis, 0, shapes[index][self.axis])
+        return Slice(self.axis, self.start, self.start + shapes[index][self.axis])
 
     @property
     def adapts(self) -> bool:

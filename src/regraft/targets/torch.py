@@ -73,7 +73,7 @@ _TOLD = frozenset(
     """num_heads num_attention_heads n_head n_heads nhead heads num_key_value_heads num_kv_heads
     n_kv_heads n_kv_head kv_heads head_dim eps epsilon variance_epsilon groups num_groups
     hidden_size num_hidden_layers rope_theta activation hidden_act image_size img_size patch_size
-    grid_size""".split()  # noqa: SIM905
+    grid_size offset padding_idx""".split()  # noqa: SIM905
 )
 
 

@@ -106,8 +106,8 @@ def _of_target(change: Change) -> Rewrite:
     info, keep = change.target.info, change.ways[0].keep
     assert keep is not None
     seen = _first(change.target, change.source, keep.axis)
-    first = Slice(keep.axis, 0, seen.info.shape[keep.axis])
-    down = {info.name: Expression((info.name,), (first,))}
+    given = Slice(keep.axis, keep.start, keep.start + seen.info.shape[keep.axis])
+    down = {info.name: Expression((info.name,), (given,))}
     up = {info.name: Expression((info.name,), (keep,))}
     return Rewrite((info,), (seen.info,), down, up, change.ways[0].text, adapts=True)
 

@@ -8,7 +8,11 @@ question stays open. Tables that show their grid, `[1, H, W, D]`, need neither.
 
 *Sequences* (text, sound): positions count from the start on both sides. A shorter table has the
 first rows; a longer one has the source's rows first, and the model's own behind them: what no
-training has seen is not made up.
+training has seen is not made up. fairseq's models, and those that come from them (RoBERTa, BART,
+OPT), begin to count at 2, behind the padding's number, so that their tables have two rows more
+than there are positions. Between implementations that name their layers otherwise, tables that
+differ by these two rows are shifted where the longer side's settings say so, or where the shorter
+one has a round number of rows (512 beside 514); else both ways are open.
 
 Which of the two it is, the layers near by tell: a table of tokens or a convolution over one axis
 stands beside the positions of a sequence, one over two axes beside those of a grid. Where nothing
@@ -27,6 +31,8 @@ from regraft.matching.modules import Leaf, Module
 from regraft.operations import AnyOp, Concat, Each, Interpolate, Keep, Reshape, Slice
 
 _NAMES = re.compile(r"(^|_)(wpe|pos|posemb|position|positions|positional|posembed)(_|$)")
+# Rows before the first position in models that come from fairseq.
+_OFFSET = 2
 # Class and distillation tokens before a grid.
 _TOKENS_BEFORE = (0, 1, 2)
 
@@ -34,7 +40,16 @@ _TOKENS_BEFORE = (0, 1, 2)
 def find(situation: Situation) -> Iterable[Change]:
     for source, target in situation.left.pairs(_fits, _is_table):
         kind = _kind(target, situation.target) or _kind(source, situation.source)
-        yield _change(only(source), only(target), kind, (situation.source, situation.target))
+        halves = situation.source, situation.target
+        change = _change(only(source), only(target), kind, halves)
+        shifted = None if situation.left.same_naming else _shifted(change, kind)
+        if shifted is None:
+            yield change
+        elif _counts_from_offset(shifted, halves):
+            yield change._replace(ways=(shifted,), reason="")
+        else:
+            unknown = "the longer table may have two rows before the first position"
+            yield change._replace(ways=(*change.ways, shifted), reason=unknown)
 
 
 def is_position(module: Module) -> bool:
@@ -117,6 +132,31 @@ def _sequence(ours: Leaf, theirs: Leaf) -> Way:
         f"the first {before} positions; the other {after - before} stay the model's own",
         keep=Keep(axis, after),
     )
+
+
+def _shifted(change: Change, kind: str) -> Way | None:
+    """Two rows before the first position, in the longer of two tables."""
+    ours, theirs = change.source, change.target
+    before, after = _sizes(ours)[0], _sizes(theirs)[0]
+    if kind != "sequence" or len(_sizes(ours)) != 2 or abs(before - after) != _OFFSET:
+        return None
+    if after < before:
+        text = f"{after} positions behind the {_OFFSET} rows that stand before the first one"
+        return Way(text, (Slice(len(ours.info.shape) - 2, _OFFSET, before),))
+    keep = Keep(len(theirs.info.shape) - 2, after, _OFFSET)
+    text = f"{before} positions; the {_OFFSET} rows before the first one stay the model's own"
+    return Way(text, keep=keep)
+
+
+def _counts_from_offset(way: Way, halves: tuple[Half, Half]) -> bool:
+    """Whether the longer table is known to begin with rows of no position."""
+    longer = halves[1] if way.keep else halves[0]
+    told = ((s.get("offset"), s.get("padding_idx")) for s in longer.catalogue.settings.values())
+    if any(offset == _OFFSET or padding == _OFFSET - 1 for offset, padding in told):
+        return True
+    rows = way.keep.size if way.keep else next(op.stop for op in way.ops if isinstance(op, Slice))
+    places = rows - _OFFSET
+    return places >= 16 and places & (places - 1) == 0
 
 
 def _sides(half: Half, places: int) -> tuple[int, ...]:

@@ -4,7 +4,8 @@ In inference a BatchNorm is a scale and a shift by channel, which can be compute
 and the bias before it (Jacob and others 2018, arXiv:1712.05877, section 3.2). An unfolded source
 is seen folded where the target has no norms; an unfolded target where the source has none: its
 norm then is set to do nothing but add the bias. Where both have norms but only one has biases
-before them, the bias is taken into the norm's mean.
+before them, the bias is taken into the norm's mean; not where a layer of that size has a bias on
+the other side, too: between it and a norm there may be steps that the dataflow does not show.
 
 The norm's epsilon decides the values. It is known of live layers and of Keras' configs; else the
 usual ones are alternatives.
@@ -42,7 +43,12 @@ def find(here: Sight, there: Sight) -> Sequence[Finding]:
         if whole and all(u.layer.leaves["kernel"].info.size in sizes for u in units):
             return [_folding(here, units)]
         return ()
-    biased = [u for u in units if "bias" in u.layer.leaves]
+    also = {m.leaves["kernel"].info.size for m in there.modules if _has_bias(m)}
+    biased = [
+        u
+        for u in units
+        if "bias" in u.layer.leaves and u.layer.leaves["kernel"].info.size not in also
+    ]
     theirs = list(_units(there))
     if biased and theirs and not any("bias" in u.layer.leaves for u in theirs):
         return [Finding([_absorbed(u) for u in biased], certain=True)]

@@ -89,6 +89,8 @@ def _sizes(module: Module, sight: Sight) -> tuple[int, int]:
     shape = kernel.info.shape
     if len(shape) == 2 and not kernel.inputs_first:
         return shape[0], shape[1]
+    if kernel.kind == kinds.HEADS_FIRST:
+        return shape[0] * shape[2], shape[1]
     return math.prod(shape[1:]), shape[0]  # [d, n] or [d, h, k]
 
 

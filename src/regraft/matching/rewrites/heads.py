@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from regraft.matching import kinds
 from regraft.matching.rewrites.finding import Sight
 
 _QUERY = ("num_attention_heads", "num_heads", "n_head", "n_heads", "heads", "nhead", "n_h",
@@ -73,10 +74,10 @@ def _items(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
 
 
 def _from_shapes(sight: Sight) -> Iterator[int]:
-    """`[d, h, k]` kernels of query projections."""
+    """`[d, h, k]` kernels of query projections, and `[h, d, k]`."""
     from regraft.matching.projections import projection_of
 
     for module in sight.modules:
         kernel = module.leaves.get("kernel")
         if kernel and len(kernel.info.shape) == 3 and projection_of(module.says) in ("q", "k"):
-            yield kernel.info.shape[1]
+            yield kernel.info.shape[0 if kernel.kind == kinds.HEADS_FIRST else 1]
