@@ -19,6 +19,7 @@ from regraft.matching import (
     missing,
     rewrites,
     ruling,
+    semantics,
     settling,
     ties,
     values,
@@ -100,7 +101,8 @@ def match(
     _settle_counters(source, target, state)
     if read_source and read_target:
         _settle_by_values(source, target, state, read_source, read_target)
-    return _plan(source, target, rules, state, all_sources, met.pairer, read_source)
+    sides = all_sources, all_targets
+    return _plan(source, target, rules, state, *sides, met.pairer, read_source)
 
 
 class _Met:
@@ -220,6 +222,7 @@ def _plan(
     rules: tuple[Rule, ...],
     state: Settled,
     sources: Sequence[Module],
+    targets: Sequence[Module],
     pairer: Pairer,
     read_source: Read | None,
 ) -> Plan:
@@ -234,6 +237,9 @@ def _plan(
         name for name, info in source.items() if name not in read and not is_constant(info)
     )
     warnings = [*_doubts(grafts, pairer)]
+    notes = [Remark("source", source.label, note) for note in source.notes]
+    for matters, remark in semantics.differing_epsilons(source, target, sources, targets, grafts):
+        (warnings if matters else notes).append(remark)
     if read_source:
         warnings += values.doubts(source, sources, read_source, read)
     return Plan(
@@ -243,7 +249,7 @@ def _plan(
         unused=unused,
         undecided={name: undecided[name] for name in target if name in undecided},
         warnings=tuple(warnings),
-        notes=tuple(Remark("source", source.label, note) for note in source.notes),
+        notes=tuple(notes),
         summary=compression.summarise(grafts.values()),
         rules=rules,
     )

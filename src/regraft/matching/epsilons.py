@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,12 +15,23 @@ _USUAL = {"torch": (1e-5, 1e-3, 1e-6), "keras": (1e-3, 1e-5, 1e-6), "jax": (1e-5
 
 def of(catalogue: Catalogue, owner: str) -> float | None:
     """The epsilon of the layer whose path (parts joined with dots) this is."""
+    return of_owner(by_path(catalogue), owner)
+
+
+def of_owner(known: Mapping[str, float], owner: str) -> float | None:
+    """That of a layer by its path, or by its last part where only that is known."""
+    return known.get(owner, known.get(f"*{owner.rpartition('.')[2]}"))
+
+
+def by_path(catalogue: Catalogue) -> dict[str, float]:
+    """Epsilons by path; by `*` and the layer's name where a config tells no more."""
+    by_layer = _by_layer(catalogue.metadata.get("model_config", ""))
+    found = {f"*{name}": epsilon for name, epsilon in by_layer.items()}
     for path, settings in catalogue.settings.items():
-        if path.replace("/", ".") == owner:
-            found = next((settings[key] for key in KEYS if key in settings), None)
-            if isinstance(found, float):
-                return found
-    return _by_layer(catalogue.metadata.get("model_config", "")).get(owner.rpartition(".")[2])
+        epsilon = next((settings[key] for key in KEYS if key in settings), None)
+        if isinstance(epsilon, float):
+            found[path.replace("/", ".")] = epsilon
+    return found
 
 
 def usual(framework: str) -> tuple[float, ...]:

@@ -109,7 +109,8 @@ def _output_axis(layer: Module) -> int | None:
 
 
 def _folding(here: Sight, units: Sequence[_Unit]) -> Finding:
-    known = [epsilons.of(here.view.stored, u.norm.name) for u in units]
+    told = epsilons.by_path(here.view.stored)
+    known = [epsilons.of_owner(told, unit.norm.name) for unit in units]
     if all(eps is not None for eps in known):
         values = [[eps for eps in known if eps is not None]]
     else:

@@ -1,0 +1,52 @@
+"""Reasons to doubt that are no matter of shapes: paired layers that are set to compute differently.
+
+Where both sides say how a layer is set (a live model, a Keras config), its settings are compared.
+A norm's epsilon of 1e-3 in one and of 1e-5 in the other changes outputs by about a thousandth a
+layer, and no shape shows it. Differences that outputs hardly show (1e-12 and 1e-6) are notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from regraft.matching import epsilons
+from regraft.matching.modules import Module
+from regraft.plans import Graft, Remark
+from regraft.tensors import Catalogue
+
+# From this difference of two epsilons on, outputs show it.
+_SHOWS = 1e-4
+_SAME = 0.05
+
+
+def differing_epsilons(
+    source: Catalogue,
+    target: Catalogue,
+    sources: Iterable[Module],
+    targets: Iterable[Module],
+    grafts: Mapping[str, Graft],
+) -> Iterable[tuple[bool, Remark]]:
+    """Whether it matters, and a remark, for each two epsilons that paired norms have."""
+    ours, theirs = epsilons.by_path(source), epsilons.by_path(target)
+    if not ours or not theirs:
+        return
+    homes = {leaf.info.name: m.name for m in sources for leaf in m.leaves.values()}
+    found: dict[tuple[float, float], list[str]] = {}
+    for module in targets:
+        after = epsilons.of_owner(theirs, module.name)
+        scale = module.leaves.get("scale")
+        graft = grafts.get(scale.info.name) if scale else None
+        if after is None or graft is None or not graft.sources:
+            continue
+        before = epsilons.of_owner(ours, homes.get(graft.sources[0], ""))
+        if before is not None and abs(before - after) > _SAME * max(before, after):
+            found.setdefault((before, after), []).append(module.name)
+    for (before, after), names in found.items():
+        yield (
+            abs(before - after) >= _SHOWS,
+            Remark(
+                "epsilon-differs",
+                names[0],
+                f"{len(names)} norms were trained with epsilon {before:g} and have {after:g} here",
+            ),
+        )
