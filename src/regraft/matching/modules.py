@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-from regraft.matching import kinds, roles
+from regraft.matching import aliases, kinds, roles
 from regraft.matching.kinds import Kind
 from regraft.matching.roles import Role
 from regraft.tensors import Catalogue, TensorInfo
@@ -39,18 +39,19 @@ class Module:
 
     - `path`: the owner's path as parts of its name; `position`: place in the catalogue's order.
     - `leaves`: its tensors by role.
-    - `mute`: whether its own name means nothing here, though it does among other sisters.
+    - `alias`: what its own name means among its sisters, where that is something else than it
+      would mean alone; `""`: nothing.
     """
 
     path: tuple[str, ...]
     position: int
     leaves: dict[Role, Leaf] = field(default_factory=dict[Role, Leaf])
-    mute: bool = False
+    alias: str | None = None
 
     @property
     def says(self) -> tuple[str, ...]:
         """The path, as far as its words may be taken for what the layer does."""
-        return (*self.path[:-1], "") if self.mute else self.path
+        return self.path if self.alias is None else (*self.path[:-1], self.alias)
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
@@ -182,32 +183,8 @@ def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
         tensors = _unnamed(path, tensors) if unnamed else tensors
         for suffix, leaves in _split(path, tensors, habits):
             result.append(Module((*path, *suffix), len(result), leaves))
-    _mute(result)
+    aliases.give(result)
     return _from_heads(result) if framework not in ("torch", "onnx") else result
-
-
-# Names that are a gate's and what it gates where both are there, of one size. Alone, or beside a
-# `w2` of that size, `w1` is no gate: the first Qwen's gate is `w2`, DINOv2's `w3` leads back.
-_TOGETHER = (("w1", "w3"), ("fc_1", "fc_2"))
-
-
-def _mute(modules: list[Module]) -> None:
-    """Takes the meaning from names that have it only together."""
-    words = {word for pair in _TOGETHER for word in pair}
-    sisters: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
-    for place, module in enumerate(modules):
-        if module.path and module.path[-1].lower() in words:
-            sisters[module.path[:-1]][module.path[-1].lower()] = place
-    for held in sisters.values():
-        for pair in _TOGETHER:
-            places = [held[word] for word in pair if word in held]
-            shapes = {
-                (kernel.info.shape if (kernel := modules[place].leaves.get("kernel")) else ())
-                for place in places
-            }
-            if len(places) < 2 or len(shapes) > 1:
-                for place in places:
-                    modules[place] = replace(modules[place], mute=True)
 
 
 def _from_heads(modules: list[Module]) -> list[Module]:

@@ -30,10 +30,12 @@ from regraft.matching.projections import (
     at_odds,
     claims,
     edge_of,
+    half_of,
     norm_place,
     projection_of,
 )
 from regraft.matching.tables import Around, Flags, Kinds, Places, Positions, Said, Weights
+from regraft.matching.towers import in_company
 from regraft.matching.trees import Trees
 from regraft.plans import Evidence
 from regraft.tensors import Catalogue
@@ -143,6 +145,11 @@ class Scorer:
             0.6 * np.minimum(agreement, 2.0),
             lambda _: "in blocks that hold the same layers",
         )
+        yield Ground(
+            "tree",
+            1.0 * self._company[pairs.sources],
+            lambda _: "in the part of the source that holds all unmistakable layers",
+        )
         yield self._attachments(pairs)
         yield from self._in_order(pairs, same_rank)
         yield self._shape(pairs)
@@ -175,12 +182,16 @@ class Scorer:
                 else "what leads to it or follows from it agrees"
             ),
         )
-        tied = exact | (words >= 0.2) | (self._order.belief >= 0.5)
+        tied = exact | (words >= 0.2) | (self._order.belief >= 0.5) | self._called_alike(pairs)
         yield Ground(
             "numbers",
             np.where(tied, 1.0, 0.3) * self._positions.agree(pairs) * numbered,
             lambda k: "positions {.numbers} and {.numbers} agree".format(*both(k)),
         )
+
+    def _called_alike(self, pairs: Pairs) -> Flags:
+        """Whether both say that they are the same projection, in whatever words."""
+        return self._claims[0][0].agrees(pairs)
 
     def _claimed(self, pairs: Pairs) -> Iterator[Ground]:
         """Names that say which part of an attention, of a model or of a block a layer is."""
@@ -249,6 +260,12 @@ class Scorer:
         return Kinds(self._sides, lambda m: m.key, _share_served)
 
     @cached_property
+    def _company(self) -> Flags:
+        """By source, whether it stands with the layers that cannot be mistaken."""
+        found = in_company(*self._sides, self._classes)
+        return np.array([id(m) in found for m in self._sides[0]], bool)
+
+    @cached_property
     def _families(self) -> Kinds:
         return Kinds(self._sides, lambda m: m.family)
 
@@ -276,9 +293,12 @@ class Scorer:
             (edge_of, 0.5, "both are called the {} of a model"),
         ]
         # With a third norm in blocks, `norm2` may be another one's.
-        lasts = (m.path[-1].lower() for side in self._sides for m in side if m.path)
+        lasts = (m.says[-1].lower() for side in self._sides for m in side if m.path)
         if not any(map(THIRD_NORM.match, lasts)):
             ways.append((norm_place, 0.8, "both are called the norm of the {} layers"))
+        halves = [{half_of(m.says) for m in side} for side in self._sides]
+        if all({"encoder", "decoder"} <= told for told in halves):
+            ways.append((half_of, 0.5, "both are in the {} of a model that has two halves"))
         return [(Said(self._sides, of), weight, text) for of, weight, text in ways]
 
     @cached_property

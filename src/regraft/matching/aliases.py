@@ -1,0 +1,66 @@
+"""What names mean among their sisters, where alone they would mean something else, or nothing.
+
+- `w1` and `w3`, `fc_1` and `fc_2` are a gate and what it gates where both are there, of one size.
+  Alone they are not: the first Qwen's gate is `w2` beside a `w1`, DINOv2's `w3` leads back.
+- `norm1`, `norm2` and `norm3` of PyTorch's decoder layer, which calls its attention to the encoder
+  `multihead_attn`, are those of its two attentions and of its feed-forward layers.
+- `out`, `proj` or `dense` beside a query, a key and a value is the attention's output, also where
+  no part of the path is called an attention.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from regraft.matching.projections import OUTPUTS, projection_of
+
+if TYPE_CHECKING:
+    from regraft.matching.modules import Module
+
+_TOGETHER = (("w1", "w3"), ("fc_1", "fc_2"))
+_DECODER_LAYER = frozenset({"self_attn", "multihead_attn"})
+_DECODER_NORMS = {
+    "norm1": "self_attn_layer_norm", "norm2": "encoder_attn_layer_norm", "norm3": "ffn_layer_norm",
+}  # fmt: skip
+
+
+def give(modules: list[Module]) -> None:
+    """Sets the aliases of modules, in their place."""
+    sisters: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
+    inside: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for place, module in enumerate(modules):
+        if module.path:
+            sisters[module.path[:-1]][module.path[-1].lower()] = place
+        if len(module.path) > 1:
+            inside[module.path[:-2]].add(module.path[-2])
+    for path, held in sisters.items():
+        found = _apart(modules, held)
+        if held.keys() >= _DECODER_NORMS.keys() and inside[path] >= _DECODER_LAYER:
+            found |= _DECODER_NORMS
+        found |= _outputs(path, held)
+        for word, alias in found.items():
+            modules[held[word]] = replace(modules[held[word]], alias=alias)
+
+
+def _apart(modules: list[Module], held: Mapping[str, int]) -> dict[str, str]:
+    """Names that mean something only together, where they are not."""
+    found: dict[str, str] = {}
+    for pair in _TOGETHER:
+        words = [word for word in pair if word in held]
+        kernels = [modules[held[word]].leaves.get("kernel") for word in words]
+        shapes = {kernel.info.shape if kernel else () for kernel in kernels}
+        if words and (len(words) < 2 or len(shapes) > 1):
+            found |= dict.fromkeys(words, "")
+    return found
+
+
+def _outputs(path: tuple[str, ...], held: Mapping[str, int]) -> dict[str, str]:
+    """The one layer beside a query, a key and a value that is called an output."""
+    if not {"q", "k", "v"} <= {projection_of((*path, word)) for word in held}:
+        return {}
+    words = [word for word in held if word in OUTPUTS]
+    return {words[0]: "o"} if len(words) == 1 else {}
+
