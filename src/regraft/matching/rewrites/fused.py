@@ -61,19 +61,22 @@ _PARTLY: _Ways = ((("q", "kv"), ("q", "kv")),)
 
 
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
-    return _find(here, there, _WHOLE)
+    split = _split_projections(there, _WHOLE)
+    if sum(split.values()) <= sum(_split_projections(here, _WHOLE).values()):
+        # The other side has no more of them apart than this one: first, what is apart in part.
+        split = _split_projections(there, _PARTLY) + split
+    return _find(here, there, split)
 
 
 def find_partly(here: Sight, there: Sight) -> Sequence[Finding]:
     """What is left fused where the other side has a query, and key and value in one; only once
     other fused layers of that size are cut, which seemed to be its counterparts."""
-    if not any(fused_of(module.path) == ("k", "v") for module in there.modules):
-        return ()
-    return _find(here, there, _PARTLY)
+    split = _split_projections(there, _PARTLY)
+    return _find(here, there, split) if split else ()
 
 
-def _find(here: Sight, there: Sight, ways: _Ways) -> Sequence[Finding]:
-    split = _split_projections(there, ways)
+def _find(here: Sight, there: Sight, counted: Mapping[_Parts, int]) -> Sequence[Finding]:
+    split = list(counted)
     by_family: dict[tuple[str, ...], list[_Fused]] = defaultdict(list)
     alone = _alone(here, there)
     for module in here.modules:
@@ -83,7 +86,7 @@ def _find(here: Sight, there: Sight, ways: _Ways) -> Sequence[Finding]:
     return [_finding(here, there, members) for members in by_family.values()]
 
 
-def _split_projections(there: Sight, ways: _Ways) -> Sequence[_Parts]:
+def _split_projections(there: Sight, ways: _Ways) -> Counter[_Parts]:
     """Groups of sister layers that are the parts of one projection, the most frequent first."""
     groups: dict[tuple[str, ...], dict[str, Module]] = defaultdict(dict)
     for module in there.modules:
@@ -99,7 +102,7 @@ def _split_projections(there: Sight, ways: _Ways) -> Sequence[_Parts]:
                     biased = tuple("bias" in members[name].leaves for name in own)
                     outputs = tuple(out for out, _ in sizes)
                     found[_Parts(names, outputs, sizes[0][1], biased)] += 1
-    return [parts for parts, _ in found.most_common()]
+    return Counter(dict(found.most_common()))
 
 
 def _sizes(module: Module, sight: Sight) -> tuple[int, int]:
