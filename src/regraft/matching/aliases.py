@@ -6,10 +6,12 @@
   `multihead_attn`, are those of its two attentions and of its feed-forward layers.
 - `out`, `proj` or `dense` beside a query, a key and a value is the attention's output, also where
   no part of the path is called an attention.
+- Letters count where sisters have all of them from `a` on: `block_a`, `block_b`, `block_c`.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -43,6 +45,39 @@ def give(modules: list[Module]) -> None:
         found |= _outputs(path, held)
         for word, alias in found.items():
             modules[held[word]] = replace(modules[held[word]], alias=alias)
+    _count_letters(modules)
+
+
+# A part that is a letter, or ends with one that stands alone.
+_LETTER = re.compile(r"^(|.*[_\-]|.*[a-z](?=[A-Z])|.*\d)([a-zA-Z])$")
+_LEAST_LETTERS = 3
+
+
+def _count_letters(modules: list[Module]) -> None:
+    """Numbers for letters that count, in the paths as they are read."""
+    found: dict[tuple[tuple[str, ...], str], set[str]] = defaultdict(set)
+    for path in {module.path[:cut] for module in modules for cut in range(1, len(module.path) + 1)}:
+        ending = _LETTER.match(path[-1])
+        if ending:
+            found[path[:-1], ending[1]].add(ending[2])
+    counting = {
+        key for key, letters in found.items()
+        if len(letters) >= _LEAST_LETTERS and _from_a("".join(sorted(letters)))
+    }  # fmt: skip
+    for place, module in enumerate(modules) if counting else ():
+        read = list(module.path)
+        for depth, part in enumerate(module.path):
+            ending = _LETTER.match(part)
+            if ending and (module.path[:depth], ending[1]) in counting:
+                read[depth] = f"{ending[1]}{'_' if ending[1] else ''}{ord(ending[2].lower()) - 97}"
+        if tuple(read) != module.path:
+            modules[place] = replace(module, counted=tuple(read))
+
+
+def _from_a(letters: str) -> bool:
+    return letters.lower() == "abcdefghijklmnopqrstuvwxyz"[: len(letters)] and (
+        letters.islower() or letters.isupper()
+    )
 
 
 def _apart(modules: list[Module], held: Mapping[str, int]) -> dict[str, str]:

@@ -41,12 +41,14 @@ class Module:
     - `leaves`: its tensors by role.
     - `alias`: what its own name means among its sisters, where that is something else than it
       would mean alone; `""`: nothing.
+    - `counted`: the path with numbers for letters that count, `()` where there are none.
     """
 
     path: tuple[str, ...]
     position: int
     leaves: dict[Role, Leaf] = field(default_factory=dict[Role, Leaf])
     alias: str | None = None
+    counted: tuple[str, ...] = ()
 
     @property
     def says(self) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ class Module:
     @cached_property
     def tokens(self) -> tuple[str, ...]:
         """Words and numbers of the path."""
-        return tuple(tokens(self.path))
+        return tuple(tokens(self.counted or self.path))
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -89,8 +91,11 @@ class Module:
 
 _SEPARATORS = re.compile(r"[./]")
 # conv2d_3 → conv2d, 3; layer4 → layer, 4; DenseBlock → dense, block. A trailing 1d, 2d or 3d is
-# part of a layer's class and no position.
-_TOKEN = re.compile(r"[a-zA-Z]+?[123]d(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# part of a layer's class and no position (`res2d` is the fourth block of the second stage).
+_TOKEN = re.compile(
+    r"[a-zA-Z]*?(?i:conv|convolution|norm|bn|pool|pooling|dropout|transpose|unet|vae)[123]d"
+    r"(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+"
+)
 
 
 # w_in and b_in: the role first.
