@@ -38,21 +38,25 @@ class Order:
     ) -> None:
         a = [classes[id(m)] for m in sources]
         b = [classes[id(m)] for m in targets]
-        # Pairs of modules, by id, at the same place.
-        self.pairs: set[tuple[int, int]] = set()
-        common = 0
-        for step in LCSseq.opcodes(a, b):
-            if step.tag == "equal":
-                for i, j in zip(
-                    range(step.src_start, step.src_end),
-                    range(step.dest_start, step.dest_end),
-                    strict=True,
-                ):
-                    self.pairs.add((id(sources[i]), id(targets[j])))
-                    common += 1
-        self.agreement = common / max(1, min(len(a), len(b)))
+        found = _common(a, b)
+        count = len(found)
+        # Pairs of modules, by id, at the same place: from whichever end they are aligned. Of two
+        # networks in a file, or of a stack that is too high, it is a matter of chance which is met.
+        found &= {(len(a) - 1 - i, len(b) - 1 - j) for i, j in _common(a[::-1], b[::-1])}
+        self.pairs = {(id(sources[i]), id(targets[j])) for i, j in found}
+        self.agreement = count / max(1, min(len(a), len(b)))
         surplus = max(0.0, (self.agreement - _LEAST_AGREEMENT) / (1 - _LEAST_AGREEMENT))
         self.belief = surplus * min(1.0, _log10_orders(b) / _SURE)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> set[tuple[int, int]]:
+    """Places of a longest common subsequence in both."""
+    return {
+        (step.src_start + k, step.dest_start + k)
+        for step in LCSseq.opcodes(a, b)
+        if step.tag == "equal"
+        for k in range(step.src_end - step.src_start)
+    }
 
 
 def sequence(catalogue: Catalogue, modules: Sequence[Module]) -> list[Module]:
