@@ -1,11 +1,14 @@
 """What names mean among their sisters, where alone they would mean something else, or nothing.
 
 - `w1` and `w3`, `fc_1` and `fc_2` are a gate and what it gates where both are there, of one size.
-  Alone they are not: the first Qwen's gate is `w2` beside a `w1`, DINOv2's `w3` leads back.
+  Alone they are not: the first Qwen's gate is `w2` beside a `w1`. What stands beside such a name is
+  then not told by its place either.
 - `norm1`, `norm2` and `norm3` of PyTorch's decoder layer, which calls its attention to the encoder
   `multihead_attn`, are those of its two attentions and of its feed-forward layers.
 - `out`, `proj` or `dense` beside a query, a key and a value is the attention's output, also where
   no part of the path is called an attention.
+- `w1`, `w2` and `w3` of which the last leads back are gate, up and down, in the order of Shazeer
+  2020 (arXiv:2002.05202), as DINOv2 has them.
 - Letters count where sisters have all of them from `a` on: `block_a`, `block_b`, `block_c`.
 """
 
@@ -50,7 +53,7 @@ def give(modules: list[Module]) -> None:
 
 # A part that is a letter, or ends with one that stands alone.
 _LETTER = re.compile(r"^(|.*[_\-]|.*[a-z](?=[A-Z])|.*\d)([a-zA-Z])$")
-_LEAST_LETTERS = 3
+_LEAST_LETTERS = 3  # two, where the letter is all there is
 
 
 def _count_letters(modules: list[Module]) -> None:
@@ -62,7 +65,7 @@ def _count_letters(modules: list[Module]) -> None:
             found[path[:-1], ending[1]].add(ending[2])
     counting = {
         key for key, letters in found.items()
-        if len(letters) >= _LEAST_LETTERS and _from_a("".join(sorted(letters)))
+        if len(letters) >= _LEAST_LETTERS - (not key[1]) and _from_a("".join(sorted(letters)))
     }  # fmt: skip
     for place, module in enumerate(modules) if counting else ():
         read = list(module.path)
@@ -82,13 +85,20 @@ def _from_a(letters: str) -> bool:
 
 def _apart(modules: list[Module], held: Mapping[str, int]) -> dict[str, str]:
     """Names that mean something only together, where they are not."""
+    shapes = {
+        word: kernel.info.shape
+        for word in ("w1", "w2", "w3", "fc_1", "fc_2")
+        if word in held and (kernel := modules[held[word]].leaves.get("kernel"))
+    }
     found: dict[str, str] = {}
-    for pair in _TOGETHER:
-        words = [word for word in pair if word in held]
-        kernels = [modules[held[word]].leaves.get("kernel") for word in words]
-        shapes = {kernel.info.shape if kernel else () for kernel in kernels}
-        if words and (len(words) < 2 or len(shapes) > 1):
-            found |= dict.fromkeys(words, "")
+    for one, other in _TOGETHER:
+        if (one in shapes or other in shapes) and shapes.get(one) != shapes.get(other):
+            found |= {word: "" for word in (one, other) if word in shapes}
+    if "w1" in found and shapes.get("w1") == shapes.get("w2"):
+        back = shapes["w1"][::-1]
+        return found | (
+            {"w1": "gate", "w2": "up"} if shapes.get("w3") == back else {"w1": "", "w2": ""}
+        )
     return found
 
 

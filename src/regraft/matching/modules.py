@@ -100,7 +100,7 @@ _TOKEN = re.compile(
 
 # w_in and b_in: the role first.
 _PREFIXED = re.compile(r"^([wbWB])_([a-zA-Z]\w*)$")
-# Parts of a path that are a single letter count as numbers do: block a, block b.
+# Letters behind a number count as numbers do: block1a, block1b. (Others: see `aliases`.)
 _LETTERS: dict[str, str] = {letter: str(place) for place, letter in enumerate("abcde")}
 _COUNTED: dict[str, str] = {
     word: str(number)
@@ -113,8 +113,8 @@ _COUNTED: dict[str, str] = {
 
 
 def tokens(path: Iterable[str]) -> list[str]:
-    """Lower-case words and numbers of a path. Numbers, too, are `first`, `one`, a part called `a`,
-    and the letter behind a number (`block1a`)."""
+    """Lower-case words and numbers of a path. Numbers, too, are `first`, `one`, and the letter behind
+    a number (`block1a`)."""
     return [token for part in path for token in _tokens(part)]
 
 
@@ -123,8 +123,7 @@ def _tokens(part: str) -> tuple[str, ...]:
     found: list[str] = []
     last = ""
     for token in (word.lower() for word in _TOKEN.findall(part)):
-        counts = token == part or last.isdigit()
-        plain = _LETTERS.get(token, token) if counts else token
+        plain = _LETTERS.get(token, token) if last.isdigit() else token
         found.append(str(_COUNTED.get(token, plain)))
         last = token
     return tuple(found)

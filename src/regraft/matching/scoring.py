@@ -215,7 +215,9 @@ class Scorer:
         )
 
     def _in_order(self, pairs: Pairs, same_rank: Flags) -> Iterator[Ground]:
-        told = pairs.each(self._places_told)
+        # Which is the gate, and which it gates, is no question of order.
+        spoken = ~(self._mute[0][pairs.sources] | self._mute[1][pairs.targets])
+        told = pairs.each(self._places_told) * spoken
         yield Ground(
             "numbers",
             0.45 * (told * pairs.same_place),
@@ -228,13 +230,13 @@ class Scorer:
             0.5 * (outside & self._ordered),
             lambda k: f"both stand {'before' if before[k] else 'behind'} the repeated blocks",
         )
-        in_blocks = same_rank & self._ordered
+        in_blocks = same_rank & self._ordered & spoken
         yield Ground(
             "order",
             0.3 * in_blocks,
             lambda _: "the same place in blocks that hold the same layers in one order",
         )
-        aligned = (self._aligned[pairs.sources] == pairs.targets) & ~in_blocks
+        aligned = (self._aligned[pairs.sources] == pairs.targets) & ~in_blocks & spoken
         family = pairs.each(self._one_family) > 0
         yield Ground(
             "order",
@@ -305,6 +307,11 @@ class Scorer:
     def _running(self) -> tuple[Flags, ...]:
         """Whether the framework made up a module's name."""
         return tuple(np.array([automatic(m) for m in side], bool) for side in self._sides)
+
+    @cached_property
+    def _mute(self) -> tuple[Flags, ...]:
+        """Whether a module's name means nothing where it is expected to."""
+        return tuple(np.array([m.alias == "" for m in side], bool) for side in self._sides)
 
     def _exact(self, pairs: Pairs) -> Flags:
         return np.isin(pairs.sources * len(self._sides[1]) + pairs.targets, self._exact_joint)
