@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import regraft as rg
+from regraft import matching
 from regraft.matching.modules import Module, tokens
-from tests.matching.test_naming import Values, check, planned, random
+from tests.matching.test_naming import Values, catalogue, check, planned, random
 
 WIDTH, HIDDEN = 8, 12
 
@@ -210,6 +211,22 @@ def test_rotary_layouts_do_not_depend_on_the_height_of_a_stack() -> None:
         said = [*plan.grafts.items(), *plan.undecided.items()]
         turned = {n for n, one in said if "half" in str(one) and "model.layers.2" not in n}
         assert turned == {n for n in target if re.search(r"[qk]_proj", n)}
+
+
+# Ties
+
+
+def test_a_bias_beside_a_tied_weight() -> None:
+    shapes = {"embed.weight": (9, 4), "fc.weight": (4, 4), "fc.bias": (4,)}
+    source = random(shapes | {"head.bias": (9,)})
+    target = {f"net.{n}": a for n, a in source.items()}
+    target["net.head.weight"] = source["embed.weight"]
+    model = catalogue(
+        {n: a.shape for n, a in target.items()}, framework="torch", order="definition",
+        ties=[("net.embed.weight", "net.head.weight")],
+    )  # fmt: skip
+    file = catalogue({n: a.shape for n, a in source.items()})
+    check(matching.match(file, model), source, target)
 
 
 # Reparametrised

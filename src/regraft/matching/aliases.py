@@ -7,8 +7,7 @@
   `multihead_attn`, are those of its two attentions and of its feed-forward layers.
 - `out`, `proj` or `dense` beside a query, a key and a value is the attention's output, also where
   no part of the path is called an attention.
-- `w1`, `w2` and `w3` of which the last leads back are gate, up and down, in the order of Shazeer
-  2020 (arXiv:2002.05202), as DINOv2 has them.
+- `w1`, `w2` and `w3` of which the last leads back are gate, up and down, as xformers has them.
 - Letters count where sisters have all of them from `a` on: `block_a`, `block_b`, `block_c`.
 """
 
@@ -108,4 +107,3 @@ def _outputs(path: tuple[str, ...], held: Mapping[str, int]) -> dict[str, str]:
         return {}
     words = [word for word in held if word in OUTPUTS]
     return {words[0]: "o"} if len(words) == 1 else {}
-

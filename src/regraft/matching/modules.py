@@ -113,8 +113,8 @@ _COUNTED: dict[str, str] = {
 
 
 def tokens(path: Iterable[str]) -> list[str]:
-    """Lower-case words and numbers of a path. Numbers, too, are `first`, `one`, and the letter behind
-    a number (`block1a`)."""
+    """Lower-case words and numbers of a path. Numbers, too, are `first`, `one`, and the letter
+    behind a number (`block1a`)."""
     return [token for part in path for token in _tokens(part)]
 
 

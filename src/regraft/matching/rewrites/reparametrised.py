@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-
 from regraft.matching.rewrites.finding import Finding, Sight
 from regraft.matching.roles import transposed
 from regraft.matching.views import Expression, Rewrite
