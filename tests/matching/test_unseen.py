@@ -136,6 +136,7 @@ def test_the_fourth_block_of_a_stage_is_no_class_of_layers() -> None:
 def test_none_of_two_networks_is_the_first(names: tuple[str, str]) -> None:
     shapes = {"conv.weight": (4, 3, 3, 3), "norm.weight": (4,), "fc.weight": (5, 4)}
     source = random({f"{name}.{n}": s for name in names for n, s in shapes.items()})
+    source |= random({"queue": (3, 7)})
     assert planned(source, random(shapes)).undecided.keys() == shapes.keys()
 
 

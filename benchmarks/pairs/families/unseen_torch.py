@@ -1022,14 +1022,11 @@ def _(folder: Path) -> Built:
     return told(folder, source, target, images(2, 3, 64, 64))
 
 
-@pair("unseen GPT-2's tanh GELU to nanoGPT's exact one", "traps", reveals="probe")
+@pair("unseen GPT-2 with an exact GELU to nanoGPT's by tanh", "traps", reveals="probe")
 def _(folder: Path) -> Built:
     from benchmarks.pairs.models.decoders import NanoGPT
 
-    source, target = language.gpt2(), NanoGPT()
-    for module in target.modules():
-        if type(module).__name__ == "GELU":
-            module.approximate = "none"
+    source, target = language.gpt2(activation_function="gelu"), NanoGPT()
     for name, tensor in random_torch(source).named_parameters():
         if "c_fc.weight" in name:
             tensor.data *= 4
