@@ -82,19 +82,20 @@ def _settle_beside_ties(left: Leftovers, state: Settled) -> None:
     """What stands beside a tied tensor (the bias of a tied head) comes from the source of its name,
     which holds just that where its writer left out tied tensors."""
     for module in left.targets:
-        own = {r: leaf for r, leaf in module.leaves.items() if not left.is_tied(leaf.info.name)}
+        own = [leaf for leaf in module.leaves.values() if not left.is_tied(leaf.info.name)]
         named = [source for source in left.called_like(module) if left.is_unused(source)]
         if len(own) == len(module.leaves) or len(named) != 1:
             continue
-        if named[0].leaves.keys() != own.keys():
+        held = named[0].leaves
+        if held.keys() != {leaf.role for leaf in own}:
             continue
-        for role, leaf in own.items():
-            ways = conversions(named[0].leaves[role], leaf)
+        for leaf in own:
+            ways = conversions(held[leaf.role], leaf)
             if len(ways) == 1 and leaf.info.name not in state.grafts:
                 says = (
                     Evidence("names", 2.0, f"{named[0].name} has its name, without what is tied"),
                 )
-                made = graft(leaf.info, [named[0].leaves[role].info], ways[0].ops, says)
+                made = graft(leaf.info, [held[leaf.role].info], ways[0].ops, says)
                 state.grafts[leaf.info.name] = made
 
 
