@@ -199,9 +199,7 @@ def _big_vision(arrays: Arrays) -> Arrays:
         else:
             name = name.replace("Transformer/posembed_input/pos_embedding", "pos_embedding")
             made[f"params/img/{name}"] = array
-    made |= {
-        f"params/img/Transformer/encoderblock/{n}": np.stack(p) for n, p in stacked.items()
-    }
+    made |= {f"params/img/Transformer/encoderblock/{n}": np.stack(p) for n, p in stacked.items()}
     head = "params/img/MAPHead_0"
     attention = f"{head}/MultiHeadDotProductAttention_0"
     made[f"{head}/probe"] = pool["attn_pool.latent"]
@@ -254,7 +252,9 @@ def _bit_names(arrays: Arrays) -> Arrays:
         name = re.sub(r"downsample\.conv\.weight", "a/proj/standardized_conv2d/kernel", name)
         name = re.sub(r"/conv(\d)\.weight", _letter("{}/standardized_conv2d/kernel"), name)
         name = re.sub(r"/norm(\d)\.", _letter("{}/group_norm/"), name)
-        name = re.sub(r"^stem\.conv\.weight", "root_block/conv_root/standardized_conv2d/kernel", name)
+        name = re.sub(
+            r"^stem\.conv\.weight", "root_block/conv_root/standardized_conv2d/kernel", name
+        )
         name = re.sub(r"^norm\.", "group_norm/", name)
         name = re.sub(r"^head\.fc\.", "head/conv2d/", name)
         name = re.sub(r"group_norm/weight$", "group_norm/gamma", name)
@@ -483,9 +483,7 @@ def _t5x(arrays: Arrays) -> Arrays:
         (r"/\d/DenseReluDense\.(\w+)\.weight", r"/mlp/\1/kernel"),
         (r"/([qkvo])\.weight$", lambda found: f"/{words[found[1]]}/kernel"),
     ], arrays)  # type: ignore[list-item]  # fmt: skip
-    return {
-        f"target/{n}": a.T if n.endswith("rel_embedding") else a for n, a in made.items()
-    }
+    return {f"target/{n}": a.T if n.endswith("rel_embedding") else a for n, a in made.items()}
 
 
 @pair("T5: a tree of T5X to transformers", "attention")
@@ -577,7 +575,9 @@ def _linen_seq2seq(arrays: Arrays) -> Arrays:
     made: Arrays = {}
     rest: Arrays = {}
     for name, array in arrays.items():
-        found = re.match(r"core\.(en|de)coder\.layers\.(\d)\.(self_attn|multihead_attn)\.(.+)", name)
+        found = re.match(
+            r"core\.(en|de)coder\.layers\.(\d)\.(self_attn|multihead_attn)\.(.+)", name
+        )
         if not found:
             rest[name] = array
             continue

@@ -172,7 +172,10 @@ def _with_scales(values: Slots) -> Slots:
     return made
 
 
-@pair("unseen: InceptionV3 of Keras, numbered names and norms without scale, to torchvision", "layouts")
+@pair(
+    "unseen: InceptionV3 of Keras, numbered names and norms without scale, to torchvision",
+    "layouts",
+)
 def _(folder: Path) -> Built:
     from unittest import mock
 
@@ -229,7 +232,9 @@ def _(folder: Path) -> Built:
     source = torchvision.models.vgg19()
     source.classifier = torch.nn.Linear(8, 3)
     random_torch(source)
-    target = random_keras(_apps().VGG19(include_top=False, weights=None, input_shape=(32, 32, 3)), 9)
+    target = random_keras(
+        _apps().VGG19(include_top=False, weights=None, input_shape=(32, 32, 3)), 9
+    )
     values = slots(source)[:-2]
     return Built(
         files.pth(folder, source), target, None, images(2, 32, 32, 3),
@@ -382,9 +387,7 @@ def _(folder: Path) -> Built:
     from benchmarks.pairs.models.unseen_twins import TwoTowers
 
     keras.utils.clear_session()
-    return to_torch(
-        folder, _towers(), TwoTowers(), 12, truth=lambda s: _ordered(_towers_key(s))(s)
-    )
+    return to_torch(folder, _towers(), TwoTowers(), 12, truth=lambda s: _ordered(_towers_key(s))(s))
 
 
 @pair("unseen: stacked bidirectional LSTM over embedded ids: Keras to PyTorch", "layouts")
@@ -614,7 +617,9 @@ def _(folder: Path) -> Built:
     with h5py.File(made.source, "r+") as file:
         groups: list[Any] = []
         file.visititems(
-            lambda name, part: groups.append(part) if name.endswith("vars") and "3" in part else None
+            lambda name, part: (
+                groups.append(part) if name.endswith("vars") and "3" in part else None
+            )
         )
         for group in groups:
             mean, variance = group["2"][()], group["3"][()]

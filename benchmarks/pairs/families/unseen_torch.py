@@ -61,8 +61,10 @@ def words() -> Any:
 
 
 # Image classifiers.
-both_ways("unseen inception_v3", "numbering", tv("inception_v3", aux_logits=False, init_weights=False),
-          tm("inception_v3"), 96, ways="forth")  # fmt: skip
+both_ways(
+    "unseen inception_v3", "numbering", tv("inception_v3", aux_logits=False, init_weights=False),
+    tm("inception_v3"), 96, ways="forth",
+)  # fmt: skip
 both_ways("unseen mnasnet", "numbering", tv("mnasnet1_0"), tm("mnasnet_100"))
 both_ways(
     "unseen mobilenet_v3_large", "layouts", tv("mobilenet_v3_large"),
@@ -131,8 +133,9 @@ SHUFFLE = ([2, 3, 2], [8, 16, 24, 32, 48])
 
 @pair("unseen shufflenet: torchvision's stages to the authors' flat list", "numbering")
 def _(folder: Path) -> Built:
-    from benchmarks.pairs.models.unseen import AuthorsShuffle
     from torchvision.models.shufflenetv2 import ShuffleNetV2
+
+    from benchmarks.pairs.models.unseen import AuthorsShuffle
 
     source, target = ShuffleNetV2(*SHUFFLE, num_classes=10), AuthorsShuffle(*SHUFFLE)
 
@@ -152,8 +155,9 @@ def _(folder: Path) -> Built:
 
 @pair("unseen shufflenet: the authors' flat list to torchvision's stages", "numbering")
 def _(folder: Path) -> Built:
-    from benchmarks.pairs.models.unseen import AuthorsShuffle
     from torchvision.models.shufflenetv2 import ShuffleNetV2
+
+    from benchmarks.pairs.models.unseen import AuthorsShuffle
 
     source, target = AuthorsShuffle(*SHUFFLE), ShuffleNetV2(*SHUFFLE, num_classes=10)
     return told(
@@ -296,7 +300,7 @@ def _roberta() -> Any:
 
 
 def _no_segments(model: Any, ids: Any) -> Any:
-    """fairseq has no segments; transformers' only row of them is zero in files that came from it."""
+    """fairseq has no segments; transformers' only row of them is zero in files made of its own."""
     import torch
 
     with torch.no_grad():
@@ -1018,14 +1022,11 @@ def _(folder: Path) -> Built:
     return told(folder, source, target, images(2, 3, 64, 64))
 
 
-@pair("unseen GPT-2's tanh GELU to nanoGPT's exact one", "traps", reveals="probe")
+@pair("unseen GPT-2 with an exact GELU to nanoGPT's by tanh", "traps", reveals="probe")
 def _(folder: Path) -> Built:
     from benchmarks.pairs.models.decoders import NanoGPT
 
-    source, target = language.gpt2(), NanoGPT()
-    for module in target.modules():
-        if type(module).__name__ == "GELU":
-            module.approximate = "none"
+    source, target = language.gpt2(activation_function="gelu"), NanoGPT()
     for name, tensor in random_torch(source).named_parameters():
         if "c_fc.weight" in name:
             tensor.data *= 4

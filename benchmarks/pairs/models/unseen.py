@@ -231,9 +231,7 @@ class HandGPTJ(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.norm(x)
             q, k, v = (heads(layer(y), HEADS) for layer in (self.query, self.key, self.value))
-            q, k = (
-                torch.cat([rope_interleaved(t[..., :4]), t[..., 4:]], -1) for t in (q, k)
-            )
+            q, k = (torch.cat([rope_interleaved(t[..., :4]), t[..., 4:]], -1) for t in (q, k))
             inner = self.contract(F.gelu(self.expand(y), approximate="tanh"))
             return x + self.output(attend(q, k, v)) + inner
 
@@ -575,5 +573,3 @@ class Vocoder(nn.Module):
             for unit in units:  # pyright: ignore[reportGeneralTypeIssues]
                 x = x + unit(F.leaky_relu(x, 0.1))
         return torch.tanh(self.conv_post(F.leaky_relu(x, 0.1)))
-
-

@@ -152,9 +152,7 @@ class Grouped(nn.Module):
         self.ln = nn.LayerNorm(16, eps=1e-3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (
-            w(x).unflatten(-1, (-1, 6)).transpose(1, 2) for w in (self.wq, self.wk, self.wv)
-        )
+        q, k, v = (w(x).unflatten(-1, (-1, 6)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
         k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.ln(x + self.wo(y))

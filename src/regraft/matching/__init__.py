@@ -263,6 +263,12 @@ def _doubts(grafts: dict[str, Graft], pairer: Pairer) -> Iterable[Remark]:
         yield Remark(
             "lossy-cast", lossy[0], f"{len(lossy)} tensors go from {first.source} to {first.dtype}"
         )
+    codes = [g.target for g in grafts.values() if _takes_codes(g)]
+    if codes:
+        yield Remark(
+            "integer-weights", codes[0], f"{len(codes)} weights are made of integers as they are: "
+            "these may be codes, and their scales something that was not recognised"
+        )  # fmt: skip
     if pairer.coverage < 0.5:
         yield Remark(
             "little-in-common",
@@ -270,6 +276,12 @@ def _doubts(grafts: dict[str, Graft], pairer: Pairer) -> Iterable[Remark]:
             f"only {pairer.coverage:.0%} of the layers have a counterpart of their roles and "
             "shapes: this may be another architecture",
         )
+
+
+def _takes_codes(graft: Graft) -> bool:
+    first = next((op for op in graft.ops if isinstance(op, Cast)), None)
+    matrix = len(graft.spec.shape) > 1
+    return bool(first and matrix and "int" in first.source and "float" in first.dtype)
 
 
 def _loses(graft: Graft) -> bool:

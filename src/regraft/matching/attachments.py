@@ -2,7 +2,8 @@
 
 Of two norms of one size in a block it is the layer before each that tells which is which. The
 dataflow knows it; without one, names do (`conv1` and `bn1`, `expand` and `expand_BN`), or the order
-of definition, where layers and norms alternate in their block without a gap. Keras lists the
+of definition, where layers and norms alternate in their block without a gap; in a sorted file sizes
+do, where each norm of a block can follow one layer only. Keras lists the
 layers of parallel branches in turns, so that its order does not say. Numbers that a framework gives
 each class of layers as they are made (`conv2d_7`, `batch_normalization_5`) are no names: of as many
 layers of one class as there are norms, the n-th one has the n-th norm.
@@ -42,7 +43,19 @@ def attached(catalogue: Catalogue, modules: Sequence[Module]) -> Mapping[int, Mo
                 for layer, norm in pairwise(members)
                 if "var" in norm.leaves and _feeds(layer, norm)
             } | found
+        elif not by_name and catalogue.order == "sorted":
+            found = _by_size(members) | found
     return found
+
+
+def _by_size(members: Sequence[Module]) -> dict[int, Module]:
+    """Norms and layers of which each can go with one other only."""
+    norms = [m for m in members if "var" in m.leaves]
+    feeding = {id(n): [m for m in members if _feeds(m, n)] for n in norms}
+    before = [layers[0] for layers in feeding.values() if len(layers) == 1]
+    if len(before) < len(norms) or len({id(m) for m in before}) < len(norms):
+        return {}
+    return {id(n): m for n, m in zip(norms, before, strict=True)}
 
 
 def _by_flow(catalogue: Catalogue, modules: Sequence[Module]) -> dict[int, Module]:

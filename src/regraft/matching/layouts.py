@@ -200,7 +200,8 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     if kind in (kinds.TO_HEADS, kinds.FROM_HEADS, kinds.HEADS, kinds.HEADS_FIRST):
         return _heads(shape, kind)
     # Keras' shared axes of a slope, a layer scale that broadcasts over a map.
-    if role in _VECTORS and rank > 1 and max(shape) == prod(shape):
+    # A token that broadcasts over a batch.
+    if role in (*_VECTORS, "other") and rank > 1 and max(shape) == prod(shape):
         flat = Reshape((prod(shape),))
         return (Form("any", flat.shape, (flat,), _AS_STORED),)
     if role == "embedding" and rank > 2 and 1 in shape:  # a table with axes that broadcast

@@ -80,6 +80,10 @@ class Leftovers:
                 candidates = [c for c in candidates if agree(c, target)] or candidates
         return candidates[0] if len(candidates) == 1 else None
 
+    def is_tied(self, name: str) -> bool:
+        """Whether the target ties a tensor to another one."""
+        return name in self._tied
+
     def is_unused(self, source: Module) -> bool:
         return id(source) in self._unused
 

@@ -63,6 +63,7 @@ def settle_missing(
         if not left.sources:
             yield "every source layer has its place; this one is the model's own"
 
+    _settle_beside_ties(left, state)
     for module in left.targets:
         doubted = not believable or (id(module) in elsewhere and id(module) not in heads)
         why = "" if doubted else next(reasons(module), "")
@@ -75,6 +76,27 @@ def settle_missing(
                 state.grafts[name] = Graft(name, spec_of(leaf.info), "fresh", evidence=says)
             else:
                 state.undecided[name] = _question(module, leaf, left, elsewhere.get(id(module)))
+
+
+def _settle_beside_ties(left: Leftovers, state: Settled) -> None:
+    """What stands beside a tied tensor (the bias of a tied head) comes from the source of its name,
+    which holds just that where its writer left out tied tensors."""
+    for module in left.targets:
+        own = [leaf for leaf in module.leaves.values() if not left.is_tied(leaf.info.name)]
+        named = [source for source in left.called_like(module) if left.is_unused(source)]
+        if len(own) == len(module.leaves) or len(named) != 1:
+            continue
+        held = named[0].leaves
+        if held.keys() != {leaf.role for leaf in own}:
+            continue
+        for leaf in own:
+            ways = conversions(held[leaf.role], leaf)
+            if len(ways) == 1 and leaf.info.name not in state.grafts:
+                says = (
+                    Evidence("names", 2.0, f"{named[0].name} has its name, without what is tied"),
+                )
+                made = graft(leaf.info, [held[leaf.role].info], ways[0].ops, says)
+                state.grafts[leaf.info.name] = made
 
 
 def _other_heads(left: Leftovers) -> dict[int, str]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-from regraft.matching import kinds, roles
+from regraft.matching import aliases, kinds, roles
 from regraft.matching.kinds import Kind
 from regraft.matching.roles import Role
 from regraft.tensors import Catalogue, TensorInfo
@@ -39,23 +39,26 @@ class Module:
 
     - `path`: the owner's path as parts of its name; `position`: place in the catalogue's order.
     - `leaves`: its tensors by role.
-    - `mute`: whether its own name means nothing here, though it does among other sisters.
+    - `alias`: what its own name means among its sisters, where that is something else than it
+      would mean alone; `""`: nothing.
+    - `counted`: the path with numbers for letters that count, `()` where there are none.
     """
 
     path: tuple[str, ...]
     position: int
     leaves: dict[Role, Leaf] = field(default_factory=dict[Role, Leaf])
-    mute: bool = False
+    alias: str | None = None
+    counted: tuple[str, ...] = ()
 
     @property
     def says(self) -> tuple[str, ...]:
         """The path, as far as its words may be taken for what the layer does."""
-        return (*self.path[:-1], "") if self.mute else self.path
+        return self.path if self.alias is None else (*self.path[:-1], self.alias)
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
         """Words and numbers of the path."""
-        return tuple(tokens(self.path))
+        return tuple(tokens(self.counted or self.path))
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -89,13 +92,16 @@ class Module:
 _DIGITS = 15
 _SEPARATORS = re.compile(r"[./]")
 # conv2d_3 → conv2d, 3; layer4 → layer, 4; DenseBlock → dense, block. A trailing 1d, 2d or 3d is
-# part of a layer's class and no position.
-_TOKEN = re.compile(r"[a-zA-Z]+?[123]d(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# part of a layer's class and no position (`res2d` is the fourth block of the second stage).
+_TOKEN = re.compile(
+    r"[a-zA-Z]*?(?i:conv|convolution|norm|bn|pool|pooling|dropout|transpose|unet|vae)[123]d"
+    r"(?![a-zA-Z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+"
+)
 
 
 # w_in and b_in: the role first.
 _PREFIXED = re.compile(r"^([wbWB])_([a-zA-Z]\w*)$")
-# Parts of a path that are a single letter count as numbers do: block a, block b.
+# Letters behind a number count as numbers do: block1a, block1b. (Others: see `aliases`.)
 _LETTERS: dict[str, str] = {letter: str(place) for place, letter in enumerate("abcde")}
 _COUNTED: dict[str, str] = {
     word: str(number)
@@ -108,8 +114,8 @@ _COUNTED: dict[str, str] = {
 
 
 def tokens(path: Iterable[str]) -> list[str]:
-    """Lower-case words and numbers of a path. Numbers, too, are `first`, `one`, a part called `a`,
-    and the letter behind a number (`block1a`)."""
+    """Lower-case words and numbers of a path. Numbers, too, are `first`, `one`, and the letter
+    behind a number (`block1a`)."""
     return [token for part in path for token in _tokens(part)]
 
 
@@ -118,8 +124,7 @@ def _tokens(part: str) -> tuple[str, ...]:
     found: list[str] = []
     last = ""
     for token in (word.lower() for word in _TOKEN.findall(part)):
-        counts = token == part or last.isdigit()
-        plain = _LETTERS.get(token, token) if counts else token
+        plain = _LETTERS.get(token, token) if last.isdigit() else token
         found.append(str(_COUNTED.get(token, plain)))
         last = token
     return tuple(found)
@@ -190,32 +195,8 @@ def modules_of(catalogue: Catalogue, framework: str) -> list[Module]:
         tensors = _unnamed(path, tensors) if unnamed else tensors
         for suffix, leaves in _split(path, tensors, habits):
             result.append(Module((*path, *suffix), len(result), leaves))
-    _mute(result)
+    aliases.give(result)
     return _heads_first(_from_heads(result)) if framework not in ("torch", "onnx") else result
-
-
-# Names that are a gate's and what it gates where both are there, of one size. Alone, or beside a
-# `w2` of that size, `w1` is no gate: the first Qwen's gate is `w2`, DINOv2's `w3` leads back.
-_TOGETHER = (("w1", "w3"), ("fc_1", "fc_2"))
-
-
-def _mute(modules: list[Module]) -> None:
-    """Takes the meaning from names that have it only together."""
-    words = {word for pair in _TOGETHER for word in pair}
-    sisters: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
-    for place, module in enumerate(modules):
-        if module.path and module.path[-1].lower() in words:
-            sisters[module.path[:-1]][module.path[-1].lower()] = place
-    for held in sisters.values():
-        for pair in _TOGETHER:
-            places = [held[word] for word in pair if word in held]
-            shapes = {
-                (kernel.info.shape if (kernel := modules[place].leaves.get("kernel")) else ())
-                for place in places
-            }
-            if len(places) < 2 or len(shapes) > 1:
-                for place in places:
-                    modules[place] = replace(modules[place], mute=True)
 
 
 def _from_heads(modules: list[Module]) -> list[Module]:

@@ -214,7 +214,8 @@ def word_counts(module: Module) -> Counter[str]:
     of its place in a block."""
     place = norm_place(module.path)
     if place and not any(character.isdigit() for character in module.path[-1]):
-        around = [token for token in tokens(module.path[:-1]) if not token.isdigit()]
+        around = tokens((module.counted or module.path)[:-1])
+        around = [token for token in around if not token.isdigit()]
         return Counter([*canonical_words(around), "norm", *canonical_words([place])])
     return Counter(canonical_words(module.words))
 

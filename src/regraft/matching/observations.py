@@ -19,10 +19,12 @@ from regraft.matching.projections import (
     at_odds,
     claims,
     edge_of,
+    half_of,
     norm_place,
     projection_of,
 )
 from regraft.matching.tables import Around, Flags, Kinds, Places, Positions, Said, Sides
+from regraft.matching.towers import in_company
 from regraft.matching.trees import Trees
 from regraft.tensors import Catalogue
 
@@ -83,6 +85,12 @@ class Observations:
         return Kinds(self.sides, lambda m: m.key, _share_served)
 
     @cached_property
+    def company(self) -> Flags:
+        """By source, whether it stands with the layers that cannot be mistaken."""
+        found = in_company(*self.sides, self._classes)
+        return np.array([id(m) in found for m in self.sides[0]], bool)
+
+    @cached_property
     def families(self) -> Kinds:
         return Kinds(self.sides, lambda m: m.family)
 
@@ -110,15 +118,23 @@ class Observations:
             (edge_of, 0.5, "both are called the {} of a model"),
         ]
         # With a third norm in blocks, `norm2` may be another one's.
-        lasts = (m.path[-1].lower() for side in self.sides for m in side if m.path)
+        lasts = (m.says[-1].lower() for side in self.sides for m in side if m.path)
         if not any(map(THIRD_NORM.match, lasts)):
             ways.append((norm_place, 0.8, "both are called the norm of the {} layers"))
+        halves = [{half_of(m.says) for m in side} for side in self.sides]
+        if all({"encoder", "decoder"} <= told for told in halves):
+            ways.append((half_of, 0.5, "both are in the {} of a model that has two halves"))
         return [(Said(self.sides, of), weight, text) for of, weight, text in ways]
 
     @cached_property
     def running(self) -> tuple[Flags, ...]:
         """Whether the framework made up a module's name."""
         return tuple(np.array([automatic(m) for m in side], bool) for side in self.sides)
+
+    @cached_property
+    def mute(self) -> tuple[Flags, ...]:
+        """Whether a module's name means nothing where it is expected to."""
+        return tuple(np.array([m.alias == "" for m in side], bool) for side in self.sides)
 
     def exact(self, pairs: Pairs) -> Flags:
         return np.isin(pairs.sources * len(self.sides[1]) + pairs.targets, self._exact_joint)

@@ -38,21 +38,47 @@ class Order:
     ) -> None:
         a = [classes[id(m)] for m in sources]
         b = [classes[id(m)] for m in targets]
-        # Pairs of modules, by id, at the same place.
-        self.pairs: set[tuple[int, int]] = set()
-        common = 0
-        for step in LCSseq.opcodes(a, b):
-            if step.tag == "equal":
-                for i, j in zip(
-                    range(step.src_start, step.src_end),
-                    range(step.dest_start, step.dest_end),
-                    strict=True,
-                ):
-                    self.pairs.add((id(sources[i]), id(targets[j])))
-                    common += 1
-        self.agreement = common / max(1, min(len(a), len(b)))
+        found = _common(a, b)
+        # Pairs of modules, by id, at the same place: of those that any such alignment has. Of two
+        # networks in a file, or of a stack that is too high, it is chance which one is met.
+        self.pairs = {(id(sources[i]), id(targets[j])) for i, j in _certain(found, a, b)}
+        self.agreement = len(found) / max(1, min(len(a), len(b)))
         surplus = max(0.0, (self.agreement - _LEAST_AGREEMENT) / (1 - _LEAST_AGREEMENT))
         self.belief = surplus * min(1.0, _log10_orders(b) / _SURE)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int]]:
+    """Places of a longest common subsequence in both."""
+    return [
+        (step.src_start + k, step.dest_start + k)
+        for step in LCSseq.opcodes(a, b)
+        if step.tag == "equal"
+        for k in range(step.src_end - step.src_start)
+    ]
+
+
+def _certain(
+    found: Sequence[tuple[int, int]], a: Sequence[int], b: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Those places that the common subsequence has however it lies in both: where it comes as early
+    as it can and as late as it can."""
+    common = [a[i] for i, _ in found]
+    ends = [
+        (_earliest(common, side), [len(side) - 1 - i for i in _earliest(common[::-1], side[::-1])])
+        for side in (a, b)
+    ]
+    return [
+        place for n, place in enumerate(found)
+        if all(early[n] == late[-1 - n] for early, late in ends)
+    ]  # fmt: skip
+
+
+def _earliest(common: Sequence[int], side: Sequence[int]) -> list[int]:
+    """The earliest places of a subsequence."""
+    places: list[int] = []
+    for one in common:
+        places.append(side.index(one, places[-1] + 1 if places else 0))
+    return places
 
 
 def sequence(catalogue: Catalogue, modules: Sequence[Module]) -> list[Module]:

@@ -33,7 +33,9 @@ _NAMES = {
     "fc_1": "gate", "fc_2": "up",
 }  # fmt: skip
 # The output projection, right below an attention.
-_OUTPUTS = frozenset({"proj", "c_proj", "out_proj", "o_proj", "wo", "out", "to_out", "dense"})
+OUTPUTS = frozenset(
+    {"proj", "c_proj", "out_proj", "o_proj", "wo", "out", "to_out", "dense", "output"}
+)
 _TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # Fused projections by the words of their name, and what they are made of.
 _FUSED = (
@@ -54,7 +56,7 @@ def projection_of(path: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=65536)
 def _projection(path: tuple[str, ...]) -> str:
-    if len(path) > 1 and "att" in path[-2].lower() and path[-1].lower() in _OUTPUTS:
+    if len(path) > 1 and "att" in path[-2].lower() and path[-1].lower() in OUTPUTS - {"output"}:
         return "o"
     for part in reversed(path):
         lower = part.lower()
@@ -244,6 +246,16 @@ _FORWARD_NORM = re.compile(
     r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$|"
     r"^pre_?(mlp|ffn?|feed|feed_?forward)$"
 )
+# The halves of a model that has both.
+_HALVES = {"enc": "encoder", "encoder": "encoder", "dec": "decoder", "decoder": "decoder"}
+
+
+@lru_cache(maxsize=65536)
+def half_of(path: tuple[str, ...]) -> str:
+    """`encoder` or `decoder`, the outermost that a path says (a decoder's attention to the encoder
+    is the decoder's); `""` where it says neither."""
+    words = (word.lower() for part in path for word in _TOKENS.findall(part))
+    return next((_HALVES[word] for word in words if word in _HALVES), "")
 
 
 # With three norms in a block that are told apart by number, the second may be a cross-attention's.

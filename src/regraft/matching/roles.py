@@ -105,6 +105,8 @@ def of(word: str, rank: int, sisters: frozenset[str], module: str) -> Role:
     - `module`: class of the owner, `""` if unknown.
     """
     meanings = _WORDS.get(word, ("other",))
+    if meanings == ("embedding",) and rank < 2:
+        return "other"  # one vector is no table: CLIP's `class_embedding` is a token
     if len(meanings) == 1 and not (word == "scale" and rank == 2):
         return meanings[0]
     normalises = bool(NORMS.search(module)) or any(

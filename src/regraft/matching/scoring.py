@@ -84,6 +84,11 @@ class Scorer:
             0.6 * np.minimum(agreement, 2.0),
             lambda _: "in blocks that hold the same layers",
         )
+        yield Ground(
+            "tree",
+            1.0 * self._seen.company[pairs.sources],
+            lambda _: "in the part of the source that holds all unmistakable layers",
+        )
         yield self._attachments(pairs)
         yield from self._in_order(pairs, same_rank)
         yield self._shape(pairs)
@@ -118,12 +123,16 @@ class Scorer:
                 else "what leads to it or follows from it agrees"
             ),
         )
-        tied = exact | (words >= 0.2) | (self._seen.order.belief >= 0.5)
+        tied = exact | (words >= 0.2) | (self._seen.order.belief >= 0.5) | self._called_alike(pairs)
         yield Ground(
             "numbers",
             np.where(tied, 1.0, 0.3) * self._seen.positions.agree(pairs) * numbered,
             lambda k: "positions {.numbers} and {.numbers} agree".format(*both(k)),
         )
+
+    def _called_alike(self, pairs: Pairs) -> Flags:
+        """Whether both say that they are the same projection, in whatever words."""
+        return self._seen.claims[0][0].agrees(pairs)
 
     def _claimed(self, pairs: Pairs) -> Iterator[Ground]:
         """Names that say which part of an attention, of a model or of a block a layer is."""
@@ -147,7 +156,9 @@ class Scorer:
         )
 
     def _in_order(self, pairs: Pairs, same_rank: Flags) -> Iterator[Ground]:
-        told = pairs.each(self._seen.places_told)
+        # Which is the gate, and which it gates, is no question of order.
+        spoken = ~(self._seen.mute[0][pairs.sources] | self._seen.mute[1][pairs.targets])
+        told = pairs.each(self._seen.places_told) * spoken
         yield Ground(
             "numbers",
             0.45 * (told * pairs.same_place),
@@ -160,13 +171,13 @@ class Scorer:
             0.5 * (outside & self._seen.ordered),
             lambda k: f"both stand {'before' if before[k] else 'behind'} the repeated blocks",
         )
-        in_blocks = same_rank & self._seen.ordered
+        in_blocks = same_rank & self._seen.ordered & spoken
         yield Ground(
             "order",
             0.3 * in_blocks,
             lambda _: "the same place in blocks that hold the same layers in one order",
         )
-        aligned = (self._seen.aligned[pairs.sources] == pairs.targets) & ~in_blocks
+        aligned = (self._seen.aligned[pairs.sources] == pairs.targets) & ~in_blocks & spoken
         family = pairs.each(self._seen.one_family) > 0
         yield Ground(
             "order",

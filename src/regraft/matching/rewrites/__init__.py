@@ -34,6 +34,7 @@ KINDS: tuple[Callable[[Sight, Sight], Sequence[Finding]], ...] = (
     recurrent.find,
     stacked.find,
     fused.find,
+    fused.find_partly,
     folded.find,
     rotary.find,
 )

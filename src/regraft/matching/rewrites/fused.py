@@ -51,8 +51,32 @@ class _Fused(NamedTuple):
     axis: int
 
 
+# Parts, and the names of the layers that are these parts.
+_Ways = Sequence[tuple[tuple[str, ...], tuple[str, ...]]]
+_WHOLE: _Ways = (
+    (("q", "k", "v"), ("q", "k", "v")), (("k", "v"), ("k", "v")), (("gate", "up"), ("gate", "up")),
+    (("gate", "up"), ("w1", "w3")),
+)  # fmt: skip
+_PARTLY: _Ways = ((("q", "kv"), ("q", "kv")),)
+
+
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
-    split = _split_projections(there)
+    split = _split_projections(there, _WHOLE)
+    if sum(split.values()) <= sum(_split_projections(here, _WHOLE).values()):
+        # The other side has no more of them apart than this one: first, what is apart in part.
+        split = _split_projections(there, _PARTLY) + split
+    return _find(here, there, split)
+
+
+def find_partly(here: Sight, there: Sight) -> Sequence[Finding]:
+    """What is left fused where the other side has a query, and key and value in one; only once
+    other fused layers of that size are cut, which seemed to be its counterparts."""
+    split = _split_projections(there, _PARTLY)
+    return _find(here, there, split) if split else ()
+
+
+def _find(here: Sight, there: Sight, counted: Mapping[_Parts, int]) -> Sequence[Finding]:
+    split = list(counted)
     by_family: dict[tuple[str, ...], list[_Fused]] = defaultdict(list)
     alone = _alone(here, there)
     for module in here.modules:
@@ -62,24 +86,23 @@ def find(here: Sight, there: Sight) -> Sequence[Finding]:
     return [_finding(here, there, members) for members in by_family.values()]
 
 
-def _split_projections(there: Sight) -> Sequence[_Parts]:
+def _split_projections(there: Sight, ways: _Ways) -> Counter[_Parts]:
     """Groups of sister layers that are the parts of one projection, the most frequent first."""
     groups: dict[tuple[str, ...], dict[str, Module]] = defaultdict(dict)
     for module in there.modules:
-        part = projection_of(module.says)
+        part = projection_of(module.says) or ("kv" if fused_of(module.path) == ("k", "v") else "")
         if part and kernel_of(module):
             groups[module.path[:-1]].setdefault(part, module)
     found: Counter[_Parts] = Counter()
     for members in groups.values():
-        for names, own in ((("q", "k", "v"),) * 2, (("k", "v"),) * 2, (("gate", "up"),) * 2,
-                           (("gate", "up"), ("w1", "w3"))):  # fmt: skip
+        for names, own in ways:
             if all(name in members for name in own):
                 sizes = [_sizes(members[name], there) for name in own]
                 if len({inputs for _, inputs in sizes}) == 1:
                     biased = tuple("bias" in members[name].leaves for name in own)
                     outputs = tuple(out for out, _ in sizes)
                     found[_Parts(names, outputs, sizes[0][1], biased)] += 1
-    return [parts for parts, _ in found.most_common()]
+    return Counter(dict(found.most_common()))
 
 
 def _sizes(module: Module, sight: Sight) -> tuple[int, int]:
@@ -90,7 +113,7 @@ def _sizes(module: Module, sight: Sight) -> tuple[int, int]:
     if len(shape) == 2 and not kernel.inputs_first:
         return shape[0], shape[1]
     if kernel.kind == kinds.HEADS_FIRST:
-        return shape[0] * shape[2], shape[1]
+        return shape[0] * shape[-1], shape[1]
     return math.prod(shape[1:]), shape[0]  # [d, n] or [d, h, k]
 
 
@@ -120,9 +143,14 @@ def _fused(module: Module, split: Sequence[_Parts], alone: bool) -> _Fused | Non
     axis = int(kernel.inputs_first)
     for parts in split:
         fits = shape[1 - axis] == parts.inputs and shape[axis] == sum(parts.sizes)
-        if fits and parts.names == names:
+        if fits and _made_of(parts.names) == names:
             return _Fused(module, parts, axis)
     return None
+
+
+def _made_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Parts that may be fused themselves (a query, and key and value in one), one by one."""
+    return tuple(one for name in names for one in (name if name == "kv" else (name,)))
 
 
 def _own_name(module: Module) -> tuple[str, ...]:
@@ -196,6 +224,8 @@ def _equal_heads(members: Sequence[_Fused], groups: int, counts: HeadCounts) -> 
 def _told_order(fused: _Fused) -> tuple[str, ...]:
     """The parts one after another, as the layer's name tells; `()` where it does not."""
     spelled = order_of(_own_name(fused.module))
+    if spelled and spelled == _made_of(fused.parts.names):
+        return fused.parts.names
     if set(spelled) == set(fused.parts.names):
         return spelled
     return fused.parts.names if _word(fused.module) in _BLOCKS else ()
