@@ -164,9 +164,8 @@ def _(folder: Path) -> Built:
 
 @pair("ViT: npz of Google's JAX code to timm, larger images, other head", "transfer")
 def _(folder: Path) -> Built:
-    from timm.layers import resample_abs_pos_embed
-
     import torch
+    from timm.layers import resample_abs_pos_embed
 
     source = random_torch(_vit())
     given = arrays_of(source)

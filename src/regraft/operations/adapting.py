@@ -203,7 +203,7 @@ class Tile(Op, frozen=True):
         return np.concatenate([array] * self.times, self.axis)
 
     def inverse(self, shapes: Shapes, index: int = 0) -> Op:
-        return Slice(self.axis, self.start, self.start + shapes[index][self.axis])
+        return Slice(self.axis, 0, shapes[index][self.axis])
 
     @property
     def adapts(self) -> bool:
