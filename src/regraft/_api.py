@@ -102,9 +102,10 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
     sink = theirs.sink()
 
     def run(candidate: Plan) -> Report:
-        names = [g.target for g in candidate.grafts.values() if g.written]
-        with transfer.kept(sink, names):
-            transfer.apply(candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink)
+        with transfer.kept(sink) as journal:
+            transfer.apply(
+                candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink, journal=journal
+            )
             return _compared(sink, probe)
 
     return settle(made, run)
@@ -166,8 +167,7 @@ def _apply(
     progress: Progress | None,
 ) -> Receipt:
     sink = theirs.sink()
-    writes = [g.target for g in made.grafts.values() if g.written] if probe else []
-    before = {name: sink.read(name) for name in writes}
+    journal = transfer.Journal(sink)
     receipt = transfer.apply(
         made,
         ours.catalogue,
@@ -176,17 +176,21 @@ def _apply(
         sink,
         partial=partial,
         progress=progress,
+        journal=journal,
     )
     if isinstance(ours.catalogue, Checkpoint):
         parent = ours.catalogue.metadata.get(lineage.KEY, "")
         receipt = replace(receipt, source_hash=ours.catalogue.sha256, parent=parent)
     if probe is None:
         return receipt
-    report = _compared(sink, probe)
+    try:
+        report = _compared(sink, probe)
+    except BaseException:
+        journal.undo()
+        raise
     if report.equal:
         return transfer.verified(receipt)
-    for name, array in before.items():
-        sink.write(name, array)
+    journal.undo()
     raise VerificationFailed(
         theirs.catalogue.label,
         report=report,

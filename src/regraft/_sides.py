@@ -106,7 +106,9 @@ def targets_callables() -> Any:
 
 def _model_side(model: object, notes: tuple[str, ...] = (), *, readable: bool = True) -> Side:
     target = targets.find(model)
-    return Side(target.skeleton(model), _reader(target, model) if readable else None, model, notes)
+    abstract = getattr(target, "abstract", None)
+    held = readable and not (abstract and abstract(model))
+    return Side(target.skeleton(model), _reader(target, model) if held else None, model, notes)
 
 
 def _reader(target: targets.Target, model: object) -> Read:

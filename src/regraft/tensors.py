@@ -336,6 +336,15 @@ class Sink(ABC):
     def read(self, name: str) -> Array:
         """One tensor's present values, as a numpy array that does not change with the model."""
 
+    def undo(self, name: str) -> Callable[[], None]:
+        """What puts one tensor back as it is now, without a copy of its values where the framework
+        can do without."""
+        array = self.read(name)
+        return lambda: self.write(name, array)
+
+    def finish(self) -> None:  # noqa: B027  (most models take each tensor as it comes)
+        """Called after the last of several writes, for models that take all tensors at once."""
+
     @property
     @abstractmethod
     def model(self) -> object:

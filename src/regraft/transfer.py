@@ -6,7 +6,7 @@ is kept until the end, so that a failure half-way leaves the model as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -121,6 +121,7 @@ def apply(
     *,
     partial: bool = False,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Receipt:
     """Writes every graft into the sink and reads it back.
 
@@ -129,6 +130,7 @@ def apply(
     - `source`, `target`: the catalogues as they are now; the plan must still fit them.
     - `partial`: write what is settled and leave what is undecided as it is.
     - `progress`: called with each name and its bytes once it is written.
+    - `journal`: remembers how to undo what was written, where the caller may still want to.
 
     **Raises** `IncompletePlan`, `ShapeMismatch`, `StalePlan` before the first write;
     `TransferError` after it, with the model as it was before.
@@ -136,20 +138,20 @@ def apply(
     if not partial:
         ready(plan)
     plan.check(source, target)
-    before: dict[str, Array] = {}
+    journal = Journal(sink) if journal is None else journal
     hashes: dict[str, str] = {}
     doubts: list[Remark] = []
     try:
         for graft, array in stream(plan, read, sink.read):
             doubts += _doubts(graft, array)
-            before[graft.target] = sink.read(graft.target)
+            journal.remember(graft.target)
             sink.write(graft.target, array)
             hashes[graft.target] = _read_back(graft.target, array, sink)
             if progress:
                 progress(graft.target, array.nbytes)
+        sink.finish()
     except BaseException as error:
-        for name, array in before.items():
-            sink.write(name, array)
+        journal.undo()
         if isinstance(error, RegraftError) or not isinstance(error, Exception):
             raise
         raise TransferError(
@@ -163,15 +165,34 @@ def apply(
     return Receipt(plan, sink.model, hashes, (*plan.warnings, *new))
 
 
+class Journal:
+    """How to put tensors back as they were before they were written."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._undo: dict[str, Callable[[], None]] = {}
+
+    def remember(self, name: str) -> None:
+        """To be called before a tensor is written; what it was at the first call counts."""
+        if name not in self._undo:
+            self._undo[name] = self._sink.undo(name)
+
+    def undo(self) -> None:
+        """Puts everything back, last things first."""
+        while self._undo:
+            _, put_back = self._undo.popitem()
+            put_back()
+        self._sink.finish()
+
+
 @contextmanager
-def kept(sink: Sink, names: Iterable[str]) -> Generator[None]:
-    """Puts tensors back as they were at the end: for trying a plan out."""
-    before = {name: sink.read(name) for name in names}
+def kept(sink: Sink) -> Generator[Journal]:
+    """Puts what is written under the journal back at the end: for trying a plan out."""
+    journal = Journal(sink)
     try:
-        yield
+        yield journal
     finally:
-        for name, array in before.items():
-            sink.write(name, array)
+        journal.undo()
 
 
 def _read_back(name: str, array: Array, sink: Sink) -> str:

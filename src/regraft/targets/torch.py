@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from regraft.errors import TargetError
+from regraft.targets._layer_settings import settings_of
 from regraft.tensors import Rows, Sink, Skeleton, TensorInfo
 
 if TYPE_CHECKING:
@@ -64,36 +65,8 @@ def skeleton(model: object) -> Skeleton:
         ties=[tuple(names) for names in same.values() if len(names) > 1],
         label=type(inner).__name__,
         flow=_fx.flow_of(inner),
-        settings=_settings(inner),
+        settings=settings_of(inner.named_modules(), "."),
     )
-
-
-# Settings of layers that say how their weights are meant.
-_TOLD = frozenset(
-    """num_heads num_attention_heads n_head n_heads nhead heads num_key_value_heads num_kv_heads
-    n_kv_heads n_kv_head kv_heads head_dim eps epsilon variance_epsilon groups num_groups
-    hidden_size num_hidden_layers rope_theta activation hidden_act image_size img_size patch_size
-    grid_size""".split()  # noqa: SIM905
-)
-
-
-def _settings(model: Any) -> dict[str, dict[str, Any]]:
-    """Plain attributes of layers, and of the configs that they hold; of pairs, as `grid_size`, both
-    parts, `grid_size.0` and `grid_size.1`."""
-    found: dict[str, dict[str, Any]] = {}
-    for path, module in model.named_modules():
-        held: dict[str, Any] = {}
-        config = getattr(module, "config", None) if path == "" or "." not in path else None
-        for holder in (config, module):
-            values = getattr(holder, "__dict__", None) or {}
-            told = {k: v for k, v in values.items() if k in _TOLD or "head" in k}
-            for key, value in told.items():
-                pair = isinstance(value, (tuple, list)) and len(value) == 2
-                parts = {f"{key}.{i}": v for i, v in enumerate(value)} if pair else {key: value}
-                held |= {k: v for k, v in parts.items() if isinstance(v, (int, float, str, bool))}
-        if held:
-            found[path] = held
-    return found
 
 
 def _named(model: Any) -> dict[str, Any]:
@@ -206,6 +179,14 @@ def _to_torch(array: Array) -> Any:
         signed = bits.view(f"i{array.dtype.itemsize}")
         return torch.from_numpy(signed).view(getattr(torch, array.dtype.name))
     return torch.from_numpy(array)
+
+
+def copy_into(tensor: Any, array: Array) -> None:
+    """Sets a tensor's values in place."""
+    import torch
+
+    with torch.no_grad():
+        tensor.copy_(_to_torch(array))
 
 
 def to_numpy(tensor: Any) -> Array:
