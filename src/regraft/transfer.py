@@ -178,11 +178,26 @@ class Journal:
             self._undo[name] = self._sink.undo(name)
 
     def undo(self) -> None:
-        """Puts everything back, last things first."""
+        """Puts everything back, last things first.
+
+        **Raises** `TransferError`, once the rest is as it was, for what cannot be put back.
+        """
+        problems: list[str] = []
         while self._undo:
-            _, put_back = self._undo.popitem()
-            put_back()
+            name, put_back = self._undo.popitem()
+            try:
+                put_back()
+            except Exception as error:  # the framework's own: out of memory, a lost device
+                problems.append(f"{name}: {type(error).__name__}: {error}"[:300])
         self._sink.finish()
+        if problems:
+            raise TransferError(
+                "the model",
+                found=f"{len(problems)} tensors that could not be put back as they were",
+                expected="the values from before",
+                hint="build the model again",
+                problems=problems,
+            )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from regraft.errors import TargetError
+from regraft.targets import _torch_arrays
 from regraft.tensors import DTYPE_BITS, Catalogue, Sink, Skeleton, TensorInfo
 
 if TYPE_CHECKING:
@@ -93,9 +94,7 @@ class ArraySink(Sink):
         place = self._places[name]
         held = place.value
         if _is_tensor(held):
-            from regraft.targets import torch
-
-            torch.copy_into(held, array)
+            _torch_arrays.copy_into(held, array)
         elif isinstance(held, np.ndarray) and held.flags.writeable:
             held[...] = array
         elif isinstance(place.holder, MutableMapping):
@@ -108,9 +107,7 @@ class ArraySink(Sink):
     def read(self, name: str) -> Array:
         value = self._places[name].value
         if _is_tensor(value):
-            from regraft.targets import torch
-
-            return torch.to_numpy(value).copy()
+            return _torch_arrays.to_numpy(value).copy()
         return np.array(value)
 
     @property

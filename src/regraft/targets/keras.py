@@ -116,9 +116,9 @@ def to_numpy(value: Any) -> Array:
     import keras
 
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which torch cannot give to numpy
-        from regraft.targets import torch
+        from regraft.targets import _torch_arrays
 
-        return torch.to_numpy(value).copy()
+        return _torch_arrays.to_numpy(value).copy()
     return np.array(keras.ops.convert_to_numpy(value))
 
 
