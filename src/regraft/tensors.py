@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from regraft import markup
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -253,6 +255,10 @@ class Catalogue(Mapping[str, TensorInfo]):
     def __repr__(self) -> str:
         kind = type(self).__name__
         return f"{kind}({self.label!r}, {len(self)} tensors, {self.nbytes:,} bytes)"
+
+    def _repr_html_(self) -> str:
+        rows = ((t.name, list(t.shape), t.dtype, f"{t.nbytes:,}") for t in self.values())
+        return markup.table(repr(self), ("tensor", "shape", "dtype", "bytes"), rows, len(self))
 
 
 class Skeleton(Catalogue):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import xxhash
 
-from regraft import operations
+from regraft import markup, operations
 from regraft.errors import IncompletePlan, RegraftError, TransferError
 from regraft.plans import Graft, Plan, Remark
 from regraft.tensors import Catalogue, Read, Sink
@@ -71,6 +71,15 @@ class Receipt:
         state = "outputs verified" if self.verified else "outputs not compared"
         rows = [f"{len(self.hashes)} tensors loaded{told and ', '}{told}; {state}"]
         return "\n".join([*rows, *(f"  warning  {remark}" for remark in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        grafts = [g for g in self.plan.grafts.values() if not g.counter]
+        rows = [("warning", r.where, r.code, r.text) for r in self.warnings]
+        rows += [
+            (g.kind, g.target, " + ".join(g.sources), self.hashes.get(g.target, "")) for g in grafts
+        ]
+        caption = str(self).split("\n")[0]
+        return markup.table(caption, ("kind", "tensor", "from", "xxh3"), rows, len(rows))
 
 
 def stream(plan: Plan, read: Read, own: Own | None = None) -> Iterator[tuple[Graft, Array]]:

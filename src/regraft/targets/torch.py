@@ -134,6 +134,15 @@ class _TorchSink(Sink):
         return self._model
 
 
+def build(model: object, inputs: Inputs) -> None:
+    """Gives lazy layers their shapes by running the model once."""
+    from torch.nn.parameter import is_lazy
+
+    live: Any = model
+    if any(is_lazy(parameter) for parameter in live.parameters()):
+        run(model, inputs)
+
+
 def sink(model: object) -> Sink:
     """Writes in place, keeping dtype, device and `requires_grad`; meta tensors are made real.
 
@@ -157,10 +166,12 @@ def _evaluating(model: Any) -> Generator[None]:
 def run(model: object, inputs: Inputs) -> dict[str, Array]:
     """Outputs by name: `output`, `output.0` … or the keys of a dict."""
     import torch
+    from torch.nn.parameter import is_lazy
 
     live: Any = model
     with _evaluating(live), torch.no_grad():
-        first = next(live.parameters(), None)
+        known = (parameter for parameter in live.parameters() if not is_lazy(parameter))
+        first = next(known, None)
         if isinstance(inputs, dict):
             result = live(**{key: _input(value, first) for key, value in inputs.items()})
         else:
