@@ -32,7 +32,7 @@ from regraft.tensors import Catalogue, TensorInfo
 from regraft.transfer import Progress, Receipt
 from regraft.tuning import Epoch, Settings, Tuned, best_of, trainer_of
 from regraft.tuning import data as training_data
-from regraft.verification import Probe, Report, settle
+from regraft.verification import Probe, Report, probe_of, settle
 from regraft.verification import verify as compare_outputs
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def plan(
     target: Given,
     *,
     rules: Rules = (),
-    probe: Probe | None = None,
+    probe: Probe | Any = None,
     container: str | None = None,
     arguments: Mapping[str, object] | None = None,
 ) -> Plan:
@@ -60,16 +60,47 @@ def plan(
     - `target`: a live model, `'module:callable'`, a path or a Catalogue.
     - `rules`: what you know better, or the path of a TOML file of rules; earlier ones win.
     - `probe`: settles what stays open by running a live target; the model is put back each time.
+      Where the source is a live model, inputs are enough: both are run. Images are given as the
+      source takes them. Models that are not built yet (lazy layers) are built by the inputs.
     - `container`: the part of the source file to open.
     - `arguments`: keyword arguments for `'module:callable'`.
 
     **Raises** what opening the source raises; `TargetError`; `RuleMatchedNothing`, `ShapeMismatch`
     and `PlanError` for rules that do not hold.
     """
-    ours = source_side(source, container)
     # Without a probe nothing is run: names, shapes and the graph are all that is needed.
-    theirs = target_side(target, arguments=arguments, meta=probe is None)
-    return _plan(ours, theirs, _rules(rules), probe)
+    ours, theirs, wanted = _sides(source, target, container, arguments, probe, meta=probe is None)
+    return _plan(ours, theirs, _rules(rules), wanted)
+
+
+def _sides(
+    source: Given,
+    target: Given,
+    container: str | None,
+    arguments: Mapping[str, object] | None,
+    probe: Any,
+    *,
+    meta: bool = False,
+) -> tuple[Side, Side, Probe | None]:
+    """Both sides, and the probe: a live source that is given mere inputs says itself what should
+    come out. Models that are not built yet are built by the inputs."""
+    given = probe is None or isinstance(probe, Probe)
+    ours = source_side(source, container, None if given else probe)
+    inputs = probe.inputs if isinstance(probe, Probe) else probe
+    theirs = target_side(target, arguments=arguments, meta=meta, inputs=inputs)
+    if given:
+        return ours, theirs, probe
+    live = [side for side in (ours, theirs) if side.model is not None]
+    if len(live) < 2:
+        raise TargetError(
+            (theirs if ours in live else ours).catalogue.label,
+            found="inputs without outputs, and no live model that would give them",
+            expected="a live model on both sides, or outputs, too",
+            hint="give rg.Probe(inputs=x, outputs=y)",
+        )
+    runs = [functools.partial(targets.find(side.model).run, side.model) for side in live]
+    frameworks = ours.catalogue.framework, theirs.catalogue.framework
+    return ours, theirs, probe_of(probe, runs[0], runs[1], frameworks)
 
 
 def _catalogue_of(given: Given) -> Catalogue:
@@ -102,9 +133,10 @@ def _plan(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) 
     sink = theirs.sink()
 
     def run(candidate: Plan) -> Report:
-        names = [g.target for g in candidate.grafts.values() if g.written]
-        with transfer.kept(sink, names):
-            transfer.apply(candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink)
+        with transfer.kept(sink) as journal:
+            transfer.apply(
+                candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink, journal=journal
+            )
             return _compared(sink, probe)
 
     return settle(made, run)
@@ -134,7 +166,7 @@ def apply(
     model: Given,
     *,
     partial: bool = False,
-    probe: Probe | None = None,
+    probe: Probe | Any = None,
     arguments: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> Receipt:
@@ -144,16 +176,16 @@ def apply(
 
     - `plan`: a Plan or the path of a saved one.
     - `partial`: write what is settled and leave the rest of the model as it is.
-    - `probe`: compares outputs afterwards; where they differ the model is put back.
+    - `probe`: compares outputs afterwards; where they differ the model is put back. Inputs are
+      enough where the source is a live model.
     - `progress`: called with each tensor's name and bytes.
 
     **Raises** `IncompletePlan`, `ShapeMismatch` or `StalePlan` before the first write;
     `TransferError` or `VerificationFailed` after it, with the model as it was.
     """
     made = plan if isinstance(plan, Plan) else Plan.load(plan)
-    ours = source_side(source, made.source.container or None)
-    theirs = target_side(model, arguments=arguments)
-    return _apply(made, ours, theirs, partial=partial, probe=probe, progress=progress)
+    ours, theirs, wanted = _sides(source, model, made.source.container or None, arguments, probe)
+    return _apply(made, ours, theirs, partial=partial, probe=wanted, progress=progress)
 
 
 def _apply(
@@ -166,8 +198,7 @@ def _apply(
     progress: Progress | None,
 ) -> Receipt:
     sink = theirs.sink()
-    writes = [g.target for g in made.grafts.values() if g.written] if probe else []
-    before = {name: sink.read(name) for name in writes}
+    journal = transfer.Journal(sink)
     receipt = transfer.apply(
         made,
         ours.catalogue,
@@ -176,17 +207,21 @@ def _apply(
         sink,
         partial=partial,
         progress=progress,
+        journal=journal,
     )
     if isinstance(ours.catalogue, Checkpoint):
         parent = ours.catalogue.metadata.get(lineage.KEY, "")
         receipt = replace(receipt, source_hash=ours.catalogue.sha256, parent=parent)
     if probe is None:
         return receipt
-    report = _compared(sink, probe)
+    try:
+        report = _compared(sink, probe)
+    except BaseException:
+        journal.undo()
+        raise
     if report.equal:
         return transfer.verified(receipt)
-    for name, array in before.items():
-        sink.write(name, array)
+    journal.undo()
     raise VerificationFailed(
         theirs.catalogue.label,
         report=report,
@@ -206,7 +241,7 @@ def load(
     adapt: bool = False,
     accept: Iterable[str] = (),
     partial: bool = False,
-    probe: Probe | None = None,
+    probe: Probe | Any = None,
     container: str | None = None,
     arguments: Mapping[str, object] | None = None,
     progress: Progress | None = None,
@@ -225,12 +260,11 @@ def load(
     **Raises** what `plan` and `apply` raise; `IncompletePlan` lists every difference at once.
     """
     said = [*(fresh_rule(name) for name in fresh), *(leave_rule(name) for name in unused)]
-    ours = source_side(source, container)
-    theirs = target_side(model, arguments=arguments)
-    made = _plan(ours, theirs, (*said, *_rules(rules)), probe)
+    ours, theirs, wanted = _sides(source, model, container, arguments, probe)
+    made = _plan(ours, theirs, (*said, *_rules(rules)), wanted)
     if not partial:
         _allowed(made, adapt, set(accept))
-    return _apply(made, ours, theirs, partial=partial, probe=probe, progress=progress)
+    return _apply(made, ours, theirs, partial=partial, probe=wanted, progress=progress)
 
 
 def _allowed(made: Plan, adapt: bool, accept: set[str]) -> None:

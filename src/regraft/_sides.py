@@ -61,16 +61,17 @@ class Side:
         return self.catalogue.path if isinstance(self.catalogue, Checkpoint) else None
 
 
-def source_side(given: Given, container: str | None = None) -> Side:
-    """A path is opened, a live model is read. **Raises** as `open` does, and `TargetError`."""
+def source_side(given: Given, container: str | None = None, inputs: Any = None) -> Side:
+    """A path is opened, a live model is read, and built first by running it on `inputs` where it is
+    not yet. **Raises** as `open` does, and `TargetError`."""
     if isinstance(given, (str, os.PathLike)):
         if is_callable_name(given):
-            return _model_side(targets_callables().build(str(given))[0])
+            return _model_side(targets_callables().build(str(given))[0], inputs=inputs)
         opened = checkpoints.open(given, container=container)
         return Side(opened, opened.read)
     if isinstance(given, Checkpoint):
         return Side(given, given.read)
-    return Side(given) if isinstance(given, Catalogue) else _model_side(given)
+    return Side(given) if isinstance(given, Catalogue) else _model_side(given, inputs=inputs)
 
 
 def target_side(
@@ -79,17 +80,18 @@ def target_side(
     arguments: Mapping[str, object] | None = None,
     container: str | None = None,
     meta: bool = False,
+    inputs: Any = None,
 ) -> Side:
     """As `source_side`; `'module:callable'` is called with `arguments`, on the meta device where
     `meta` asks for it and the model allows it."""
     if isinstance(given, (str, os.PathLike)) and is_callable_name(given):
         model, notes = targets_callables().build(str(given), arguments, meta=meta)
-        return _model_side(model, tuple(notes), readable=not meta)
+        return _model_side(model, tuple(notes), readable=not meta, inputs=inputs)
     if arguments:
         raise TargetError(
             str(given), found="settings", expected="'module:callable', which alone takes settings"
         )
-    return source_side(given, container)
+    return source_side(given, container, inputs)
 
 
 def is_callable_name(given: str | os.PathLike[str]) -> bool:
@@ -104,9 +106,16 @@ def targets_callables() -> Any:
     return callables
 
 
-def _model_side(model: object, notes: tuple[str, ...] = (), *, readable: bool = True) -> Side:
+def _model_side(
+    model: object, notes: tuple[str, ...] = (), *, readable: bool = True, inputs: Any = None
+) -> Side:
     target = targets.find(model)
-    return Side(target.skeleton(model), _reader(target, model) if readable else None, model, notes)
+    build = getattr(target, "build", None)
+    if build is not None and inputs is not None:
+        build(model, inputs)
+    abstract = getattr(target, "abstract", None)
+    held = readable and not (abstract and abstract(model))
+    return Side(target.skeleton(model), _reader(target, model) if held else None, model, notes)
 
 
 def _reader(target: targets.Target, model: object) -> Read:

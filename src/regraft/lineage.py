@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
+from regraft import markup
 from regraft.errors import FormatError
 from regraft.plans import AnyOp, Plan, Spec
 from regraft.tensors import Catalogue, Read
@@ -195,6 +196,14 @@ class Diff(Mapping[str, Entry]):
         """Number of tensors by status."""
         states = [entry.status for entry in self.values()]
         return {s: states.count(s) for s in ("identical", "moved", "fresh", "gone") if s in states}
+
+    def _repr_html_(self) -> str:
+        told = ", ".join(f"{count} {status}" for status, count in self.counts().items())
+        entries = sorted(self.items(), key=lambda item: item[1].status == "identical")
+        rows = ((e.status, name, e.base, e.rel_l2, e.max_abs, e.cosine) for name, e in entries)
+        head = ("", "tensor", "was", "relative L2", "largest change", "cosine")
+        caption = f"{self.base} → {self.tuned}: {told or 'nothing'}"
+        return markup.table(caption, head, rows, len(self))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from regraft import operations
+from regraft import markup, operations
 from regraft.atomic import replacing
 from regraft.errors import PlanError, ShapeMismatch, StalePlan
 from regraft.operations import AnyOp, Keep, Op
@@ -330,6 +330,13 @@ class Plan(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"<Plan {self.source.label} → {self.target.label}: {_counts(self)}>"
 
+    def _repr_html_(self) -> str:
+        caption = f"{self.source.label} → {self.target.label}: {_counts(self)}"
+        state = "complete" if self.complete else "not complete"
+        rows = list(_cells(self))
+        head = ("kind", "target", "source", "how")
+        return markup.table(f"{caption}; {state}", head, rows, len(rows))
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain Python values, the same as `save` writes."""
         return msgspec.to_builtins(self)
@@ -405,6 +412,21 @@ def _values(numbers: Sequence[str]) -> str:
     if len(numbers) > _APART and span == len(numbers) - 1:
         return f"{{{first}…{last}}}"
     return f"{{{','.join(numbers)}}}"
+
+
+def _cells(plan: Plan) -> Iterable[tuple[object, ...]]:
+    """The plan as rows of a table, what a person has to look at first."""
+    for remark in plan.warnings:
+        yield "warning", remark.where, remark.code, remark.text
+    for name, open_ in plan.undecided.items():
+        yield "undecided", name, "", open_.reason
+    for name in plan.fresh:
+        yield "fresh", name, "", "; ".join(e.text for e in plan.grafts[name].evidence)
+    for name in plan.unused:
+        yield "unused", "", name, ""
+    for rule in plan.summary:
+        ops = ", ".join(map(str, rule.ops))
+        yield rule.kind, rule.target, rule.source, f"{ops} × {rule.count}" if ops else rule.count
 
 
 def _rows(plan: Plan) -> Iterable[str]:

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from regraft import markup
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -254,6 +256,10 @@ class Catalogue(Mapping[str, TensorInfo]):
         kind = type(self).__name__
         return f"{kind}({self.label!r}, {len(self)} tensors, {self.nbytes:,} bytes)"
 
+    def _repr_html_(self) -> str:
+        rows = ((t.name, list(t.shape), t.dtype, f"{t.nbytes:,}") for t in self.values())
+        return markup.table(repr(self), ("tensor", "shape", "dtype", "bytes"), rows, len(self))
+
 
 class Skeleton(Catalogue):
     """A target model's Catalogue: names, shapes and roles, but no weights."""
@@ -335,6 +341,15 @@ class Sink(ABC):
     @abstractmethod
     def read(self, name: str) -> Array:
         """One tensor's present values, as a numpy array that does not change with the model."""
+
+    def undo(self, name: str) -> Callable[[], None]:
+        """What puts one tensor back as it is now, without a copy of its values where the framework
+        can do without."""
+        array = self.read(name)
+        return lambda: self.write(name, array)
+
+    def finish(self) -> None:  # noqa: B027  (most models take each tensor as it comes)
+        """Called after the last of several writes, for models that take all tensors at once."""
 
     @property
     @abstractmethod

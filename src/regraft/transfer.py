@@ -6,14 +6,14 @@ is kept until the end, so that a failure half-way leaves the model as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import xxhash
 
-from regraft import operations
+from regraft import markup, operations
 from regraft.errors import IncompletePlan, RegraftError, TransferError
 from regraft.plans import Graft, Plan, Remark
 from regraft.tensors import Catalogue, Read, Sink
@@ -72,6 +72,15 @@ class Receipt:
         rows = [f"{len(self.hashes)} tensors loaded{told and ', '}{told}; {state}"]
         return "\n".join([*rows, *(f"  warning  {remark}" for remark in self.warnings)])
 
+    def _repr_html_(self) -> str:
+        grafts = [g for g in self.plan.grafts.values() if not g.counter]
+        rows = [("warning", r.where, r.code, r.text) for r in self.warnings]
+        rows += [
+            (g.kind, g.target, " + ".join(g.sources), self.hashes.get(g.target, "")) for g in grafts
+        ]
+        caption = str(self).split("\n")[0]
+        return markup.table(caption, ("kind", "tensor", "from", "xxh3"), rows, len(rows))
+
 
 def stream(plan: Plan, read: Read, own: Own | None = None) -> Iterator[tuple[Graft, Array]]:
     """Each graft that is written with its finished array; one at a time, slices pushed down."""
@@ -121,6 +130,7 @@ def apply(
     *,
     partial: bool = False,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Receipt:
     """Writes every graft into the sink and reads it back.
 
@@ -129,6 +139,7 @@ def apply(
     - `source`, `target`: the catalogues as they are now; the plan must still fit them.
     - `partial`: write what is settled and leave what is undecided as it is.
     - `progress`: called with each name and its bytes once it is written.
+    - `journal`: remembers how to undo what was written, where the caller may still want to.
 
     **Raises** `IncompletePlan`, `ShapeMismatch`, `StalePlan` before the first write;
     `TransferError` after it, with the model as it was before.
@@ -136,20 +147,20 @@ def apply(
     if not partial:
         ready(plan)
     plan.check(source, target)
-    before: dict[str, Array] = {}
+    journal = Journal(sink) if journal is None else journal
     hashes: dict[str, str] = {}
     doubts: list[Remark] = []
     try:
         for graft, array in stream(plan, read, sink.read):
             doubts += _doubts(graft, array)
-            before[graft.target] = sink.read(graft.target)
+            journal.remember(graft.target)
             sink.write(graft.target, array)
             hashes[graft.target] = _read_back(graft.target, array, sink)
             if progress:
                 progress(graft.target, array.nbytes)
+        sink.finish()
     except BaseException as error:
-        for name, array in before.items():
-            sink.write(name, array)
+        journal.undo()
         if isinstance(error, RegraftError) or not isinstance(error, Exception):
             raise
         raise TransferError(
@@ -163,15 +174,49 @@ def apply(
     return Receipt(plan, sink.model, hashes, (*plan.warnings, *new))
 
 
+class Journal:
+    """How to put tensors back as they were before they were written."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._undo: dict[str, Callable[[], None]] = {}
+
+    def remember(self, name: str) -> None:
+        """To be called before a tensor is written; what it was at the first call counts."""
+        if name not in self._undo:
+            self._undo[name] = self._sink.undo(name)
+
+    def undo(self) -> None:
+        """Puts everything back, last things first.
+
+        **Raises** `TransferError`, once the rest is as it was, for what cannot be put back.
+        """
+        problems: list[str] = []
+        while self._undo:
+            name, put_back = self._undo.popitem()
+            try:
+                put_back()
+            except Exception as error:  # the framework's own: out of memory, a lost device
+                problems.append(f"{name}: {type(error).__name__}: {error}"[:300])
+        self._sink.finish()
+        if problems:
+            raise TransferError(
+                "the model",
+                found=f"{len(problems)} tensors that could not be put back as they were",
+                expected="the values from before",
+                hint="build the model again",
+                problems=problems,
+            )
+
+
 @contextmanager
-def kept(sink: Sink, names: Iterable[str]) -> Generator[None]:
-    """Puts tensors back as they were at the end: for trying a plan out."""
-    before = {name: sink.read(name) for name in names}
+def kept(sink: Sink) -> Generator[Journal]:
+    """Puts what is written under the journal back at the end: for trying a plan out."""
+    journal = Journal(sink)
     try:
-        yield
+        yield journal
     finally:
-        for name, array in before.items():
-            sink.write(name, array)
+        journal.undo()
 
 
 def _read_back(name: str, array: Array, sink: Sink) -> str:

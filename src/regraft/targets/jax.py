@@ -1,4 +1,8 @@
-"""JAX trees: nested dicts of arrays, as Flax' `init` gives them and plain JAX code keeps them."""
+"""JAX: trees of arrays (linen, Haiku, Equinox, plain ones) and Flax NNX modules.
+
+Arrays of JAX do not change: a tree is built anew, and `receipt.model` is the new one. An NNX module
+is set in place.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,9 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from regraft.errors import TargetError
-from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo
+from regraft.targets import _jax_arrays, _jax_trees, _nnx
+from regraft.tensors import Sink, Skeleton
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
@@ -17,94 +20,85 @@ if TYPE_CHECKING:
 
 
 def owns(model: object) -> bool:
-    jax = sys.modules.get("jax")
-    if jax is None or not isinstance(model, Mapping):
+    if sys.modules.get("jax") is None or isinstance(model, type):
         return False
-    leaves = [leaf for _, leaf in _walk(model, ())]
-    return (
-        bool(leaves)
-        and all(isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct, np.ndarray)) for leaf in leaves)
-        and any(not isinstance(leaf, np.ndarray) for leaf in leaves)
-    )
+    return _nnx.is_module(model) or _is_linen(model) or _jax_trees.holds_arrays(model)
 
 
-def _walk(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(tree, Mapping):
-        for key, part in tree.items():
-            yield from _walk(part, (*path, str(key)))
-    elif isinstance(tree, (list, tuple)):
-        for index, part in enumerate(tree):
-            yield from _walk(part, (*path, str(index)))
-    elif tree is not None:
-        yield path, tree
+def _is_linen(model: object) -> bool:
+    linen = sys.modules.get("flax.linen")
+    return linen is not None and isinstance(model, linen.Module)
 
 
 def skeleton(model: object) -> Skeleton:
-    """The leaves in the tree's order, named by their keys joined with `/`."""
-    infos = [
-        TensorInfo("/".join(path), tuple(leaf.shape), np.dtype(leaf.dtype).name)
-        for path, leaf in _walk(model, ())
-    ]
-    unknown = [info.name for info in infos if info.dtype not in DTYPE_BITS]
-    if unknown:
-        raise TargetError(unknown[0], found="a leaf that is no array of numbers")
-    names = [info.name for info in infos]
-    # JAX itself sorts the keys of a tree that goes through any of its functions.
-    order = "sorted" if names == sorted(names) else "stored"
-    return Skeleton(infos, framework="jax", order=order, label="tree")
+    """The arrays, named by the keys that lead to them joined with `/`.
+
+    **Raises** `TargetError` for a linen module, which holds no arrays.
+    """
+    if _is_linen(model):
+        raise TargetError(
+            type(model).__name__,
+            found="a linen module, which holds no arrays",
+            expected="its variables",
+            hint="give variables = module.init(key, x), or its shapes by jax.eval_shape, and take "
+            "the new ones from receipt.model",
+        )
+    return _nnx.skeleton(model) if _nnx.is_module(model) else _jax_trees.skeleton(model)
 
 
-class _TreeSink(Sink):
-    """Collects new leaves; the tree itself is not changed."""
+def abstract(model: object) -> bool:
+    """Whether some arrays are shapes without values, as `jax.eval_shape` gives them."""
+    import jax
 
-    def __init__(self, tree: Any) -> None:
-        self._tree = tree
-        self._leaves = {"/".join(path): leaf for path, leaf in _walk(tree, ())}
-
-    def write(self, name: str, array: Array) -> None:
-        import jax
-
-        sharding = getattr(self._leaves[name], "sharding", None)
-        self._leaves[name] = jax.device_put(np.asarray(array), sharding)
-
-    def read(self, name: str) -> Array:
-        leaf = self._leaves[name]
-        return np.array(leaf) if hasattr(leaf, "__array__") else np.zeros((0,), np.float32)
-
-    @property
-    def model(self) -> object:
-        return self._rebuilt(self._tree, ())
-
-    def _rebuilt(self, tree: Any, path: tuple[str, ...]) -> Any:
-        if isinstance(tree, Mapping):
-            parts = {key: self._rebuilt(part, (*path, str(key))) for key, part in tree.items()}
-            make: Any = dict if isinstance(tree, dict) else type(tree)
-            return make(parts)
-        if isinstance(tree, (list, tuple)):
-            items = [self._rebuilt(part, (*path, str(i))) for i, part in enumerate(tree)]
-            return items if isinstance(tree, list) else tuple(items)
-        return tree if tree is None else self._leaves["/".join(path)]
+    leaves = jax.tree_util.tree_leaves(model)
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
 
 def sink(model: object) -> Sink:
-    """Builds a new tree of the same structure; sharded arrays keep their sharding."""
-    return _TreeSink(model)
+    """Sets an NNX module's variables in place, or builds a new tree of the same structure. Sharded
+    arrays keep their sharding: each device is sent its own slice only."""
+    return _nnx.ModuleSink(model) if _nnx.is_module(model) else _jax_trees.TreeSink(model)
 
 
 def run(model: object, inputs: Inputs) -> dict[str, Array]:
-    """A tree of arrays cannot be called. **Raises** `TargetError`."""
-    raise TargetError(
-        "a JAX tree",
-        found="arrays without the function that uses them",
-        expected="a way to run them",
-        hint="give rg.Probe(run=lambda tree: apply(tree, x), outputs=y)",
-    )
+    """Outputs of an NNX module in evaluation mode, or of a tree that can be called (Equinox).
+
+    **Raises** `TargetError` for a tree of arrays, which cannot.
+    """
+    live: Any = model
+    if _nnx.is_module(model):
+        live = _nnx.evaluating(model)
+    elif isinstance(model, (Mapping, list, tuple)) or not callable(model):
+        raise TargetError(
+            "a JAX tree",
+            found="arrays without the function that uses them",
+            expected="a way to run them",
+            hint="give rg.Probe(run=lambda tree: apply(tree, x), outputs=y)",
+        )
+    elif (equinox := sys.modules.get("equinox")) is not None:
+        live = equinox.nn.inference_mode(model)
+    if isinstance(inputs, dict):
+        result = live(**inputs)
+    else:
+        result = live(*inputs) if isinstance(inputs, tuple) else live(inputs)
+    return dict(_outputs(result, ""))
+
+
+def _outputs(value: Any, name: str) -> Iterator[tuple[str, Array]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _outputs(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from _outputs(part, f"{name or 'output'}.{index}")
+    elif value is not None:
+        yield name or "output", _jax_arrays.to_numpy(value, name)
 
 
 def trainable(model: object, names: Collection[str]) -> None:
     """A tree has no flags. **Raises** `TargetError`."""
     raise TargetError(
-        "a JAX tree",
+        "a JAX model",
         found="arrays without trainable flags",
         expected="a mask for the optimizer",
         hint="give optax.masked a tree of booleans",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from regraft.tensors import Array
 
 
+_BUILD = "call the model once on an example, or model.build(input_shape)"
+
+
 def owns(model: object) -> bool:
     keras = sys.modules.get("keras")
     return keras is not None and hasattr(keras, "Layer") and isinstance(model, keras.Layer)
@@ -30,11 +33,22 @@ def skeleton(model: object) -> Skeleton:
     Seed states, metrics and optimizer variables are no weights and left out. Its metadata tells
     the config, and where Keras would save each variable.
 
-    **Raises** `TargetError` where the model is not built.
+    Layers that are not built, and so have no weights yet, are noted.
+
+    **Raises** `TargetError` where the model is not built, or none of its layers is.
     """
     live: Any = model
     infos: list[TensorInfo] = []
     weights = named(live)
+    unbuilt = _unbuilt(live)
+    if unbuilt and not weights:
+        raise TargetError(
+            live.name,
+            found=f"a model without weights: {len(unbuilt)} of its layers are not built",
+            expected="a model whose weights exist",
+            hint=_BUILD,
+            problems=unbuilt,
+        )
     for name, (variable, owner) in weights.items():
         role = variable.name.rpartition("/")[2]
         infos.append(
@@ -47,9 +61,23 @@ def skeleton(model: object) -> Skeleton:
     layout = layout_of(live, {id(variable): name for name, (variable, _) in weights.items()})
     if layout is not None:
         metadata[keras_layout.KEY] = keras_layout.encode(layout)
+    notes = [f"not built, so without weights: {', '.join(unbuilt)}"] if unbuilt else []
     return Skeleton(
-        infos, framework="keras", order="definition", label=live.name, metadata=metadata
-    )
+        infos, framework="keras", order="definition", label=live.name, metadata=metadata,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _unbuilt(model: Any) -> list[str]:
+    """Layers of which `build` was not called yet; `model.build` alone does not always do it."""
+    return [layer.name for layer in model._flatten_layers() if not layer.built]
+
+
+def build(model: object, inputs: Inputs) -> None:
+    """Makes the weights by running the model once, where it is not built."""
+    live: Any = model
+    if not live.built or _unbuilt(live):
+        run(model, inputs)
 
 
 def named(model: Any) -> dict[str, tuple[Any, Any]]:
@@ -59,7 +87,7 @@ def named(model: Any) -> dict[str, tuple[Any, Any]]:
             model.name,
             found="a model that is not built",
             expected="a model whose weights exist",
-            hint="call model.build(input_shape), or the model itself on an example",
+            hint=_BUILD,
         )
     listed = [(path, v, layer) for path, v, layer in _walk(model, (), set())]
     count = Counter(path for path, *_ in listed)
@@ -101,6 +129,15 @@ class _KerasSink(Sink):
     def read(self, name: str) -> Array:
         return to_numpy(self._variables[name].value)
 
+    def undo(self, name: str) -> Callable[[], None]:
+        import keras
+
+        if keras.backend.backend() != "jax":
+            return super().undo(name)
+        variable = self._variables[name]
+        before = variable.value  # arrays of JAX do not change
+        return lambda: variable.assign(before)
+
     @property
     def model(self) -> object:
         return self._model
@@ -116,9 +153,9 @@ def to_numpy(value: Any) -> Array:
     import keras
 
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which torch cannot give to numpy
-        from regraft.targets import torch
+        from regraft.targets import _torch_arrays
 
-        return torch.to_numpy(value).copy()
+        return _torch_arrays.to_numpy(value).copy()
     return np.array(keras.ops.convert_to_numpy(value))
 
 

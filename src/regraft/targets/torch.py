@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from regraft.errors import TargetError
+from regraft.targets._layer_settings import settings_of
+from regraft.targets._torch_arrays import copy_into, dtype_name, new_like, to_numpy, to_torch
+from regraft.targets._torch_modules import Names, replace, tensors_of, unwrapped
 from regraft.tensors import Rows, Sink, Skeleton, TensorInfo
 
 if TYPE_CHECKING:
@@ -25,92 +28,48 @@ def owns(model: object) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
-def unwrapped(model: Any) -> Any:
-    """The model inside DataParallel, DistributedDataParallel or torch.compile."""
-    import torch
-
-    while True:
-        if type(model).__name__ == "OptimizedModule":
-            model = model._orig_mod
-        elif isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
-
-
 def skeleton(model: object) -> Skeleton:
     """Parameters and persistent buffers in the order of `state_dict`; meta tensors as well.
 
-    **Raises** `TargetError` where a lazy parameter has no shape yet.
+    **Raises** `TargetError` where a lazy parameter has no shape yet, where parameters are stored in
+    codes (quantized), or are flat pieces (FSDP).
     """
     from regraft.targets import _fx
 
-    inner = unwrapped(model)
-    owners = {path: type(module).__name__ for path, module in inner.named_modules()}
+    inner, names = _inner(model)
+    owners = {names.shown(path): type(module).__name__ for path, module in inner.named_modules()}
     infos: list[TensorInfo] = []
     same: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in _named(inner).items():
+    for name, tensor in tensors_of(model).items():
         owner, _, leaf = name.rpartition(".")
         infos.append(
             TensorInfo(
-                name, tuple(tensor.shape), _dtype(tensor), owners.get(owner, ""), "", _kind(leaf)
+                name, tuple(tensor.shape), dtype_name(tensor), owners.get(owner, ""), "",
+                _kind(leaf),
             )
-        )
+        )  # fmt: skip
         same[id(tensor)].append(name)
+    layers = ((names.shown(path), module) for path, module in inner.named_modules())
     return Skeleton(
         infos,
         framework="torch",
         order="definition",
         ties=[tuple(names) for names in same.values() if len(names) > 1],
         label=type(inner).__name__,
-        flow=_fx.flow_of(inner),
-        settings=_settings(inner),
+        flow=[node._replace(owner=names.shown(node.owner)) for node in _fx.flow_of(inner)],
+        settings=settings_of(layers, "."),
     )
 
 
-# Settings of layers that say how their weights are meant.
-_TOLD = frozenset(
-    """num_heads num_attention_heads n_head n_heads nhead heads num_key_value_heads num_kv_heads
-    n_kv_heads n_kv_head kv_heads head_dim eps epsilon variance_epsilon groups num_groups
-    hidden_size num_hidden_layers rope_theta activation hidden_act image_size img_size patch_size
-    grid_size offset padding_idx""".split()  # noqa: SIM905
-)
+def _inner(model: object) -> tuple[Any, Names]:
+    inner = unwrapped(model)
+    return inner, Names(inner)
 
 
-def _settings(model: Any) -> dict[str, dict[str, Any]]:
-    """Plain attributes of layers, and of the configs that they hold; of pairs, as `grid_size`, both
-    parts, `grid_size.0` and `grid_size.1`."""
-    found: dict[str, dict[str, Any]] = {}
-    for path, module in model.named_modules():
-        held: dict[str, Any] = {}
-        config = getattr(module, "config", None) if path == "" or "." not in path else None
-        for holder in (config, module):
-            values = getattr(holder, "__dict__", None) or {}
-            told = {k: v for k, v in values.items() if k in _TOLD or "head" in k}
-            for key, value in told.items():
-                pair = isinstance(value, (tuple, list)) and len(value) == 2
-                parts = {f"{key}.{i}": v for i, v in enumerate(value)} if pair else {key: value}
-                held |= {k: v for k, v in parts.items() if isinstance(v, (int, float, str, bool))}
-        if held:
-            found[path] = held
-    return found
-
-
-def _named(model: Any) -> dict[str, Any]:
-    """Tensors by their names in `state_dict`, which may leave some out."""
-    from torch.nn.parameter import is_lazy
-
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
-    lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
-    if lazy:
-        raise TargetError(
-            f"{type(model).__name__}, {lazy[0]}",
-            found=f"{len(lazy)} lazy parameters without a shape",
-            expected="a model whose shapes are known",
-            hint="run the model once on an example input",
-        )
-    return {name: tensors[name] for name in model.state_dict(keep_vars=True) if name in tensors}
+def abstract(model: object) -> bool:
+    """Whether some parameters are on the meta device: shapes without values."""
+    live: Any = model
+    return any(parameter.is_meta for parameter in live.parameters())
 
 
 def _kind(leaf: str) -> Literal["weight", "counter", "constant"]:
@@ -119,71 +78,69 @@ def _kind(leaf: str) -> Literal["weight", "counter", "constant"]:
     return "constant" if leaf in _CONSTANTS else "weight"
 
 
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 class _TorchSink(Sink):
     def __init__(self, model: Any) -> None:
         self._model = model
         self._inner = unwrapped(model)
-        self._tensors = _named(self._inner)
-        self._meta = {name for name, tensor in self._tensors.items() if tensor.is_meta}
+        self._tensors = tensors_of(model)
+        known = {id(tensor) for tensor in self._tensors.values()}
         listed = self._inner.named_buffers(remove_duplicate=False)
-        unknown = [n for n, b in listed if b.is_meta and n not in self._tensors]
+        unknown = [n for n, b in listed if b.is_meta and id(b) not in known]
         if unknown:
             raise TargetError(
                 f"{type(self._inner).__name__}, {unknown[0]}",
                 found=f"{len(unknown)} buffers on the meta device that no checkpoint holds",
                 expected="buffers with values",
                 hint="build the model on a real device",
+                problems=unknown,
             )
 
     def write(self, name: str, array: Array) -> None:
-        import torch
-
         tensor = self._tensors[name]
-        value = _to_torch(array)
-        if name in self._meta:
-            self._materialise(name, value)
-            return
-        if value.numel() == 0 < tensor.numel():  # what `read` gave for a tensor without values
-            self._materialise(name, tensor.to("meta"))
-            self._meta.add(name)
-            return
-        with torch.no_grad():
-            tensor.copy_(value)
+        if tensor.is_meta:
+            self._put(tensor, new_like(tensor, array))
+        else:
+            copy_into(tensor, array)
 
-    def _materialise(self, name: str, value: Any) -> None:
-        """Puts a real tensor in the place, or the tied places, of one on the meta device."""
+    def _put(self, old: Any, new: Any) -> None:
+        """Puts a tensor into the place, or the tied places, of another."""
         import torch
 
-        old = self._tensors[name]
-        value = value if value.is_meta else value.to(dtype=old.dtype).clone()
-        new = torch.nn.Parameter(value, old.requires_grad) if _is_parameter(old) else value
-        for other in [n for n, tensor in self._tensors.items() if tensor is old]:
-            owner, _, leaf = other.rpartition(".")
-            module = self._inner.get_submodule(owner)
-            held = module._parameters if leaf in module._parameters else module._buffers
-            held[leaf] = new
-            self._tensors[other] = new
-            self._meta.discard(other)
+        if isinstance(old, torch.nn.Parameter) and not isinstance(new, torch.nn.Parameter):
+            new = torch.nn.Parameter(new, old.requires_grad)
+        replace(self._inner, old, new)
+        for name in [n for n, tensor in self._tensors.items() if tensor is old]:
+            self._tensors[name] = new
 
     def read(self, name: str) -> Array:
         tensor = self._tensors[name]
         if tensor.is_meta:
-            return np.zeros((0,), np.float32)
+            raise TargetError(
+                name,
+                found="a tensor on the meta device, which has no values",
+                expected="a tensor with values",
+                hint="load all of its model, or build it on a real device",
+            )
         return to_numpy(tensor).copy()
+
+    def undo(self, name: str) -> Callable[[], None]:
+        before = self._tensors[name]
+        if before.is_meta:
+            return lambda: self._put(self._tensors[name], before)
+        return super().undo(name)
 
     @property
     def model(self) -> object:
         return self._model
 
 
-def _is_parameter(tensor: Any) -> bool:
-    import torch
+def build(model: object, inputs: Inputs) -> None:
+    """Gives lazy layers their shapes by running the model once."""
+    from torch.nn.parameter import is_lazy
 
-    return isinstance(tensor, torch.nn.Parameter)
+    live: Any = model
+    if any(is_lazy(parameter) for parameter in live.parameters()):
+        run(model, inputs)
 
 
 def sink(model: object) -> Sink:
@@ -192,35 +149,6 @@ def sink(model: object) -> Sink:
     **Raises** `TargetError` where buffers that no checkpoint holds are on the meta device.
     """
     return _TorchSink(model)
-
-
-def _to_torch(array: Array) -> Any:
-    """A tensor that shares the array's memory where torch can; extended dtypes go by their bits."""
-    import torch
-
-    array = np.ascontiguousarray(array) if array.ndim else np.array(array)
-    if not array.flags.writeable:
-        array = array.copy()
-    if array.dtype.kind == "V" or array.dtype.name.startswith(("bfloat", "float8")):
-        bits = array.view(f"u{array.dtype.itemsize}")
-        signed = bits.view(f"i{array.dtype.itemsize}")
-        return torch.from_numpy(signed).view(getattr(torch, array.dtype.name))
-    return torch.from_numpy(array)
-
-
-def to_numpy(tensor: Any) -> Array:
-    """A tensor as numpy array, bfloat16 and float8 as ml_dtypes' types."""
-    import torch
-
-    tensor = tensor.detach().cpu()
-    name = _dtype(tensor)
-    if name == "bfloat16" or name.startswith("float8"):
-        from regraft.tensors import numpy_dtype
-
-        width = tensor.element_size()
-        signed = torch.int16 if width == 2 else torch.int8
-        return tensor.contiguous().view(signed).numpy().view(numpy_dtype(name))
-    return tensor.numpy()
 
 
 @contextmanager
@@ -238,10 +166,12 @@ def _evaluating(model: Any) -> Generator[None]:
 def run(model: object, inputs: Inputs) -> dict[str, Array]:
     """Outputs by name: `output`, `output.0` … or the keys of a dict."""
     import torch
+    from torch.nn.parameter import is_lazy
 
     live: Any = model
     with _evaluating(live), torch.no_grad():
-        first = next(live.parameters(), None)
+        known = (parameter for parameter in live.parameters() if not is_lazy(parameter))
+        first = next(known, None)
         if isinstance(inputs, dict):
             result = live(**{key: _input(value, first) for key, value in inputs.items()})
         else:
@@ -254,18 +184,20 @@ def rotary(model: object, projections: Sequence[tuple[Rows, Rows]]) -> tuple[str
     """Rotary layout and width of a head, by experiment; see `_rotary`."""
     from regraft.targets import _rotary
 
-    return _rotary.rotary_of(unwrapped(model), projections)
+    inner, names = _inner(model)
+    return _rotary.rotary_of(inner, projections) if names.plain else None
 
 
 def head_width(model: object, value: Rows, outputs: Sequence[str]) -> int | None:
     """Width of a head of an attention, by experiment; see `_rotary`."""
     from regraft.targets import _rotary
 
-    return _rotary.head_width_of(unwrapped(model), value, outputs)
+    inner, names = _inner(model)
+    return _rotary.head_width_of(inner, value, outputs) if names.plain else None
 
 
 def _input(array: Array, like: Any) -> Any:
-    tensor = _to_torch(np.asarray(array))
+    tensor = to_torch(np.array(array))
     if like is None:
         return tensor
     narrow = tensor.dtype.is_floating_point and tensor.element_size() > like.element_size()
@@ -290,7 +222,7 @@ def trainable(model: object, names: Collection[str]) -> None:
 
     BatchNorm's running statistics are no parameters: they move in training mode all the same.
     """
-    live: Any = unwrapped(model)
-    for name, parameter in live.named_parameters(remove_duplicate=False):
+    inner, names_shown = _inner(model)
+    for name, parameter in inner.named_parameters(remove_duplicate=False):
         if parameter.dtype.is_floating_point or parameter.dtype.is_complex:
-            parameter.requires_grad_(name in names)
+            parameter.requires_grad_(names_shown.shown(name) in names)

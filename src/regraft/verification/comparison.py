@@ -8,6 +8,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
+from regraft import markup
 from regraft.tensors import Array, Arrays
 from regraft.values import bits
 
@@ -65,6 +66,15 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         return {"schema_version": 1, **asdict(self)}
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [
+            (row.name, list(row.shape), row.verdict, row.max_abs, row.max_rel, row.reason)
+            for row in self.rows
+        ]
+        rows += [("warning", "", text, "", "", "") for text in self.warnings]
+        head = ("output", "shape", "verdict", "largest error", "relative", "")
+        return markup.table(str(self).split("\n")[0], head, rows, len(rows))
 
     def __str__(self) -> str:
         lines = [f"{self.verdict}: largest error {self.max_abs:.3g}, relative {self.max_rel:.3g}"]

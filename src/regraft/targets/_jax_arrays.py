@@ -1,0 +1,65 @@
+"""Single arrays of JAX: described without values, read, and made like another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from regraft.errors import TargetError
+from regraft.tensors import DTYPE_BITS
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array
+
+
+def is_array(leaf: object) -> bool:
+    """Whether a leaf holds weights, or says what they would be: keys of random numbers, functions
+    and Python's own numbers do not."""
+    import jax
+
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.name in DTYPE_BITS
+    if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+        return False
+    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def dtype_name(leaf: Any, name: str) -> str:
+    """**Raises** `TargetError` for values that are no numbers."""
+    dtype = np.dtype(leaf.dtype).name
+    if dtype not in DTYPE_BITS:
+        raise TargetError(name, found=f"a leaf of dtype {dtype}", expected="an array of numbers")
+    return dtype
+
+
+def to_numpy(leaf: Any, name: str) -> Array:
+    """A copy of the values. **Raises** `TargetError` where there are none yet, or where other
+    processes hold a part of them."""
+    import jax
+
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise TargetError(name, found="a shape without values", expected="an array")
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        raise TargetError(
+            name,
+            found="an array of which other processes hold a part",
+            expected="an array whose shards are all here",
+            hint="gather it first: jax.experimental.multihost_utils.process_allgather",
+        )
+    return np.array(leaf)
+
+
+def like(array: Array, leaf: Any) -> Any:
+    """The values as an array where `leaf` lies: numpy stays numpy, and of a sharded array each
+    device is sent its own slice only."""
+    import jax
+    import jax.numpy as jnp
+
+    if isinstance(leaf, np.ndarray):
+        return array.copy()
+    sharding = leaf.sharding
+    # An array that no device was chosen for may still go to any: it is not tied to one here.
+    if sharding is None or (isinstance(leaf, jax.Array) and not leaf.committed):
+        return jnp.array(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
