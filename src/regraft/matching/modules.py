@@ -239,7 +239,8 @@ def _heads_first(modules: list[Module]) -> list[Module]:
 
 def _around_collections(catalogue: Catalogue) -> set[tuple[str, ...]]:
     """What stands before `params` and `batch_stats` where both are there, or all there is."""
-    if all(name.partition("/")[0] in _COLLECTIONS for name in catalogue):
+    outermost = {name.partition("/")[0] for name in catalogue}
+    if outermost <= _COLLECTIONS and outermost != {"state"}:  # which alone wraps a training state
         return {()}
     trained, beside = set[tuple[str, ...]](), set[tuple[str, ...]]()
     if any("batch_stats" in name for name in catalogue):
