@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 import regraft as rg
+from formats import samples
 from regraft import formats, targets
 from regraft.errors import RegraftError, TransferError
 from regraft.tensors import numpy_dtype
-
-from formats import samples
 from targets import kinds
 from targets.kinds import KINDS, SHAPES
 
@@ -94,7 +93,7 @@ def test_every_format_to_targets_of_its_names(name: str, tmp_path: Path) -> None
         # Constants of a graph are not planned for.
         names = [name for name, info in checkpoint.items() if info.kind == "weight"]
         given = {name: np.array(checkpoint.read(name)) for name in names}
-        for target, model in flat_targets(given).items():
+        for model in flat_targets(given).values():
             rules = [rg.rename(n, n) for n in targets.find(model).skeleton(model)]
             allowed = [w.code for w in rg.plan(checkpoint, model, rules=rules).warnings]
             unused = [

@@ -22,7 +22,7 @@ def is_array(leaf: object) -> bool:
         return leaf.dtype.name in DTYPE_BITS
     if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
         return False
-    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def dtype_name(leaf: Any, name: str) -> str:

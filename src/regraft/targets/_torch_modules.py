@@ -89,7 +89,7 @@ def _check(model: Any, held: dict[str, Any]) -> None:
     if coded:
         raise TargetError(
             f"{type(model).__name__}, {coded[0]}",
-            found=f"{len(coded)} quantized modules or tensors, which hold codes in place of weights",
+            found=f"{len(coded)} quantized modules or tensors: codes, not weights",
             expected="weights of a floating dtype",
             hint="load into the model before it is quantized, then quantize it",
             problems=coded,

@@ -1,0 +1,142 @@
+"""Planning: both sides seen, matched, and what stays open settled by a probe."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from regraft import matching, plans, targets, transfer
+from regraft._sides import Given, Side, source_side, target_side
+from regraft.errors import TargetError
+from regraft.matching.rewrites import NOT_ASKED, Asked
+from regraft.plans import Plan, Remark
+from regraft.rules import Rule, load_rules
+from regraft.tensors import Catalogue
+from regraft.verification import Probe, Report, probe_of, settle
+from regraft.verification import verify as compare_outputs
+
+if TYPE_CHECKING:
+    from regraft.tensors import Sink
+
+Rules = Iterable[Rule] | str | os.PathLike[str]
+
+
+def plan(
+    source: Given,
+    target: Given,
+    *,
+    rules: Rules = (),
+    probe: Probe | Any = None,
+    container: str | None = None,
+    arguments: Mapping[str, object] | None = None,
+) -> Plan:
+    """Plans how the weights of `source` fit `target`; writes nothing.
+
+    **Arguments:**
+
+    - `source`: a path, an open Checkpoint, a live model or a Catalogue.
+    - `target`: a live model, `'module:callable'`, a path or a Catalogue.
+    - `rules`: what you know better, or the path of a TOML file of rules; earlier ones win.
+    - `probe`: settles what stays open by running a live target; the model is put back each time.
+      Where the source is a live model, inputs are enough: both are run. Images are given as the
+      source takes them. Models that are not built yet (lazy layers) are built by the inputs.
+    - `container`: the part of the source file to open.
+    - `arguments`: keyword arguments for `'module:callable'`.
+
+    **Raises** what opening the source raises; `TargetError`; `RuleMatchedNothing`, `ShapeMismatch`
+    and `PlanError` for rules that do not hold.
+    """
+    # Without a probe nothing is run: names, shapes and the graph are all that is needed.
+    ours, theirs, wanted = both_sides(
+        source, target, container, arguments, probe, meta=probe is None
+    )
+    return plan_sides(ours, theirs, rules_of(rules), wanted)
+
+
+def both_sides(
+    source: Given,
+    target: Given,
+    container: str | None,
+    arguments: Mapping[str, object] | None,
+    probe: Any,
+    *,
+    meta: bool = False,
+) -> tuple[Side, Side, Probe | None]:
+    """Both sides, and the probe: a live source that is given mere inputs says itself what should
+    come out. Models that are not built yet are built by the inputs."""
+    given = probe is None or isinstance(probe, Probe)
+    ours = source_side(source, container, None if given else probe)
+    inputs = probe.inputs if isinstance(probe, Probe) else probe
+    theirs = target_side(target, arguments=arguments, meta=meta, inputs=inputs)
+    if given:
+        return ours, theirs, probe
+    live = [side for side in (ours, theirs) if side.model is not None]
+    if len(live) < 2:
+        raise TargetError(
+            (theirs if ours in live else ours).catalogue.label,
+            found="inputs without outputs, and no live model that would give them",
+            expected="a live model on both sides, or outputs, too",
+            hint="give rg.Probe(inputs=x, outputs=y)",
+        )
+    runs = [functools.partial(targets.find(side.model).run, side.model) for side in live]
+    frameworks = ours.catalogue.framework, theirs.catalogue.framework
+    return ours, theirs, probe_of(probe, runs[0], runs[1], frameworks)
+
+
+def _catalogue_of(given: Given) -> Catalogue:
+    """What a path, a live model or a Catalogue holds, without its values."""
+    return target_side(given, meta=True).catalogue
+
+
+plans.catalogue_of = _catalogue_of
+
+
+def rules_of(rules: Rules) -> tuple[Rule, ...]:
+    return tuple(load_rules(rules) if isinstance(rules, (str, os.PathLike)) else rules)
+
+
+def plan_sides(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) -> Plan:
+    made = matching.match(
+        ours.catalogue,
+        theirs.catalogue,
+        rules,
+        read_source=ours.read,
+        # A live model's present values are no evidence: it was just made.
+        read_target=theirs.read if theirs.model is None else None,
+        asked=_asking(theirs) if theirs.model is not None and theirs.read else NOT_ASKED,
+    )
+    if theirs.notes:
+        remarks = [Remark("target", theirs.catalogue.label, note) for note in theirs.notes]
+        made = _replace(made, notes=(*made.notes, *remarks))
+    if probe is None or made.complete:
+        return made
+    sink = theirs.sink()
+
+    def run(candidate: Plan) -> Report:
+        with transfer.kept(sink) as journal:
+            transfer.apply(
+                candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink, journal=journal
+            )
+            return compared(sink, probe)
+
+    return settle(made, run)
+
+
+def _asking(side: Side) -> Asked:
+    """The experiments with a live model that its target has."""
+    target = targets.find(side.model)
+    experiments = (getattr(target, name, None) for name in Asked._fields)
+    return Asked(*(e and functools.partial(e, side.model) for e in experiments))
+
+
+def _replace(made: Plan, **changes: Any) -> Plan:
+    import msgspec
+
+    return msgspec.structs.replace(made, **changes)
+
+
+def compared(sink: Sink, probe: Probe) -> Report:
+    model = sink.model
+    return compare_outputs(lambda inputs: targets.find(model).run(model, inputs), probe, model)
