@@ -21,7 +21,11 @@ def not_finite(array: Array) -> int:
     """Number of NaN and Inf values; 0 for integers and bools."""
     if array.dtype.kind in "biuSU":
         return 0
+    if array.dtype.name == "bfloat16":  # whose own function is slow
+        exponents = array.view(np.uint16) & 0x7F80
+        return int(np.count_nonzero(exponents == 0x7F80))
     try:
-        return int(array.size - np.isfinite(array).sum())
+        finite = np.isfinite(array)
     except TypeError:  # a float8 dtype without the function
-        return int(array.size - np.isfinite(array.astype(np.float32)).sum())
+        finite = np.isfinite(array.astype(np.float32))
+    return array.size - int(np.count_nonzero(finite))
