@@ -14,6 +14,7 @@ from regraft.matching import (
     adapting,
     composing,
     compression,
+    epsilons,
     keras_graph,
     lists,
     missing,
@@ -225,7 +226,7 @@ def _plan(
     unused = tuple(
         name for name, info in source.items() if name not in read and not is_constant(info)
     )
-    warnings = [*_doubts(grafts, pairer)]
+    warnings = [*_doubts(grafts, pairer), *epsilons.doubts(source, target, state.partners)]
     if read_source:
         warnings += values.doubts(source, sources, read_source, read)
     return Plan(

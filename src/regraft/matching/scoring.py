@@ -175,6 +175,12 @@ class Scorer:
                 else "what leads to it or follows from it agrees"
             ),
         )
+        ours, theirs = self._pooled[0][pairs.sources], self._pooled[1][pairs.targets]
+        yield Ground(
+            "dataflow",
+            0.45 * ((ours >= 0) & (ours == theirs)),
+            lambda k: "both read a pooled map" if ours[k] else "both read a map as it is",
+        )
         tied = exact | (words >= 0.2) | (self._order.belief >= 0.5)
         yield Ground(
             "numbers",
@@ -268,6 +274,17 @@ class Scorer:
             return dataflow.similarity(ours, theirs) if ours and theirs else 0.0
 
         return Kinds(self._sides, lambda m: prints.get(id(m)), similar)
+
+    @cached_property
+    def _pooled(self) -> tuple[Places, ...]:
+        """By module, 1 or 0 for whether it reads a pooled map; -1 where the graphs do not say."""
+        sides = zip(self._catalogues, self._sides, strict=True)
+        found = [dataflow.pooled(catalogue.flow, side) for catalogue, side in sides]
+        said = all(found)
+        return tuple(
+            np.array([int(told[id(m)]) if said and id(m) in told else -1 for m in side], np.intp)
+            for told, side in zip(found, self._sides, strict=True)
+        )
 
     @cached_property
     def _claims(self) -> list[tuple[Said, float, str]]:
