@@ -79,7 +79,8 @@ def _from_flow(
     ends: list[frozenset[int] | None] = []  # None: not known
     passing: list[Via] = []  # steps that have reached the end of a node without weights
     for node in flow:
-        via = (*(step for i in node.inputs for step in passing[i]), *node.via)
+        own = (step for step in node.via if step != "pool")
+        via = (*(step for i in node.inputs for step in passing[i]), *own)
         before = [ends[i] for i in node.inputs]
         path = tuple(parts_of(node.owner)) if node.owner else ()
         module = modules.get(path)
@@ -159,6 +160,8 @@ def variants(
     One conversion where the order is certain or none was flattened; the reordered ones first.
     """
     ours, theirs = flats
+    if max(len(source.info.shape), len(target.info.shape)) > 2:
+        return (plain,)  # a convolution over the whole map shows where its inputs lie
     if not any(flat and flat.channels for flat in flats):
         return (plain,)
     if any(flat and flat.via is not None and not flat.channels for flat in flats):

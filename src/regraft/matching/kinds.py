@@ -36,6 +36,8 @@ MATMULS = {"torch": "Conv1D", "onnx": "MatMul"}
 _CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 # A matrix that is a parameter of its own, called after what it does.
 PROJECTION = re.compile(r"(^|_)proj(ection)?$")
+# Keras' classes of layers with kernels.
+_OWN_KERNELS = re.compile(r"dense|conv|attention|lstm|gru|rnn|cell", re.IGNORECASE)
 _EINSUMS = re.compile(r"einsum|densegeneral|lineargeneral|multihead", re.IGNORECASE)
 
 
@@ -67,6 +69,8 @@ def of_tensor(role: Role, info: TensorInfo, path: tuple[str, ...], habits: Habit
         return "transposed"
     if "depthwise" in info.module.lower():
         return "depthwise"
+    if habits.framework == "keras" and not _OWN_KERNELS.search(info.module):
+        return ""  # a layer of somebody's own, whose variables may be anything
     return "plain" if info.module else ""
 
 

@@ -15,6 +15,7 @@ an axis, `[in, heads, size]` and `[heads, size, out]` with biases `[heads, size]
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -63,6 +64,7 @@ _STAND_INS: dict[Role, tuple[Role, ...]] = {
     "scale": ("slope",),
     "slope": ("scale",),
 }
+_CLASSES = re.compile(r"dense|linear|conv|embedding|norm|relu|attention", re.IGNORECASE)
 # Roles that are one value for each channel; graphs store them ready to broadcast, `[1, 8, 1]`.
 _VECTORS: tuple[Role, ...] = ("slope", "scale", "bias", "mean", "var")
 # Frameworks by how their kernels lie. The order in which maps are flattened is another question:
@@ -75,7 +77,8 @@ def compatible(source: Leaf, target: Leaf) -> bool:
     """Whether two tensors can have the same role."""
     if source.role == target.role:
         return True
-    known = bool(source.info.module) and bool(target.info.module)
+    # The class of a layer of one's own says nothing of the roles of its tensors.
+    known = all(_CLASSES.search(leaf.info.module) for leaf in (source, target))
     return not known and target.role in _STAND_INS.get(source.role, ())
 
 
@@ -128,7 +131,23 @@ def _between(source: _Key, target: _Key) -> tuple[Conversion, ...]:
             assumed = _assumed(start)
             before = found.get(key, Conversion(ops, assumed))
             found[key] = Conversion(before.ops, before.conventions | assumed)
-    return tuple(found.values()) or tuple(_flattening(source, target))
+    ways = tuple(found.values()) or tuple(_flattening(source, target))
+    return (*ways, _AS_A_TABLE) if _is_table(source, target) and not any(
+        not way.ops for way in ways) else ways  # fmt: skip
+
+
+_AS_A_TABLE = Conversion((), frozenset({"a table"}))
+
+
+def _is_table(source: _Key, target: _Key) -> bool:
+    """Whether what may be a kernel, by its rank alone, may as well be the other side's table."""
+    kernel = source if source[0] == "kernel" else target
+    return (
+        {source[0], target[0]} == {"kernel", "embedding"}
+        and source[1] == target[1]
+        and not kernel[3]
+        and len(kernel[1]) == 2
+    )
 
 
 def _flattening(source: _Key, target: _Key) -> Iterator[Conversion]:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from math import prod
 
 from regraft.matching import aliases, kinds, roles
 from regraft.matching.kinds import Kind
@@ -292,6 +293,10 @@ def _split(
     leaves: dict[Role, Leaf] = {}
     extra = 0
     for word, info in tensors:
+        if word == "reverse_embeddings":  # KerasHub's output layer, untied: a layer of its own
+            lone = Leaf(info, "kernel", framework, "plain")
+            yield ("lm_head",), {"kernel": lone}
+            continue
         role = roles.of(word, len(info.shape), sisters, info.module)
         kind = kinds.of_tensor(role, info, path, habits)
         if role == "other" or role in leaves:  # its own name is all that is known of it
@@ -344,7 +349,16 @@ def _unnamed(
         return tensors
     shapes = [info.shape for _, info in tensors]
     words = _UNNAMED.get(tuple(len(shape) > 1 for shape in shapes))
-    if len(shapes) == 1 and len(shapes[0]) == 2 and path and "embed" in path[-1].lower():
+    embeds = bool(path) and "embed" in path[-1].lower()
+    if (
+        len(shapes) == 1
+        and len(shapes[0]) > 1
+        and max(shapes[0]) == shapes[0][-1] == prod(shapes[0])
+    ):
+        return tensors  # one vector that broadcasts, as a class token: no kernel
+    if len(shapes) == 2 and len(shapes[0]) == 2 and embeds and shapes[1] == shapes[0][::-1]:
+        words = ("embeddings", "reverse_embeddings")  # an output layer in one with its table
+    elif len(shapes) == 1 and len(shapes[0]) == 2 and embeds:
         words = ("embeddings",)
     elif len(shapes) == 2 and len(shapes[0]) == 3 and shapes[1] == shapes[0][1:]:
         words = ("kernel", "bias")  # to heads, as an attention's query

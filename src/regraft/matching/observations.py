@@ -112,6 +112,17 @@ class Observations:
         return Kinds(self.sides, lambda m: prints.get(id(m)), similar)
 
     @cached_property
+    def pooled(self) -> tuple[Places, ...]:
+        """By module, 1 or 0 for whether it reads a pooled map; -1 where the graphs do not say."""
+        sides = zip(self._catalogues, self.sides, strict=True)
+        found = [dataflow.pooled(catalogue.flow, side) for catalogue, side in sides]
+        said = all(found)
+        return tuple(
+            np.array([int(told[id(m)]) if said and id(m) in told else -1 for m in side], np.intp)
+            for told, side in zip(found, self.sides, strict=True)
+        )
+
+    @cached_property
     def claims(self) -> list[tuple[Said, float, str]]:
         ways: list[tuple[Callable[[tuple[str, ...]], str], float, str]] = [
             (projection_of, 0.8, "both are called the {} projection"),

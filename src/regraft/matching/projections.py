@@ -29,7 +29,8 @@ _WORDS = {
 # Whole names of layers, where their words do not tell.
 _NAMES = {
     "wi_0": "gate", "wi_1": "up", "fc1_g": "gate", "fc1_x": "up", "linear_gate": "gate",
-    "feedforward_gate_dense": "gate", "attention_output": "o", "w1": "w1", "w3": "w3",
+    "feedforward_gate_dense": "gate", "feedforward_intermediate_dense": "up",
+    "attention_output": "o", "w1": "w1", "w3": "w3",
     "fc_1": "gate", "fc_2": "up",
 }  # fmt: skip
 # The output projection, right below an attention.

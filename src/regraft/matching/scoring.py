@@ -123,6 +123,15 @@ class Scorer:
                 else "what leads to it or follows from it agrees"
             ),
         )
+        ours, theirs = (
+            pooled[at]
+            for pooled, at in zip(self._seen.pooled, (pairs.sources, pairs.targets), strict=True)
+        )
+        yield Ground(
+            "dataflow",
+            0.45 * ((ours >= 0) & (ours == theirs)),
+            lambda k: "both read a pooled map" if ours[k] else "both read a map as it is",
+        )
         tied = exact | (words >= 0.2) | (self._seen.order.belief >= 0.5) | self._called_alike(pairs)
         yield Ground(
             "numbers",
