@@ -25,10 +25,13 @@ _REARRANGES = {
     "moveaxis": "permute", "swapaxes": "permute", "swapdims": "permute", "t": "permute",
 }  # fmt: skip
 
-
 # Steps that take a mean or the largest of a window.
-_POOLS = {f"{kind}_pool{rank}d" for kind in ("avg", "max") for rank in (1, 2, 3)}
-_POOLS |= {name.replace("_", "") for name in _POOLS}
+_POOLS = {
+    f"{kind}{join}pool{rank}d"
+    for kind in ("avg", "max")
+    for join in ("_", "")
+    for rank in (1, 2, 3)
+}
 
 # What stands in for a size where the model computes with sizes in plain Python.
 _SOME_SIZE = 64
