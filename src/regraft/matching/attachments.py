@@ -20,6 +20,7 @@ from regraft.matching.layouts import CHANNELS_FIRST
 from regraft.matching.modules import Leaf, Module, parts_of, tokens
 from regraft.tensors import Catalogue
 
+_NORMS = re.compile(r"^(bn|norm|batch|batchnorm|normalization|batch_?norm[123]d)$")
 # Words that say what kind of layer it is, and not which one.
 _KINDS = re.compile(
     r"^(conv|convolution|conv[123]d|bn|norm|batch|batchnorm|normalization|batch_?norm[123]d|layer|"
@@ -73,18 +74,20 @@ def _by_flow(catalogue: Catalogue, modules: Sequence[Module]) -> dict[int, Modul
 
 
 def _by_name(members: Sequence[Module]) -> dict[int, Module]:
-    """Sisters whose names are equal but for the words for their kinds."""
+    """Sisters whose names are equal but for the words for norms (`conv_dw_1`, `conv_dw_1_bn`), or
+    else but for all words for kinds of layers (`conv1`, `bn1`)."""
     found = _by_count(members)
     members = [module for module in members if not _count(module)]
-    layers: dict[tuple[str, ...], list[Module]] = defaultdict(list)
-    for module in members:
-        if "kernel" in module.leaves:
-            layers[_stem(module)].append(module)
-    for norm in members:
-        stem = _stem(norm)
-        same = [m for m in layers.get(stem, ()) if stem and _feeds(m, norm)]
-        if "var" in norm.leaves and len(same) == 1:
-            found[id(norm)] = same[0]
+    for kinds in (_KINDS, _NORMS):
+        layers: dict[tuple[str, ...], list[Module]] = defaultdict(list)
+        for module in members:
+            if "kernel" in module.leaves:
+                layers[_stem(module, kinds)].append(module)
+        for norm in members:
+            stem = _stem(norm, kinds)
+            same = [m for m in layers.get(stem, ()) if stem and _feeds(m, norm)]
+            if "var" in norm.leaves and len(same) == 1:
+                found[id(norm)] = same[0]
     return found
 
 
@@ -117,9 +120,9 @@ def _by_count(members: Sequence[Module]) -> dict[int, Module]:
     return {id(n): m for m, n in zip(fitting[0], norms, strict=True)} if len(fitting) == 1 else {}
 
 
-def _stem(module: Module) -> tuple[str, ...]:
+def _stem(module: Module, kinds: re.Pattern[str]) -> tuple[str, ...]:
     last = [p for p in module.path if p not in ("depthwise", "pointwise")][-1:]
-    return tuple(token for token in tokens(last) if not _KINDS.match(token))
+    return tuple(token for token in tokens(last) if not kinds.match(token))
 
 
 def _alternating(members: Sequence[Module]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,16 @@ from regraft.matching.tables import Around, Flags, Kinds, Places, Positions, Sai
 from regraft.matching.towers import in_company
 from regraft.matching.trees import Trees
 from regraft.tensors import Catalogue
+
+
+class Claim(NamedTuple):
+    """What modules say of themselves, how far an agreement counts, and its words; `sole`: whether
+    their order says nothing beside it."""
+
+    said: Said
+    weight: float
+    text: str
+    sole: bool
 
 
 class Observations:
@@ -123,19 +134,19 @@ class Observations:
         )
 
     @cached_property
-    def claims(self) -> list[tuple[Said, float, str]]:
-        ways: list[tuple[Callable[[tuple[str, ...]], str], float, str]] = [
-            (projection_of, 0.8, "both are called the {} projection"),
-            (edge_of, 0.5, "both are called the {} of a model"),
+    def claims(self) -> list[Claim]:
+        ways: list[tuple[Callable[[tuple[str, ...]], str], float, str, bool]] = [
+            (projection_of, 0.8, "both are called the {} projection", True),
+            (edge_of, 0.5, "both are called the {} of a model", False),
         ]
         # With a third norm in blocks, `norm2` may be another one's.
         lasts = (m.says[-1].lower() for side in self.sides for m in side if m.path)
         if not any(map(THIRD_NORM.match, lasts)):
-            ways.append((norm_place, 0.8, "both are called the norm of the {} layers"))
+            ways.append((norm_place, 0.8, "both are called the norm of the {} layers", True))
         halves = [{half_of(m.says) for m in side} for side in self.sides]
         if all({"encoder", "decoder"} <= told for told in halves):
-            ways.append((half_of, 0.5, "both are in the {} of a model that has two halves"))
-        return [(Said(self.sides, of), weight, text) for of, weight, text in ways]
+            ways.append((half_of, 0.5, "both are in the {} of a model that has two halves", False))
+        return [Claim(Said(self.sides, of), *rest) for of, *rest in ways]
 
     @cached_property
     def running(self) -> tuple[Flags, ...]:

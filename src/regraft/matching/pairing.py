@@ -115,7 +115,21 @@ class Pairer:
             for (number, row, column), why in zip(equal, told, strict=True):
                 best = Candidate(self._sources[plain[number].sources[column]], 0.0, why)
                 self._note(plain[number].targets[row], (best,), sum(e.weight for e in why))
-        self._note_all(cells, list(self._choices(cells)))
+        while cells:
+            self._note_all(cells, list(self._choices(cells)))
+            cells = [rest for cell in cells for rest in self._rest(cell)]
+
+    def _rest(self, cell: Cell) -> Iterator[Cell]:
+        """What of a cell is open once some of it is settled, where it is as many on both sides:
+        numbers and order may tell these apart that did not tell all."""
+        settled = [p for p in cell.targets if (found := self._found.get(p)) and found.settled]
+        taken = {int(self._scorer.partners[place]) for place in settled}
+        rest = Cell(
+            [place for place in cell.sources if place not in taken],
+            [place for place in cell.targets if place not in settled],
+        )
+        if settled and rest.square:
+            yield rest
 
     def _note_all(self, cells: list[Cell], choices: list[tuple[int, int, Choice]]) -> None:
         listed = [(n, row, column) for n, row, choice in choices for column, _ in choice.near]

@@ -141,11 +141,11 @@ class Scorer:
 
     def _called_alike(self, pairs: Pairs) -> Flags:
         """Whether both say that they are the same projection, in whatever words."""
-        return self._seen.claims[0][0].agrees(pairs)
+        return self._seen.claims[0].said.agrees(pairs)
 
     def _claimed(self, pairs: Pairs) -> Iterator[Ground]:
         """Names that say which part of an attention, of a model or of a block a layer is."""
-        for said, weight, text in self._seen.claims:
+        for said, weight, text, _ in self._seen.claims:
             yield Ground(
                 "names",
                 weight * said.agrees(pairs),
@@ -165,8 +165,11 @@ class Scorer:
         )
 
     def _in_order(self, pairs: Pairs, same_rank: Flags) -> Iterator[Ground]:
-        # Which is the gate, and which it gates, is no question of order.
+        # Which is the gate, and which it gates, is no question of order; nor is what names say.
         spoken = ~(self._seen.mute[0][pairs.sources] | self._seen.mute[1][pairs.targets])
+        for claim in self._seen.claims:
+            if claim.sole:
+                spoken &= ~claim.said.speaks(pairs)
         told = pairs.each(self._seen.places_told) * spoken
         yield Ground(
             "numbers",
