@@ -65,6 +65,7 @@ _STAND_INS: dict[Role, tuple[Role, ...]] = {
     "slope": ("scale",),
 }
 _CLASSES = re.compile(r"dense|linear|conv|embedding|norm|relu|attention", re.IGNORECASE)
+_WORDS = re.compile(r"[./](kernel|embeddings?)(:0)?$")
 # Roles that are one value for each channel; graphs store them ready to broadcast, `[1, 8, 1]`.
 _VECTORS: tuple[Role, ...] = ("slope", "scale", "bias", "mean", "var")
 # Frameworks by how their kernels lie. The order in which maps are flattened is another question:
@@ -77,9 +78,15 @@ def compatible(source: Leaf, target: Leaf) -> bool:
     """Whether two tensors can have the same role."""
     if source.role == target.role:
         return True
-    # The class of a layer of one's own says nothing of the roles of its tensors.
-    known = all(_CLASSES.search(leaf.info.module) for leaf in (source, target))
-    return not known and target.role in _STAND_INS.get(source.role, ())
+    return not (_is_told(source) and _is_told(target)) and target.role in _STAND_INS.get(
+        source.role, ()
+    )
+
+
+def _is_told(leaf: Leaf) -> bool:
+    """Whether the layer's class or the tensor's own word tells its role. (The class of a layer of
+    one's own says nothing of the roles of its tensors.)"""
+    return bool(_CLASSES.search(leaf.info.module) or _WORDS.search(leaf.info.name))
 
 
 def conversions(source: Leaf, target: Leaf) -> tuple[Conversion, ...]:
@@ -226,6 +233,9 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     if role == "embedding" and rank > 2 and 1 in shape:  # a table with axes that broadcast
         flat = Reshape(tuple(n for n in shape if n != 1))
         return (Form("any", flat.shape, (flat,), _AS_STORED),)
+    if kind == kinds.RELATIVE and rank == 2:
+        turned = Form("any", shape[::-1], (Transpose((1, 0)),), "heads first")
+        return (Form("any", shape, (), _AS_STORED), turned)
     if role not in ("kernel", "recurrent") or rank < 2:
         return (Form("any", shape, (), _AS_STORED),)
     if kind == "matmul":

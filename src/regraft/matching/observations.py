@@ -32,7 +32,7 @@ from regraft.tensors import Catalogue
 
 class Claim(NamedTuple):
     """What modules say of themselves, how far an agreement counts, and its words; `sole`: whether
-    their order says nothing beside it."""
+    it tells layers of one block apart, so that their order does not."""
 
     said: Said
     weight: float

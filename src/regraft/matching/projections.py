@@ -199,7 +199,7 @@ _EDGES = (
     ("last norm", re.compile(r"^(ln|norm|layer_?norm)_post$|^post_(ln|norm|layer_?norm)$")),
     ("final norm", re.compile(r"^(ln|norm)_(f|final|out)$|^final_(layer_?)?norm$")),
     ("distillation head", re.compile(r"^(head|classifier)_dist\w*$|^dist\w*_(head|classifier)$")),
-    ("head", re.compile(r"^(lm_head|out_head|output_head|head|embed_out|logits|output|"
+    ("head", re.compile(r"^(lm_head|out_head|output_head|head|embed_out|logits(_dense)?|output|"
                         r"output_projection|unembed\w*|classifier)$")),
 )  # fmt: skip
 
@@ -243,7 +243,7 @@ _ATTENTION_NORM = re.compile(
 )
 _FORWARD_NORM = re.compile(
     r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
-    r"(layer_?)?(norm|ln)$|^post_attention_layer_?norm(alization)?$|^output_layer_norm$|"
+    r"(layer_?)?(norm|ln)$|^post_(self_)?attention_layer_?norm(alization)?$|^output_layer_norm$|"
     r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$|"
     r"^pre_?(mlp|ffn?|feed|feed_?forward)$"
 )

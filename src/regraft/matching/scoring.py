@@ -165,11 +165,12 @@ class Scorer:
         )
 
     def _in_order(self, pairs: Pairs, same_rank: Flags) -> Iterator[Ground]:
-        # Which is the gate, and which it gates, is no question of order; nor is what names say.
+        # Which is the gate, and which it gates, is no question of order; nor do layers whose names
+        # say that they are two different ones have one place.
         spoken = ~(self._seen.mute[0][pairs.sources] | self._seen.mute[1][pairs.targets])
         for claim in self._seen.claims:
             if claim.sole:
-                spoken &= ~claim.said.speaks(pairs)
+                spoken &= ~claim.said.differs(pairs)
         told = pairs.each(self._seen.places_told) * spoken
         yield Ground(
             "numbers",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from regraft.matching.fitting import number_classes, served
 from regraft.matching.rewrites import (
+    axis_of_parts,
     cells,
     folded,
     fused,
@@ -33,6 +34,7 @@ KINDS: tuple[Callable[[Sight, Sight], Sequence[Finding]], ...] = (
     cells.find_directions,
     recurrent.find,
     stacked.find,
+    axis_of_parts.find,
     fused.find,
     fused.find_partly,
     folded.find,
