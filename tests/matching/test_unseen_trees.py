@@ -230,3 +230,19 @@ def test_a_kernel_is_no_table_where_both_words_are_told() -> None:
     plan = matching.match(catalogue({n: a.shape for n, a in source.items()}), model)
     assert plan.grafts["x.weight"].sources == ("b/kernel",)
     assert plan.grafts["y.weight"].sources == ("a/embedding",)
+
+
+# Biases by themselves
+
+
+def test_biases_of_queries_and_values_beside_a_fused_kernel() -> None:
+    shapes = {"norm.weight": (WIDTH,), "attn.qkv.weight": (3 * WIDTH, WIDTH)}
+    shapes |= {"attn.qkv.bias": (3 * WIDTH,)}
+    whole = random({f"blocks.{i}.{n}": s for i in range(2) for n, s in shapes.items()})
+    loose = {n: a for n, a in whole.items() if not n.endswith("qkv.bias")}
+    for i in range(2):
+        q, k, v = np.split(whole[f"blocks.{i}.attn.qkv.bias"], 3)
+        loose |= {f"blocks.{i}.attn.q_bias": q, f"blocks.{i}.attn.v_bias": v}
+        k[...] = 0
+    check(planned(whole, loose), whole, loose)
+    check(planned(loose, whole), loose, whole)

@@ -146,7 +146,7 @@ class Observations:
         halves = [{half_of(m.says) for m in side} for side in self.sides]
         if all({"encoder", "decoder"} <= told for told in halves):
             ways.append((half_of, 0.5, "both are in the {} of a model that has two halves", False))
-        return [Claim(Said(self.sides, of), *rest) for of, *rest in ways]
+        return [Claim(Said(self.sides, of), weight, text, sole) for of, weight, text, sole in ways]
 
     @cached_property
     def running(self) -> tuple[Flags, ...]:
