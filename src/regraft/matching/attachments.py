@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from regraft.matching.layouts import CHANNELS_FIRST
@@ -34,8 +34,9 @@ def attached(catalogue: Catalogue, modules: Sequence[Module]) -> Mapping[int, Mo
     for module in modules:
         siblings[module.path[:-1]].append(module)
     found: dict[int, Module] = _by_flow(catalogue, modules)
+    before = {family for members in siblings.values() for family in _before(members)}
     for members in siblings.values():
-        by_name = _by_name(members)
+        by_name = _by_name([m for m in members if m.family not in before])
         found = by_name | found
         ordered = catalogue.order != "sorted" and catalogue.framework != "keras"
         if not by_name and ordered and _alternating(members):
@@ -71,6 +72,20 @@ def _by_flow(catalogue: Catalogue, modules: Sequence[Module]) -> dict[int, Modul
         if before is not None and _feeds(before, norm):
             found[id(norm)] = before
     return found
+
+
+def _before(members: Sequence[Module]) -> Iterator[str]:
+    """Families of norms that stand before the layers of their names (`norm1`, `conv1`): some have
+    another size than these put out. Where sizes are equal by chance, it is so all the same."""
+    named = [module for module in members if not _count(module)]
+    layers: dict[tuple[str, ...], list[Module]] = defaultdict(list)
+    for module in named:
+        if "kernel" in module.leaves:
+            layers[_stem(module, _KINDS)].append(module)
+    for norm in named:
+        same = layers.get(_stem(norm, _KINDS), ()) if "var" in norm.leaves else ()
+        if same and _stem(norm, _KINDS) and not any(_feeds(m, norm) for m in same):
+            yield norm.family
 
 
 def _by_name(members: Sequence[Module]) -> dict[int, Module]:

@@ -100,6 +100,8 @@ _TOKEN = re.compile(
 )
 
 
+# Scales of a block's branches that are parameters of the block itself, and counted.
+_LAYER_SCALE = re.compile(r"^(layer_?scale|ls|gamma|lambda)_?\d$")
 # w_in and b_in: the role first.
 _PREFIXED = re.compile(r"^([wbWB])_([a-zA-Z]\w*)$")
 # Letters behind a number count as numbers do: block1a, block1b. (Others: see `aliases`.)
@@ -153,7 +155,7 @@ def _parts(name: str) -> tuple[str, ...]:
 # Tensors that a model computes for itself: masks, frequencies, tables of positions.
 _CONSTANTS = re.compile(
     r"(^|[./_])(inv_freq|freqs_cis|cos_cached|sin_cached|freqs_cos|freqs_sin|causal_mask|tril|"
-    r"masked_bias|position_ids|relative_position_index|rope_cache|attn_mask|mask)$"
+    r"masked_bias|position_ids|relative_position_index|relative_coords_table|rope_cache|attn_mask|mask)$"
 )
 
 # Integers in a training state that say how far it came.
@@ -273,6 +275,8 @@ def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
     if info.role:
         same = leaf.lower() == info.role.lower()
         return tuple(path) if same else (*path, leaf), info.role.lower()
+    if len(info.shape) == 1 and _LAYER_SCALE.match(leaf):
+        return (*path, leaf), "scale"
     prefixed = _PREFIXED.match(leaf)
     if prefixed:
         return (*path, prefixed[2]), prefixed[1].lower()
@@ -297,7 +301,8 @@ def _split(
             lone = Leaf(info, "kernel", framework, "plain")
             yield ("lm_head",), {"kernel": lone}
             continue
-        role = roles.of(word, len(info.shape), sisters, info.module)
+        rank = 1 if _broadcasts_beside(info, tensors) else len(info.shape)
+        role = roles.of(word, rank, sisters, info.module)
         kind = kinds.of_tensor(role, info, path, habits)
         if role == "other" or role in leaves:  # its own name is all that is known of it
             extra += 1
@@ -317,6 +322,15 @@ def _split(
         for role, kind in told.items():
             leaves[role] = replace(leaves[role], kind=kind)
         yield (), leaves
+
+
+def _broadcasts_beside(info: TensorInfo, tensors: Iterable[tuple[str, TensorInfo]]) -> bool:
+    """Whether a tensor is one vector, `[1, 1, 1, n]`, and another one beside it is just the same:
+    a scale and a shift. (The bias of a kernel has fewer axes.)"""
+    shape = info.shape
+    if len(shape) < 3 or max(shape) != prod(shape) or shape[-1] < 2:
+        return False
+    return sum(other.shape == shape for _, other in tensors) > 1
 
 
 def _wide_conv1d(catalogue: Catalogue) -> bool:
@@ -367,8 +381,14 @@ def _unnamed(
     return [(word, info) for word, (_, info) in zip(words, tensors, strict=True)]
 
 
+_NAMELESS = re.compile(r"^variable(_\d+)?$")
+
+
 def _numbered(tensors: Iterable[tuple[str, TensorInfo]]) -> bool:
-    return all(word == str(place) for place, (word, _) in enumerate(tensors))
+    """Whether the variables of a layer have numbers for names, or what Keras calls one that was
+    given no name."""
+    words = [word for word, _ in tensors]
+    return words == list(map(str, range(len(words)))) or all(map(_NAMELESS.match, words))
 
 
 def _lists_layers(owners: Iterable[list[tuple[str, TensorInfo]]]) -> bool:

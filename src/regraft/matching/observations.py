@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -86,6 +87,16 @@ class Observations:
     @cached_property
     def strange(self) -> Kinds:
         return Kinds(self.sides, telling, self.names.other_words)
+
+    @cached_property
+    def told_by_names(self) -> bool:
+        """Whether layers that are called otherwise are other layers: nearly all have equal names,
+        and what is left is no complete set of counterparts, of several sorts."""
+        counts = [Counter(self._classes[id(m)] for m in side) for side in self.sides]
+        exact = self.names.exact_pairs
+        named = {id(m) for m in self.sides[1]} - {target for _, target in exact}
+        left = {self._classes[one] for one in named}
+        return self.names.told and (counts[0] != counts[1] or len(left) < 2)
 
     def equal_names(self, source: int, target: int) -> bool:
         """Whether the paths of two modules are equal under the prefixes that most vote for."""

@@ -237,12 +237,12 @@ _SAME = {"w1": "gate", "w3": "up"}
 # The norm before (or behind) an attention, and the one of the feed-forward layers, in a block of
 # two norms.
 _ATTENTION_NORM = re.compile(
-    r"^(layer_?)?norm_?1$|^ln_?1$|^(layer_?norm|norm|ln)_before$|^(pre_?)?(self_)?att(entio)?n_"
+    r"^(layer_?)?norm_?1$|^ln_?1$|^(layer_?norm|norm|ln)_before$|^before_(layer_?)?norm$|^(pre_?)?(self_)?att(entio)?n_"
     r"(layer_?)?(norm|ln)$|^input_(layer)?_?norm(alization)?$|^sa_layer_norm$|^ln_attn$|"
     r"^self_attention_layer_norm$|^(layer_)?norm_att(n|ention)$|^pre_?att(n|ention)$"
 )
 _FORWARD_NORM = re.compile(
-    r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
+    r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^after_(layer_?)?norm$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
     r"(layer_?)?(norm|ln)$|^post_(self_)?attention_layer_?norm(alization)?$|^output_layer_norm$|"
     r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$|"
     r"^pre_?(mlp|ffn?|feed|feed_?forward)$"

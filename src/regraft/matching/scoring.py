@@ -25,6 +25,8 @@ from regraft.plans import Evidence
 
 # Below this share of modules that fit somewhere, a fit may be chance.
 _COVERAGE = 0.5
+# What a layer loses of its fit that shares no tensor but the largest with many others.
+_SERVED = 0.8
 # Evidence with a smaller weight is not worth a line.
 _MENTIONED = 0.05
 
@@ -67,7 +69,7 @@ class Scorer:
 
     def _possible(self, pairs: Pairs) -> Flags:
         possible = (self._seen.fitting.value(pairs) > 0) & (self._seen.odd.value(pairs) == 0)
-        if self._seen.names.told:
+        if self._seen.told_by_names:
             # Names tell the two apart, and no block that both are in says otherwise.
             other = (self._seen.strange.value(pairs) > 0) & ~self._seen.exact(pairs)
             possible &= ~other | (self._seen.around.agreement(pairs)[0] > 0)
@@ -207,4 +209,6 @@ class Scorer:
                 return "the only two layers with these roles and shapes"
             return f"{len(cell.sources)} layers have these roles and shapes"
 
-        return Ground("shape", fit * (1 + self._seen.served.value(pairs)) / 2, text)
+        # Among several, one that lacks a tensor is less likely than one that has the same.
+        share = np.where(pairs.each(lambda cell: cell.alone) > 0, 0.5, _SERVED)
+        return Ground("shape", fit * (1 - share * (1 - self._seen.served.value(pairs))), text)
