@@ -246,3 +246,18 @@ def test_biases_of_queries_and_values_beside_a_fused_kernel() -> None:
         k[...] = 0
     check(planned(whole, loose), whole, loose)
     check(planned(loose, whole), loose, whole)
+
+
+def test_the_norm_of_embeddings_is_called_in_two_ways() -> None:
+    names = {"embeddings_layer_norm": "embeddings.LayerNorm", "rel_layer_norm": "encoder.LayerNorm"}
+    target = random({f"{n}.{w}": (4,) for n in names.values() for w in ("weight", "bias")})
+    target |= random({"encoder.fc.weight": (4, 6), "embeddings.word_embeddings.weight": (9, 4)})
+    source: Values = {
+        "token_embedding/embeddings": target["embeddings.word_embeddings.weight"],
+        "fc/kernel": target["encoder.fc.weight"].T,
+    }
+    for ours, theirs in reversed(names.items()):
+        source[f"{ours}/gamma"], source[f"{ours}/beta"] = (
+            target[f"{theirs}.{w}"] for w in ("weight", "bias")
+        )
+    check(planned(source, target, "sorted"), source, target)

@@ -121,3 +121,25 @@ def test_a_model_of_images_is_asked_with_an_image() -> None:
     assert found.layout == "none"
     for name, parameter in model.named_parameters():
         np.testing.assert_array_equal(parameter.detach().numpy(), held[name].numpy())
+
+
+def test_a_table_that_has_a_number_for_a_name() -> None:
+    """A store of Keras names a layer's own variables by numbers."""
+    target = random(
+        {"embeddings.cls_token": (1, 1, 4), "embeddings.position_embeddings": (1, 9, 4)}
+    )
+    source = dict(zip(("embeddings/0", "embeddings/1"), target.values(), strict=True))
+    check(planned(source, target), source, target)
+
+
+def test_the_shortcut_of_a_block_of_keras_has_the_number_0() -> None:
+    shapes = {"conv1": (8, 8, 1, 1), "conv2": (8, 8, 3, 3), "conv3": (16, 8, 1, 1)}
+    layers = {**shapes, "downsample.0": (16, 8, 1, 1)}
+    target = random({f"layer1.0.{n}.weight": s for n, s in layers.items()})
+    words = {"conv1": "1", "conv2": "2", "downsample.0": "0", "conv3": "3"}  # in Keras' order
+    source = {
+        f"stack0_block0_{number}_conv/kernel":
+            target[f"layer1.0.{name}.weight"].transpose(2, 3, 1, 0)
+        for name, number in words.items()
+    }  # fmt: skip
+    check(planned(source, target), source, target)

@@ -66,6 +66,8 @@ _STAND_INS: dict[Role, tuple[Role, ...]] = {
 }
 _CLASSES = re.compile(r"dense|linear|conv|embedding|norm|relu|attention", re.IGNORECASE)
 _WORDS = re.compile(r"[./](kernel|embeddings?)(:0)?$")
+# What has a number for a name may be a table.
+_NUMBER = re.compile(r"[./]\d+$")
 # Roles that are one value for each channel; graphs store them ready to broadcast, `[1, 8, 1]`.
 _VECTORS: tuple[Role, ...] = ("slope", "scale", "bias", "mean", "var")
 # Frameworks by how their kernels lie. The order in which maps are flattened is another question:
@@ -78,6 +80,8 @@ def compatible(source: Leaf, target: Leaf) -> bool:
     """Whether two tensors can have the same role."""
     if source.role == target.role:
         return True
+    if {source.role, target.role} == {"other", "embedding"}:
+        return any(_NUMBER.search(leaf.info.name) for leaf in (source, target))
     return not (_is_told(source) and _is_told(target)) and target.role in _STAND_INS.get(
         source.role, ()
     )
@@ -230,7 +234,7 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     if role in (*_VECTORS, "other") and rank > 1 and max(shape) == prod(shape):
         flat = Reshape((prod(shape),))
         return (Form("any", flat.shape, (flat,), _AS_STORED),)
-    if role == "embedding" and rank > 2 and 1 in shape:  # a table with axes that broadcast
+    if role in ("embedding", "other") and rank > 2 and 1 in shape:  # a table that broadcasts
         flat = Reshape(tuple(n for n in shape if n != 1))
         return (Form("any", flat.shape, (flat,), _AS_STORED),)
     if kind == kinds.RELATIVE and rank == 2:

@@ -273,6 +273,9 @@ def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
     if not info.role and len(info.shape) == 2 and kinds.PROJECTION.search(leaf):
         return (*path, leaf), "projection"  # CLIP's, multiplied from the right: [in, out]
     if info.role:
+        rest, word = roles.split_leaf(info.role.lower())
+        if rest and word in ("embedding", "embeddings"):  # rel_embedding, position_embeddings
+            return (*path, rest), word
         same = leaf.lower() == info.role.lower()
         return tuple(path) if same else (*path, leaf), info.role.lower()
     if len(info.shape) == 1 and _LAYER_SCALE.match(leaf):

@@ -31,7 +31,7 @@ _NAMES = {
     "wi_0": "gate", "wi_1": "up", "fc1_g": "gate", "fc1_x": "up", "linear_gate": "gate",
     "feedforward_gate_dense": "gate", "feedforward_intermediate_dense": "up",
     "attention_output": "o", "w1": "w1", "w3": "w3",
-    "fc_1": "gate", "fc_2": "up",
+    "fc_1": "gate", "fc_2": "up", "ffw_gating": "gate", "ffw_gating_2": "up",
 }  # fmt: skip
 # The output projection, right below an attention.
 OUTPUTS = frozenset(
@@ -178,8 +178,9 @@ def _snake(part: str) -> str:
 _BRANCHES = (
     ("shortcut", re.compile(
         r"\d(\..*)?\.(downsample|(conv|norm|bn)_(proj|shortcut|skip)|shortcut)(\.(\d|conv|bn|norm))?$|"
-        r"\d\.proj(\.(\d|conv|bn|norm))?$")),
-    ("counted", re.compile(r"(^|\.)(conv|bn|norm)_?\d(\.(conv|bn|norm))?$")),
+        r"\d\.proj(\.(\d|conv|bn|norm))?$|block\d+_0_conv$")),
+    ("counted", re.compile(
+        r"(^|\.)(conv|bn|norm)_?\d(\.(conv|bn|norm))?$|block\d+_[1-9]_conv$")),
 )  # fmt: skip
 
 
@@ -204,11 +205,16 @@ _EDGES = (
 )  # fmt: skip
 
 
+_NORM = re.compile(r"^(layer_?)?norm$|^ln$")
+
+
 @lru_cache(maxsize=65536)
 def edge_of(path: tuple[str, ...]) -> str:
     """Which of the first and last layers of a model a layer is, by its name; `""` if it does not
     say."""
     last = path[-1].lower() if len(path) < 4 and path else ""
+    if len(path) > 1 and _NORM.match(last) and path[-2].lower().startswith("emb"):
+        last = f"embeddings_{last}"  # BERT's `embeddings.LayerNorm`
     return next((edge for edge, pattern in _EDGES if pattern.search(last)), "")
 
 
