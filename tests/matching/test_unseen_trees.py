@@ -261,3 +261,15 @@ def test_the_norm_of_embeddings_is_called_in_two_ways() -> None:
             target[f"{theirs}.{w}"] for w in ("weight", "bias")
         )
     check(planned(source, target, "sorted"), source, target)
+
+
+def test_an_embedding_of_ones_own_is_a_table() -> None:
+    target = random({"positions.weight": (9, WIDTH), "tokens.weight": (9, WIDTH)})
+    infos = [
+        TensorInfo("positions.weight", (9, WIDTH), "float32", module="LearnedPositionalEmbedding"),
+        TensorInfo("tokens.weight", (9, WIDTH), "float32", module="ScaledEmbedding"),
+    ]
+    source = {n.replace(".weight", "/embedding"): a for n, a in target.items()}
+    model = Catalogue(infos, framework="torch", order="definition", label="model")
+    file = catalogue({n: a.shape for n, a in source.items()}, framework="jax")
+    check(matching.match(file, model), source, target)

@@ -31,6 +31,8 @@ from regraft.tensors import Catalogue
 
 # A pairing is settled when the best answer that says otherwise scores less by this much.
 MARGIN = 0.8
+# Margins are sums of numbers with three places.
+_ROUNDING = 1e-6
 # Candidates of an open pairing that are kept.
 _KEPT = 64
 
@@ -52,7 +54,7 @@ class Pairing(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        return self.margin >= MARGIN
+        return self.margin >= MARGIN - _ROUNDING
 
 
 class Pairer:

@@ -26,7 +26,7 @@ from regraft.plans import Evidence
 # Below this share of modules that fit somewhere, a fit may be chance.
 _COVERAGE = 0.5
 # What a layer loses of its fit that shares no tensor but the largest with many others.
-_SERVED = 0.8
+_SERVED = 0.9
 # Evidence with a smaller weight is not worth a line.
 _MENTIONED = 0.05
 
