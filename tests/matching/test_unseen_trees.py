@@ -273,3 +273,53 @@ def test_an_embedding_of_ones_own_is_a_table() -> None:
     model = Catalogue(infos, framework="torch", order="definition", label="model")
     file = catalogue({n: a.shape for n, a in source.items()}, framework="jax")
     check(matching.match(file, model), source, target)
+
+
+# What a sorted tree does not tell
+
+
+def classifier(stem: int, last: int) -> tuple[Values, Values]:
+    """Convolutions and a head on their mean, sorted: the head stands behind the first of them."""
+    torch_ = random(
+        {"conv1.weight": (stem, 3, 3, 3), "fc.weight": (5, last)}
+        | {"layer1.weight": (last, stem, 3, 3), "layer2.weight": (last, last, 3, 3)}
+    )
+    flax = {
+        f"params/{n.removesuffix('.weight')}/kernel": a.transpose(*range(2, a.ndim), 1, 0)
+        for n, a in torch_.items()
+    }
+    return dict(sorted(torch_.items())), dict(sorted(flax.items()))
+
+
+def sorted_plan(source: Values, target: Values) -> Plan:
+    file = catalogue({n: a.shape for n, a in source.items()}, framework="torch", order="sorted")
+    model = catalogue({n: a.shape for n, a in target.items()}, framework="jax", order="sorted")
+    return matching.match(file, model)
+
+
+def test_a_head_behind_the_first_convolution_of_a_sorted_tree_reads_the_last_one() -> None:
+    source, target = classifier(4, 8)
+    check(sorted_plan(source, target), source, target)
+
+
+def test_a_head_that_might_as_well_read_a_square_map_is_a_question() -> None:
+    source, target = classifier(4, 16)
+    plan = sorted_plan(source, target)
+    assert plan.undecided.keys() == {"params/fc/kernel"}
+    assert any(not {"reshape"} & {str(op).partition("(")[0] for op in a.ops}
+               for a in plan.undecided["params/fc/kernel"].alternatives)  # fmt: skip
+
+
+def test_a_tied_head_whose_kernel_lies_turned() -> None:
+    table = random({"embed_tokens.weight": (9, 4), "fc.weight": (5, 4)})
+    target = {
+        "params/embed_tokens/embedding": table["embed_tokens.weight"],
+        "params/fc/kernel": table["fc.weight"].T,
+        "params/lm_head/kernel": table["embed_tokens.weight"].T,
+    }
+    (name, question), *others = sorted_plan(table, target).undecided.items()
+    assert not others
+    assert name == "params/lm_head/kernel"
+    way = question.alternatives[0]
+    assert way.sources == ("embed_tokens.weight",)
+    assert list(map(str, way.ops)) == ["transpose(1, 0)"]
