@@ -176,9 +176,10 @@ class FlowNode(NamedTuple):
     - `label`: `""` for a layer (its tensors tell what it is), `add`, `cat`, `mul` … for a merge.
     - `inputs`: indices of the nodes it takes data from; all smaller than its own index.
 
-    - `via`: steps on the way from the inputs that rearrange axes: `flatten`, `permute`, `reshape`.
+    - `via`: steps on the way from the inputs that rearrange axes, `flatten`, `permute`, `reshape`,
+      or take a mean or the largest of what is in a window, `pool`.
 
-    Other steps without weights and with one input (activations, pooling, padding) are left out.
+    Other steps without weights and with one input (activations, padding) are left out.
     A layer that is used twice has two nodes.
     """
 
