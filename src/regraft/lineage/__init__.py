@@ -8,10 +8,18 @@ Like matching, this room sees neither files nor frameworks: values come through 
 
 from __future__ import annotations
 
-from regraft.lineage.correspondence import correspondence
-from regraft.lineage.describing import checked, describe, plan_of, speaks_of
+from regraft.lineage.correspondence import correspondence, share_a_vocabulary
+from regraft.lineage.describing import (
+    checked,
+    describe,
+    parent_of,
+    plan_from,
+    plan_of,
+    speaks_of,
+)
 from regraft.lineage.diffing import diff
 from regraft.lineage.entries import Diff, Entry, Module
+from regraft.lineage.measuring import difference
 from regraft.lineage.records import KEY, Lineage, Origin, decode, encode
 
 __all__ = [
@@ -26,7 +34,11 @@ __all__ = [
     "decode",
     "describe",
     "diff",
+    "difference",
     "encode",
+    "parent_of",
+    "plan_from",
     "plan_of",
+    "share_a_vocabulary",
     "speaks_of",
 ]

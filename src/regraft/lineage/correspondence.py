@@ -60,6 +60,17 @@ def correspondence(
     return search.plan(known)
 
 
+def share_a_vocabulary(ours: Catalogue, theirs: Catalogue) -> bool:
+    """Whether half of the smaller side's tensors are called the same on the other, but for what
+    wrappers put before the names."""
+    best = max(
+        len(_unique(ours.values(), m).keys() & _unique(theirs.values(), n).keys())
+        for m in range(_WRAPPERS + 1)
+        for n in range(_WRAPPERS + 1)
+    )
+    return 2 * best >= min(len(ours), len(theirs))
+
+
 class _Search:
     """What is paired so far, and what is left on both sides."""
 
@@ -177,9 +188,7 @@ class _Search:
                     continue
                 same = [s for s in sources if s.shape == info.shape]
                 named = [s for s in same if _last(s.name) == _last(info.name)] or same
-                rivals = [
-                    t for t in theirs if _module(t.name) == other and t.shape == info.shape
-                ]
+                rivals = [t for t in theirs if _module(t.name) == other and t.shape == info.shape]
                 if len(named) == 1 and (len(rivals) == 1 or named != same):
                     why = Evidence("attachment", 0.5, f"with the other tensors of {one}")
                     self.pairs[info.name] = _Pair(named[0].name, (), why)

@@ -1,4 +1,4 @@
-"""From a receipt and a model's values to its lineage, and from a lineage back to what is true now."""
+"""From a receipt and a model's values to its lineage, and back from it to a plan."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from regraft.lineage.records import Lineage, Origin
+from regraft.lineage.records import KEY, Lineage, Origin, decode
+from regraft.operations import Each
 from regraft.plans import Graft, Plan, Side, Spec
-from regraft.tensors import Catalogue, Read
+from regraft.tensors import Catalogue, Read, TensorInfo
 from regraft.transfer import Receipt, fingerprint
 
 if TYPE_CHECKING:
@@ -90,9 +91,52 @@ def plan_of(lineage: Lineage, base: Catalogue, tuned: Catalogue) -> Plan:
     """The plan that made the tuned file out of its base, for reading the base in its terms."""
     grafts: dict[str, Graft] = {}
     for name, origin in lineage.tensors.items():
+        if name not in tuned:
+            continue
         spec = Spec(tuned[name].shape, tuned[name].dtype)
         if origin.kind != "fresh" and all(source in base for source in origin.sources):
             grafts[name] = Graft(name, spec, "convert", origin.sources, origin.ops)
         else:
             grafts[name] = Graft(name, spec, "fresh", counter=origin.state == "counter")
     return Plan(source=Side.of(base), target=Side.of(tuned), grafts=grafts)
+
+
+def plan_from(lineage: Lineage, base: Catalogue, tuned: Catalogue) -> Plan | None:
+    """The plan from a base that a lineage speaks of, itself or through its parents; `None` where
+    it speaks of another."""
+    if speaks_of(lineage, base):
+        return plan_of(lineage, base, tuned)
+    parent = parent_of(lineage)
+    if parent is None:
+        return None
+    middle = Catalogue(
+        (TensorInfo(name, spec.shape, spec.dtype) for name, spec in lineage.source_tensors.items()),
+        label=lineage.source,
+    )
+    first = plan_from(parent, base, middle)
+    return None if first is None else _chained(first, plan_of(lineage, middle, tuned))
+
+
+def parent_of(lineage: Lineage) -> Lineage | None:
+    """The lineage of the source itself."""
+    return decode({KEY: lineage.parent}, lineage.source) if lineage.parent else None
+
+
+def _chained(first: Plan, second: Plan) -> Plan:
+    """Two plans as one. A tensor that any of its sources was fresh for is fresh."""
+    grafts: dict[str, Graft] = {}
+    for name, graft in second.grafts.items():
+        parts = [first.grafts.get(source) for source in graft.sources]
+        if not graft.written or any(p is None or not p.written for p in parts):
+            grafts[name] = Graft(name, graft.spec, "fresh", counter=graft.counter)
+            continue
+        made = [part for part in parts if part is not None]
+        sources = tuple(source for part in made for source in part.sources)
+        ops = graft.ops
+        if len(made) == 1:
+            ops = (*made[0].ops, *ops)
+        elif any(part.ops for part in made):
+            counts = tuple(len(part.sources) for part in made)
+            ops = (Each(counts, tuple(part.ops for part in made)), *ops)
+        grafts[name] = Graft(name, graft.spec, "convert", sources, ops)
+    return Plan(source=first.source, target=second.target, grafts=grafts)

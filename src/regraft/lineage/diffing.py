@@ -7,7 +7,7 @@ piece is read. However large the files are, no more than a few pieces are held.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -142,7 +142,7 @@ class _Sides:
 
     def _rank(self, graft: Graft, info: TensorInfo) -> float:
         shape = info.shape
-        if len(shape) < 2 or max(shape[0], info.size // max(1, shape[0])) > _RANK_SIDE:  # noqa: PLR2004
+        if len(shape) < 2 or max(shape[0], info.size // max(1, shape[0])) > _RANK_SIDE:
             return float("nan")
         wide = np.float64
         before = self.before(graft, None).astype(wide)
@@ -203,7 +203,9 @@ def _wait(futures: list[Future[Change]]) -> None:
         open_[0].result()
 
 
-def _summed(info: TensorInfo, futures: list[Future[Change]] | None) -> tuple[TensorInfo, Change | None]:
+def _summed(
+    info: TensorInfo, futures: list[Future[Change]] | None
+) -> tuple[TensorInfo, Change | None]:
     if futures is None:
         return info, None
     total = Change()
@@ -214,7 +216,7 @@ def _summed(info: TensorInfo, futures: list[Future[Change]] | None) -> tuple[Ten
 
 def _remarks(label: str, entries: dict[str, Entry]) -> Iterator[Remark]:
     """What the matrices say together: weights that all moved far are no fine-tuning of these."""
-    matrices = [e for e in entries.values() if len(e.shape) > 1 and e.cosine == e.cosine]  # noqa: PLR2004
+    matrices = [e for e in entries.values() if len(e.shape) > 1 and e.cosine == e.cosine]
     moved = [e for e in matrices if e.status == "moved" and not e.note]
     if len(moved) < _FEW or 2 * len(moved) <= len(matrices):
         return

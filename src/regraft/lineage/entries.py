@@ -124,7 +124,9 @@ class Diff(Mapping[str, Entry]):
         rows += [f"  note    {remark.text}" for remark in self.remarks]
         listed = {name: e for name, e in self.items() if e.status != "identical"}
         width = max(map(len, listed), default=0)
-        rows += [f"  {e.status:<8}{name:<{width}}{_facts(e)}".rstrip() for name, e in listed.items()]
+        rows += [
+            f"  {e.status:<8}{name:<{width}}{_facts(e)}".rstrip() for name, e in listed.items()
+        ]
         return "\n".join(rows)
 
 

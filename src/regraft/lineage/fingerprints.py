@@ -71,7 +71,7 @@ def constant(array: Array) -> bool:
 
 
 def sample(array: Array, count: int) -> NDArray[np.float64]:
-    """Up to `count` values at even distances in row-major order; those that are not finite are 0."""
+    """Up to `count` values at even distances, row by row; those that are not finite are 0."""
     flat = array.reshape(-1)
     step = max(1, -(-flat.size // count))
     chosen = flat[::step]

@@ -99,7 +99,7 @@ def _changed(x: Array, y: Array) -> Change:
     if u.dtype != v.dtype:
         u, v = u.astype(np.float64), v.astype(np.float64)
     with np.errstate(all="ignore"):
-        change = v - u if v is not u else None
+        change = np.subtract(v, u) if v is not u else None
         aa = float(np.dot(u, u))
         bb = aa if change is None else float(np.dot(v, v))
         both = 0.0 if change is None else float(np.dot(change, change))
@@ -129,8 +129,8 @@ def _wide(x: Array) -> Array:
     if x.dtype in _WIDE:
         return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
     if x.dtype.kind == "c":
-        return x.view(np.float32 if x.dtype.itemsize == 8 else np.float64)  # noqa: PLR2004
-    narrow = x.dtype.itemsize <= 2 and x.dtype.kind not in "iu"  # noqa: PLR2004
+        return x.view(np.float32 if x.dtype.itemsize == 8 else np.float64)
+    narrow = x.dtype.itemsize <= 2 and x.dtype.kind not in "iu"
     return x.astype(np.float32 if narrow else np.float64)
 
 
@@ -161,7 +161,7 @@ def effective_rank(change: Array) -> float:
     Source: Roy and Vetterli, *The effective rank: a measure of effective dimensionality* (2007).
     NaN where the change is no matrix, is zero or is not finite.
     """
-    if change.ndim < 2 or not change.size:  # noqa: PLR2004
+    if change.ndim < 2 or not change.size:
         return float("nan")
     matrix = change.reshape(change.shape[0], -1).astype(np.float64)
     if not np.isfinite(matrix).all() or not matrix.any():
@@ -169,3 +169,13 @@ def effective_rank(change: Array) -> float:
     values = np.linalg.svd(matrix, compute_uv=False)
     shares = values[values > values[0] * 1e-12] / values.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def difference(a: Array, b: Array) -> Array:
+    """b − a: floats no narrower than float32, integers and bools as int64."""
+    if a.dtype.kind in "biu" and b.dtype.kind in "biu":
+        return b.astype(np.int64) - a.astype(np.int64)
+    wide = np.result_type(*(x.dtype if x.dtype.kind in "fc" else np.float32 for x in (a, b)))
+    wide = np.promote_types(wide, np.float32)
+    with np.errstate(invalid="ignore"):
+        return b.astype(wide) - a.astype(wide)
