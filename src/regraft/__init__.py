@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from regraft import operations as ops
     from regraft._api import (
         apply,
+        apply_delta,
         convert,
+        delta,
         diff,
         finetune,
         load,
+        make_delta,
         plan,
         pretrained,
         save,
@@ -55,7 +58,8 @@ if TYPE_CHECKING:
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api": "apply convert diff finetune load plan pretrained save trace verify",
+    "_api": "apply apply_delta convert delta diff finetune load make_delta plan pretrained save "
+    "trace verify",
     "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "

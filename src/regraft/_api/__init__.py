@@ -1,10 +1,11 @@
 """The verbs. Each takes what people have at hand (paths, live models, plans) and wires the rooms.
 
 This and `_sides` are the only rooms that see both formats and targets. One file per family of
-verbs: planning, loading, writing, access (what became of weights), training.
+verbs: planning, loading, writing, access (what became of weights), deltas, training.
 """
 
-from regraft._api.access import diff, pretrained, trace
+from regraft._api.access import delta, diff, pretrained, trace
+from regraft._api.deltas import apply_delta, make_delta
 from regraft._api.loading import apply, load, verify
 from regraft._api.planning import plan
 from regraft._api.training import finetune
@@ -12,10 +13,13 @@ from regraft._api.writing import convert, save
 
 __all__ = [
     "apply",
+    "apply_delta",
     "convert",
+    "delta",
     "diff",
     "finetune",
     "load",
+    "make_delta",
     "plan",
     "pretrained",
     "save",

@@ -15,6 +15,7 @@ measured for weights of models.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, NamedTuple
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 
 KEY = "regraft.delta"
 REST, WHOLE = "rest", "file"
-_LEVEL, _BLOCK, _READ = 3, 1 << 20, 1 << 22
+_LEVEL, _BLOCK, _READ, _HEAD = 3, 1 << 20, 1 << 22, 1 << 10
+# Tensors that were sought in the file and not found, one after another: it compresses them.
+_MISSES = 3
 # A frame may need so much memory to be read; files of a ratio beyond any weights' are refused.
 _WINDOW, _RATIO, _SMALL = 1 << 27, 1 << 12, 64 << 20
 # XOR that saves less than this is held against the plain bytes, grouped.
@@ -120,7 +123,7 @@ def make(
                           expected="a file tuned from this base")  # fmt: skip
     frames: dict[str, tuple[int, int]] = {}
     spans: dict[str, Span] = {}
-    for info, start, array in _in_place(tuned, after):
+    for info, start, array in _in_place(tuned, after, path):
         source, ops = _source(plan, info, base)
         own = bits(array)
         theirs = None if source is None else _bytes_of(read, source, ops, base)
@@ -155,6 +158,11 @@ def _shorter(kept: Kept, path: Path, scratch: IO[bytes]) -> Kept:
         msgspec.structs.replace(kept.delta, tensors={}), {WHOLE: (begin, scratch.tell() - begin)}
     )
     return whole if not kept.delta.tensors or whole.size < kept.size else kept
+
+
+def encode(delta: Delta) -> dict[str, str]:
+    """Metadata entries that hold the listing."""
+    return {KEY: msgspec.json.encode(delta).decode()}
 
 
 def decode(found: Catalogue) -> Delta:
@@ -270,21 +278,43 @@ def _theirs(
     return theirs
 
 
-def _in_place(tuned: Catalogue, after: Read) -> Iterator[tuple[TensorInfo, int, Array]]:
+def _in_place(tuned: Catalogue, after: Read, path: Path) -> Iterator[tuple[TensorInfo, int, Array]]:
     """Tensors whose bytes lie in one piece in the file, in the order of their bytes; the others,
     and those that share bytes with one before, are part of the rest."""
     places: list[tuple[int, int, TensorInfo]] = []
-    for info in tuned.values():
-        if info.dtype in CODED or not info.size:
-            continue
-        place = mapped(after(info.name, None))
-        if place is not None and place.size == info.nbytes:
-            places.append((place.start, place.size, info))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = misses = 0
+        for info in tuned.values():
+            if info.dtype in CODED or not info.size:
+                continue
+            array = after(info.name, None)
+            own, place = bits(array), mapped(array)
+            start = place.start if place is not None else -1
+            if not start >= 0 or data[start : start + _HEAD] != own[:_HEAD].tobytes():
+                if misses == _MISSES or own.size < _HEAD:
+                    continue
+                start = _found(data, own, at)
+                misses = misses + 1 if start < 0 else 0
+            if start >= 0:
+                places.append((start, own.size, info))
+                at = start + own.size
+            let_go(array)
+        let_go(np.frombuffer(data, np.uint8))
     at = 0
     for start, size, info in sorted(places, key=lambda place: place[:2]):
         if start >= at:
             yield info, start, after(info.name, None)
             at = start + size
+
+
+def _found(data: mmap.mmap, own: NDArray[np.uint8], at: int) -> int:
+    """Where the very bytes lie in the file from `at` on, where a reader made a copy; -1 for
+    nowhere."""
+    start = data.find(own[:_HEAD].tobytes(), at)
+    if start < 0 or start + own.size > len(data):
+        return -1
+    there = np.frombuffer(data, np.uint8, own.size, start)
+    return start if np.array_equal(there, own) else -1
 
 
 def _source(plan: Plan, info: TensorInfo, base: Catalogue) -> tuple[str | None, tuple[Layout, ...]]:
