@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         convert,
         delta,
         diff,
+        export,
         finetune,
         load,
         make_delta,
         plan,
         pretrained,
+        restore,
         save,
         trace,
         verify,
@@ -58,8 +60,8 @@ if TYPE_CHECKING:
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api": "apply apply_delta convert delta diff finetune load make_delta plan pretrained save "
-    "trace verify",
+    "_api": "apply apply_delta convert delta diff export finetune load make_delta plan "
+    "pretrained restore save trace verify",
     "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "

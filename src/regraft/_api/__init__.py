@@ -1,13 +1,15 @@
 """The verbs. Each takes what people have at hand (paths, live models, plans) and wires the rooms.
 
 This and `_sides` are the only rooms that see both formats and targets. One file per family of
-verbs: planning, loading, writing, access (what became of weights), deltas, training.
+verbs: planning, loading, writing, access (what became of weights), deltas, restoring,
+training.
 """
 
 from regraft._api.access import delta, diff, pretrained, trace
 from regraft._api.deltas import apply_delta, make_delta
 from regraft._api.loading import apply, load, verify
 from regraft._api.planning import plan
+from regraft._api.restoring import export, restore
 from regraft._api.training import finetune
 from regraft._api.writing import convert, save
 
@@ -17,11 +19,13 @@ __all__ = [
     "convert",
     "delta",
     "diff",
+    "export",
     "finetune",
     "load",
     "make_delta",
     "plan",
     "pretrained",
+    "restore",
     "save",
     "trace",
     "verify",

@@ -94,7 +94,8 @@ def plan_of(lineage: Lineage, base: Catalogue, tuned: Catalogue) -> Plan:
         if name not in tuned:
             continue
         spec = Spec(tuned[name].shape, tuned[name].dtype)
-        if origin.kind != "fresh" and all(source in base for source in origin.sources):
+        ours = not origin.file or origin.file == base.label
+        if origin.kind != "fresh" and ours and all(source in base for source in origin.sources):
             grafts[name] = Graft(name, spec, "convert", origin.sources, origin.ops)
         else:
             grafts[name] = Graft(name, spec, "fresh", counter=origin.state == "counter")
@@ -114,7 +115,16 @@ def plan_from(lineage: Lineage, base: Catalogue, tuned: Catalogue) -> Plan | Non
         label=lineage.source,
     )
     first = plan_from(parent, base, middle)
-    return None if first is None else _chained(first, plan_of(lineage, middle, tuned))
+    if first is None:
+        return None
+    made = _chained(first, plan_of(lineage, middle, tuned))
+    # Tensors that were taken from that base itself, past the source.
+    direct = {
+        name: Graft(name, made.grafts[name].spec, "convert", origin.sources, origin.ops)
+        for name, origin in lineage.tensors.items()
+        if name in made.grafts and origin.file == base.label and origin.sources
+    }
+    return msgspec.structs.replace(made, grafts={**made.grafts, **direct})
 
 
 def parent_of(lineage: Lineage) -> Lineage | None:

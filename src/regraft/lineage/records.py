@@ -23,7 +23,7 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     `state`: `loaded` (as it came), `frozen` or `tuned` where it is known how training treated
     it, `fresh` (no source), `counter` (no output depends on it), `changed` (the file holds other
     values than were saved with this lineage; only `checked` says so). `loaded_hash` is what was
-    written, `hash` what was saved.
+    written, `hash` what was saved. `file` names the source where it is another than the lineage's.
     """
 
     state: Literal["loaded", "frozen", "tuned", "fresh", "counter", "changed"]
@@ -32,13 +32,15 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     ops: tuple[AnyOp, ...] = ()
     kind: str = "fresh"
     loaded_hash: str = ""
+    file: str = ""
 
 
 class Lineage(msgspec.Struct, frozen=True):
     """Lineage of a saved model. `source` is a file's name, `source_hash` its sha256.
 
     `parent` is the lineage of the source itself as JSON, `""` where it had none. `training` holds
-    settings, `versions` those of the libraries at work.
+    settings, `versions` those of the libraries at work, `also` further sources by name with their
+    sha256 (merged files, a head from another one).
     """
 
     source: str
@@ -51,6 +53,7 @@ class Lineage(msgspec.Struct, frozen=True):
     versions: dict[str, str] = {}
     parent: str = ""
     schema_version: int = 1
+    also: dict[str, str] = {}
 
     def counts(self) -> dict[str, int]:
         """Number of tensors by state."""
