@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         delta,
         diff,
         export,
+        family_tree,
         finetune,
         load,
         make_delta,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api": "apply apply_delta convert delta diff export finetune load make_delta plan "
+    "_api": "apply apply_delta convert delta diff export family_tree finetune load make_delta plan "
     "pretrained restore save trace verify",
     "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "

@@ -7,6 +7,7 @@ training.
 
 from regraft._api.access import delta, diff, pretrained, trace
 from regraft._api.deltas import apply_delta, make_delta
+from regraft._api.heritage import family_tree
 from regraft._api.loading import apply, load, verify
 from regraft._api.planning import plan
 from regraft._api.restoring import export, restore
@@ -20,6 +21,7 @@ __all__ = [
     "delta",
     "diff",
     "export",
+    "family_tree",
     "finetune",
     "load",
     "make_delta",
