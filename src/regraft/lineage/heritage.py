@@ -14,11 +14,12 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from regraft.lineage.hints import order_by_hints
+from regraft.lineage.hints import order_by_hints, trained_alike
 from regraft.lineage.kinship import (
     Reason,
     derivation,
     distance,
+    inner_products,
     order_by_values,
     related,
     same_values,
@@ -26,7 +27,7 @@ from regraft.lineage.kinship import (
 )
 from regraft.lineage.likeliest import Family as Kinships
 from regraft.lineage.likeliest import likeliest
-from regraft.lineage.means import common_names, in_common, means
+from regraft.lineage.means import means
 from regraft.lineage.portraits import Portrait
 
 # Log-odds of a direction that is certain, and those from which on one is likely.
@@ -239,7 +240,8 @@ class _Family:
                 odds[place[parent], place[child]] = _CERTAIN
                 odds[place[child], place[parent]] = -_CERTAIN
         family = [self.all[name] for name in standing]
-        chosen = likeliest(Kinships(distances, odds, self._inner(family)))
+        apart = np.array([[trained_alike(a, b) for b in family] for a in family])
+        chosen = likeliest(Kinships(distances, odds, apart, self._inner(family)))
         for b, a in chosen.items():
             if standing[b] not in merged:
                 yield self._edge(standing[a], standing[b])
@@ -247,14 +249,17 @@ class _Family:
             for parent in parents:
                 yield self._edge(parent, child, f"a mean of {len(parents)} files")
 
-    def _inner(self, family: list[Portrait]) -> np.ndarray | None:
-        """Inner products over what all have in common, about their mean."""
-        names = [n for n in common_names(family) if len(family[0].parts[n].shape) > 1]
-        rows = in_common(family, [n for n in names if n not in self.heads], scaled=True)
-        if not rows.size:
-            return None
-        centred = rows - rows.mean(axis=0)
-        return centred @ centred.T
+    def _inner(self, family: list[Portrait]) -> list[np.ndarray]:
+        """Inner products of bodies, of heads and of vectors; each tensor brought to one size."""
+        names = {n: p.shape for portrait in reversed(family) for n, p in portrait.parts.items()}
+        moved = [n for n in names if len({p.parts[n].hash for p in family if n in p.parts}) > 1]
+        matrices = [n for n in moved if len(names[n]) > 1]
+        groups = (
+            [n for n in matrices if n not in self.heads],
+            [n for n in matrices if n in self.heads],
+            [n for n in moved if len(names[n]) <= 1],
+        )
+        return [np.stack([inner_products(family, n) for n in group]) for group in groups if group]
 
     def _edge(self, parent: str, child: str, certain: str = "") -> Edge:
         kin = self._pair(parent, child)

@@ -12,6 +12,8 @@ from regraft.lineage.portraits import Portrait
 # again; a number after a word for time is one, another may be anything; times of files change when
 # they are copied.
 _BATCHES, _STEPS, _COUNTED, _NUMBER, _WORD, _LONGER, _TIME = 4.0, 2.0, 3.0, 1.0, 2.0, 1.5, 0.2
+_ALIKE = 4.0
+_STATISTICS = re.compile(r"running_|moving_|mean|var")
 _COUNTERS = re.compile(
     r"(?:^|[\W_])(epoch|step|steps|iter|iteration|ckpt|checkpoint|round|ep|e|it|s)[\W_]*$"
 )
@@ -37,6 +39,19 @@ def order_by_hints(a: Portrait, b: Portrait) -> Iterator[Reason]:
     yield from order_by_names(_stem(a.name), _stem(b.name))
     if a.time != b.time:
         yield Reason(_TIME if a.time < b.time else -_TIME, "times of the files")
+
+
+def trained_alike(a: Portrait, b: Portrait) -> float:
+    """Log-odds against one coming from the other: both were trained for equally long, to different
+    statistics."""
+    if a.batches is None or a.batches != b.batches:
+        return 0.0
+    moved = any(
+        p.hash != b.parts[n].hash
+        for n, p in a.parts.items()
+        if n in b.parts and _STATISTICS.search(n.lower())
+    )
+    return _ALIKE if moved else 0.0
 
 
 def order_by_names(a: str, b: str) -> Iterator[Reason]:

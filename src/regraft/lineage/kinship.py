@@ -7,12 +7,17 @@ weaker, and is kept apart, as log-odds with a reason for each.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from regraft.lineage.portraits import Part, Portrait
 from regraft.tensors import DTYPE_BITS, numpy_dtype
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Heads, and tensors of fewer axes (biases, norms), count for so much in a distance.
 _SMALL = 0.1
@@ -90,6 +95,20 @@ def distance(a: Portrait, b: Portrait, heads: frozenset[str] = frozenset()) -> f
             scale = one.square + other.square
             total += w * min(1.0, float(change @ change) / scale) if scale else 0.0
     return (total / weight) ** 0.5 if weight else 1.0
+
+
+def inner_products(family: Sequence[Portrait], name: str) -> NDArray[np.float64]:
+    """Of one tensor in all files [files, files], about their mean and brought to one size; NaN for
+    files that do not have it, or not in the shape that most have."""
+    shapes = Counter(p.parts[name].shape for p in family if name in p.parts)
+    shape = shapes.most_common(1)[0][0]
+    held = [i for i, p in enumerate(family) if name in p.parts and p.parts[name].shape == shape]
+    rows = np.stack([family[i].parts[name].values for i in held])
+    scale = float(np.mean(np.sum(rows**2, axis=1))) or 1.0
+    rows = rows - rows.mean(axis=0)
+    products = np.full((len(family), len(family)), np.nan)
+    products[np.ix_(held, held)] = rows @ rows.T / scale
+    return products
 
 
 def same_values(a: Portrait, b: Portrait) -> bool:

@@ -9,8 +9,8 @@ edges alone (Edmonds' arborescence) and moving one branch at a time, from every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import exp, log1p
+from collections.abc import Iterator, Mapping, Sequence
+from math import exp, log, log1p
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,24 +19,30 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # What a distance larger by a factor of e costs, in log-odds; distances below the least are equal.
-_NEARNESS, _LEAST = 6.0, 1e-7
+_NEARNESS, _LEAST = 7.0, 1e-7
 # Log-odds of a chain against two children of one, by the parts of the second step along the first,
 # in lengths of the first and of the second: fitted on 153 triples of the same 40 families as the
 # directions (`kinship`), of which it tells 152 right.
-_ALONG_FIRST, _ALONG_SECOND, _STRAIGHT = 9.0, 12.0, 4.7
-_FIRST, _SECOND, _MOST = -1.0, -0.5, 0.5
+_ALONG_FIRST, _ALONG_SECOND, _BETWEEN, _STRAIGHT, _MOST = 9.0, 20.0, 0.7, 4.7, 0.5
+# Where nothing else tells, a base has many children rather than one: for each step from the root.
+_DEPTH = 0.3
 # Roots that are tried in families of more files, and rounds of moves.
 _ROOTS, _ROUNDS = 8, 40
 
 
 class Family(NamedTuple):
-    """What is known of `n` files. `distances` [n, n] are symmetric; `odds` [n, n] log-odds for the
-    row before the column; `inner` [n, n] inner products of what all have in common, `None` where
-    that is nothing."""
+    """What is known of `n` files.
+
+    - `distances` [n, n]: symmetric. `odds` [n, n]: log-odds for the row before the column. `apart`
+      [n, n]: log-odds against the one coming from the other either way.
+    - `inner`: groups of tensors (bodies, heads, vectors), the most telling first: for each group
+      inner products [tensors, n, n], NaN where a file has no such tensor.
+    """
 
     distances: NDArray[np.float64]
     odds: NDArray[np.float64]
-    inner: NDArray[np.float64] | None
+    apart: NDArray[np.float64]
+    inner: Sequence[NDArray[np.float64]] = ()
 
 
 Parents = dict[int, int]
@@ -48,7 +54,7 @@ def likeliest(family: Family) -> Parents:
     if count < 2:
         return {}
     edges = _edge_costs(family)
-    bends = None if family.inner is None else _Bends(family.inner)
+    bends = _Bends(family.inner)
     best: tuple[float, Parents] | None = None
     for root in _roots(edges):
         parents = _arborescence(edges, root)
@@ -66,7 +72,7 @@ def surprise(odds: float) -> float:
 
 def _edge_costs(family: Family) -> NDArray[np.float64]:
     near = _NEARNESS * np.log(np.maximum(family.distances, _LEAST))
-    return near + np.logaddexp(0, -family.odds)
+    return near + np.logaddexp(0, -family.odds) + np.logaddexp(0, family.apart) - log(2)
 
 
 def _roots(edges: NDArray[np.float64]) -> list[int]:
@@ -91,29 +97,37 @@ def _arborescence(edges: NDArray[np.float64], root: int) -> Parents:
 class _Bends:
     """Costs of the places of three files in a tree."""
 
-    def __init__(self, inner: NDArray[np.float64]) -> None:
-        self._inner = inner
+    def __init__(self, groups: Sequence[NDArray[np.float64]]) -> None:
+        self._groups = groups
         self._known: dict[tuple[int, int, int], float | None] = {}
 
     def odds(self, first: int, second: int, third: int) -> float | None:
-        """Log-odds of first → second → third against two children of the first; `None` where one
-        of the steps is none."""
+        """Log-odds of first → second → third against two children of the first, by the first group
+        in which both steps change something; `None` where none does."""
         key = first, second, third
         if key not in self._known:
-            self._known[key] = self._odds(*key)
+            ways = (self._odds(group, *key) for group in self._groups)
+            self._known[key] = next((odds for odds in ways if odds is not None), None)
         return self._known[key]
 
-    def _odds(self, b: int, x: int, y: int) -> float | None:
-        g = self._inner
-        along = g[x, y] - g[x, x] - g[b, y] + g[b, x]
-        first = g[x, x] + g[b, b] - 2 * g[b, x]
-        second = g[y, y] + g[x, x] - 2 * g[x, y]
-        least = _LEAST * (g[b, b] + g[x, x] + g[y, y] + 1e-300)
-        if first <= least or second <= least:
+    @staticmethod
+    def _odds(g: NDArray[np.float64], b: int, x: int, y: int) -> float | None:
+        parts = np.stack([
+            g[:, x, y] - g[:, x, x] - g[:, b, y] + g[:, b, x],
+            g[:, x, x] + g[:, b, b] - 2 * g[:, b, x],
+            g[:, y, y] + g[:, x, x] - 2 * g[:, x, y],
+            g[:, b, b] + g[:, x, x] + g[:, y, y],
+        ])  # fmt: skip
+        held = parts[:, ~np.isnan(parts).any(axis=0)]
+        along, first, second, size = (float(part) for part in held.sum(axis=1))
+        if not size or min(first, second) <= _LEAST * size:
             return None
-        tau = min(max(along / first, _FIRST), _MOST)
-        rho = min(max(along / second, _SECOND), _MOST)
-        return float(_ALONG_FIRST * tau + _ALONG_SECOND * rho + _STRAIGHT)
+        tau = min(max(along / first, -1.0), _MOST)
+        rho = min(max(along / second, -1.0), _MOST)
+        # At −½ both lie as far from the first: children of one. At −1 the third lies between the
+        # others, which speaks against this chain less than for another.
+        back = rho if rho > -0.5 else -0.5 - _BETWEEN * (rho + 0.5)
+        return _ALONG_FIRST * tau + _ALONG_SECOND * back + _STRAIGHT
 
     def cost(self, node: int, parents: Mapping[int, int], siblings: list[int]) -> float:
         """Of a file's place: below its parent and that one's, and beside its siblings."""
@@ -130,23 +144,25 @@ class _Bends:
         return total
 
 
-def _total(parents: Parents, edges: NDArray[np.float64], bends: _Bends | None) -> float:
+def _total(parents: Parents, edges: NDArray[np.float64], bends: _Bends) -> float:
     total = float(sum(edges[parent, child] for child, parent in parents.items()))
-    if bends is None:
-        return total
+    total += _DEPTH * sum(_depth(child, parents) for child in parents)
     children: dict[int, list[int]] = {}
     for child, parent in parents.items():
         children.setdefault(parent, []).append(child)
     return total + sum(bends.cost(c, parents, children[p]) for c, p in parents.items())
 
 
-def _settled(
-    parents: Parents, edges: NDArray[np.float64], bends: _Bends | None
-) -> tuple[float, Parents]:
+def _depth(node: int, parents: Parents) -> int:
+    steps = 0
+    while node in parents:
+        node, steps = parents[node], steps + 1
+    return steps
+
+
+def _settled(parents: Parents, edges: NDArray[np.float64], bends: _Bends) -> tuple[float, Parents]:
     """The tree once no single move makes it likelier."""
     cost = _total(parents, edges, bends)
-    if bends is None:
-        return cost, parents
     for _ in range(_ROUNDS):
         found = min(
             ((_total(other, edges, bends), i, other) for i, other in enumerate(_moves(parents))),

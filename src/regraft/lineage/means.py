@@ -17,17 +17,6 @@ if TYPE_CHECKING:
 _REST, _LEAST, _VALUES, _ENOUGH = 0.02, 0.02, 20_000, 50
 
 
-def in_common(
-    family: Sequence[Portrait], names: Sequence[str], *, scaled: bool = False
-) -> NDArray[np.float64]:
-    """Values [files, values] of tensors that all files have in one shape; `scaled`: each tensor
-    brought to the same size."""
-    rows = [np.stack([p.parts[name].values for p in family]) for name in names]
-    if scaled:
-        rows = [row / (np.sqrt(np.mean(np.sum(row**2, axis=1))) or 1.0) for row in rows]
-    return np.concatenate(rows, axis=1) if rows else np.zeros((len(family), 0))
-
-
 def common_names(family: Sequence[Portrait]) -> list[str]:
     """Tensors that all files have, in one shape, and in which not all are equal."""
     first, *others = family
@@ -44,7 +33,10 @@ def means(family: Sequence[Portrait]) -> dict[str, tuple[str, ...]]:
     which files differ."""
     if len(family) < 3:
         return {}
-    rows = in_common(family, common_names(family))
+    names = common_names(family)
+    if not names:
+        return {}
+    rows = np.concatenate([np.stack([p.parts[n].values for p in family]) for n in names], axis=1)
     rows = rows[:, np.ptp(rows, axis=0) > 0]
     rows = rows[:, :: max(1, rows.shape[1] // _VALUES)]
     if rows.shape[1] < _ENOUGH * len(family):
