@@ -32,6 +32,8 @@ from regraft.lineage.portraits import Portrait
 
 # Log-odds of a direction that is certain, and those from which on one is likely.
 _CERTAIN, _LIKELY = 20.0, 1.5
+# A file came from a merged one where that is nearer by this factor than the next.
+_CLOSER = 0.8
 _HEADS = ("head", "classifier", "logits", "predictions", "lm_head", "fc_out", "score")
 
 Direction = Literal["certain", "likely", "open"]
@@ -230,24 +232,34 @@ class _Family:
         return self.kin[a, b]
 
     def _tree(self, standing: list[str], merged: dict[str, tuple[str, ...]]) -> Iterator[Edge]:
-        """The likeliest tree; merged files get all of their parents."""
-        pairs = [[self._pair(a, b) if a != b else None for b in standing] for a in standing]
+        """The likeliest tree of all but merged files, which then get all of their parents, and as
+        children those that are next to them."""
+        single = [name for name in standing if name not in merged]
+        family = [self.all[name] for name in single]
+        pairs = [[self._pair(a, b) if a != b else None for b in single] for a in single]
         distances = np.array([[p.distance if p else 0.0 for p in row] for row in pairs])
         odds = np.array([[p.odds if p else 0.0 for p in row] for row in pairs])
-        place = {name: i for i, name in enumerate(standing)}
-        for child, parents in merged.items():
-            for parent in parents:
-                odds[place[parent], place[child]] = _CERTAIN
-                odds[place[child], place[parent]] = -_CERTAIN
-        family = [self.all[name] for name in standing]
         apart = np.array([[trained_alike(a, b) for b in family] for a in family])
         chosen = likeliest(Kinships(distances, odds, apart, self._inner(family)))
-        for b, a in chosen.items():
-            if standing[b] not in merged:
-                yield self._edge(standing[a], standing[b])
-        for child, parents in merged.items():
-            for parent in parents:
-                yield self._edge(parent, child, f"a mean of {len(parents)} files")
+        parents = {single[b]: single[a] for b, a in chosen.items()}
+        for child, parent in parents.items():
+            near = [m for m in merged if not self._leads_to(child, merged[m], parents)]
+            best = min(near, key=lambda m: self._pair(m, child).distance, default=parent)
+            closer = self._pair(best, child).distance < _CLOSER * self._pair(parent, child).distance
+            yield self._edge(best if closer else parent, child)
+        for child, some in merged.items():
+            for parent in some:
+                yield self._edge(parent, child, f"a mean of {len(some)} files")
+
+    @staticmethod
+    def _leads_to(name: str, some: tuple[str, ...], parents: dict[str, str]) -> bool:
+        """Whether one of these is the file, or came from it."""
+        for one in some:
+            while one != name and one in parents:
+                one = parents[one]
+            if one == name:
+                return True
+        return False
 
     def _inner(self, family: list[Portrait]) -> list[np.ndarray]:
         """Inner products of bodies, of heads and of vectors; each tensor brought to one size."""

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # What a distance larger by a factor of e costs, in log-odds; distances below the least are equal.
-_NEARNESS, _LEAST = 7.0, 1e-7
+_NEARNESS, _LEAST = 5.0, 1e-7
 # Log-odds of a chain against two children of one, by the parts of the second step along the first,
 # in lengths of the first and of the second: fitted on 153 triples of the same 40 families as the
 # directions (`kinship`), of which it tells 152 right.
 _ALONG_FIRST, _ALONG_SECOND, _BETWEEN, _STRAIGHT, _MOST = 9.0, 20.0, 0.7, 4.7, 0.5
-# Where nothing else tells, a base has many children rather than one: for each step from the root.
-_DEPTH = 0.3
+# Where nothing else tells, a base has several children rather than one.
+_LONELY = 0.7
 # Roots that are tried in families of more files, and rounds of moves.
 _ROOTS, _ROUNDS = 8, 40
 
@@ -146,18 +146,12 @@ class _Bends:
 
 def _total(parents: Parents, edges: NDArray[np.float64], bends: _Bends) -> float:
     total = float(sum(edges[parent, child] for child, parent in parents.items()))
-    total += _DEPTH * sum(_depth(child, parents) for child in parents)
     children: dict[int, list[int]] = {}
     for child, parent in parents.items():
         children.setdefault(parent, []).append(child)
+    if len(next(some for parent, some in children.items() if parent not in parents)) == 1:
+        total += _LONELY
     return total + sum(bends.cost(c, parents, children[p]) for c, p in parents.items())
-
-
-def _depth(node: int, parents: Parents) -> int:
-    steps = 0
-    while node in parents:
-        node, steps = parents[node], steps + 1
-    return steps
 
 
 def _settled(parents: Parents, edges: NDArray[np.float64], bends: _Bends) -> tuple[float, Parents]:
