@@ -5,7 +5,7 @@ verbs: planning, loading, writing, access (what became of weights), deltas, rest
 training.
 """
 
-from regraft._api.access import delta, diff, pretrained, trace
+from regraft._api.access import delta, diff, has_lineage, pretrained, sources_of, trace
 from regraft._api.deltas import apply_delta, make_delta
 from regraft._api.heritage import family_tree
 from regraft._api.loading import apply, load, verify
@@ -23,12 +23,14 @@ __all__ = [
     "export",
     "family_tree",
     "finetune",
+    "has_lineage",
     "load",
     "make_delta",
     "plan",
     "pretrained",
     "restore",
     "save",
+    "sources_of",
     "trace",
     "verify",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from regraft import lineage, transfer
+from regraft import checkpoints, lineage, transfer
 from regraft._api.planning import plan_sides
 from regraft._sides import Given, Side, source_side
 from regraft.errors import FormatError, RegraftError, StalePlan
@@ -36,6 +37,54 @@ def lineage_of(side: Side) -> Lineage:
         if beside is not None:
             return beside
     return lineage.decode(side.catalogue.metadata, side.catalogue.label)
+
+
+def has_lineage(found: Given) -> bool:
+    """Whether a file holds a lineage, or one lies beside it."""
+    side = source_side(found)
+    beside = side.path is not None and sidecar.path_of(side.path).is_file()
+    return beside or lineage.KEY in side.catalogue.metadata
+
+
+class Source(NamedTuple):
+    """A file that another was made from, `depth` steps back.
+
+    `state`: `verified` (it is at hand and its sha256 is as told), `changed` (it is another file
+    now), `absent` (it is not at hand, or its hash is not known).
+    """
+
+    name: str
+    sha256: str
+    depth: int
+    state: Literal["verified", "changed", "absent"]
+
+    def to_json(self) -> dict[str, object]:
+        return self._asdict()
+
+
+def sources_of(path: Given, bases: Iterable[str | os.PathLike[str]] = ()) -> list[Source]:
+    """The files that a saved model came from, and these from: its lineage, parents included.
+
+    **Arguments:** `bases`: files to look at; those in the folder of `path` are found by name.
+
+    **Raises** `FormatError` where the file has no lineage.
+    """
+    side = source_side(path)
+    here = side.path.parent if side.path else Path()
+    at_hand = {Path(base).name: Path(base) for base in bases}
+    found: list[Source] = []
+    told: Lineage | None = lineage_of(side)
+    depth = 0
+    while told is not None:
+        for name, digest in {told.source: told.source_hash, **told.also}.items():
+            file = at_hand.get(name, here / name)
+            state = "absent"
+            if digest and name and file.exists():
+                same = checkpoints.content_hash(file) == digest
+                state = "verified" if same else "changed"
+            found.append(Source(name, digest, depth, state))
+        told, depth = lineage.parent_of(told), depth + 1
+    return found
 
 
 class Pairing(NamedTuple):

@@ -35,7 +35,10 @@ def order_by_hints(a: Portrait, b: Portrait) -> Iterator[Reason]:
         ("steps of the optimizer", _STEPS, a.steps, b.steps),
     ):
         if one is not None and other is not None and one != other:
-            yield Reason(odds if one < other else -odds, f"{what}: {one:.0f} and {other:.0f}")
+            yield Reason(
+                odds if one < other else -odds,
+                f"{what}: {min(one, other):.0f}, {max(one, other):.0f}",
+            )
     yield from order_by_names(_stem(a.name), _stem(b.name))
     if a.time != b.time:
         yield Reason(_TIME if a.time < b.time else -_TIME, "times of the files")
@@ -73,7 +76,10 @@ def order_by_names(a: str, b: str) -> Iterator[Reason]:
         counts = i % 2 and _COUNTERS.search(one[i - 1].lower())
         if i % 2 and int(x) != int(y) and (counts or (one[0] and one[::2] == other[::2])):
             odds = _COUNTED if counts else _NUMBER
-            yield Reason(odds if int(x) < int(y) else -odds, f"numbers in their names: {x}, {y}")
+            yield Reason(
+                odds if int(x) < int(y) else -odds,
+                f"numbers in their names: {min(x, y, key=int)}, {max(x, y, key=int)}",
+            )
         return
 
 

@@ -189,8 +189,8 @@ def order_by_values(a: Portrait, b: Portrait, heads: frozenset[str]) -> list[Rea
         much = 1.0 if body else _HEAD
         grown, heavier = growth / weight, tails / len(body or moved)
         reasons = [
-            Reason(much * _GROWTH * grown, f"norms grow by {grown:+.2f} of what moved"),
-            Reason(much * _KURTOSIS * heavier, f"tails grow by {heavier:+.2f}"),
+            Reason(much * _GROWTH * grown, f"norms differ by {abs(grown):.2f} of what moved"),
+            Reason(much * _KURTOSIS * heavier, f"tails differ by {abs(heavier):.2f}"),
         ]
     return [*reasons, *_order_by_constants(a, b)]
 
