@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -197,8 +198,9 @@ def _draw(found: rg.FamilyTree) -> None:
                 told.append(f"  {edge}", style="dim" if edge.direction != "open" else "yellow")
                 add(branch.add(told), edge.child)
 
-    color = None if "NO_COLOR" not in os.environ else False
-    console = Console(highlight=False, no_color=color is False, soft_wrap=True)
+    # In a file or a pipe no line is cut.
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(highlight=False, width=width, no_color=bool(os.environ.get("NO_COLOR")))
     for root in found.roots:
         tree = Tree(Text(root, style="bold"))
         add(tree, root)

@@ -396,7 +396,7 @@ def _grouped(
 
 def _ungrouped(block: bytes, width: int) -> NDArray[np.uint8]:
     planes = np.frombuffer(block, np.uint8).reshape(width, -1)
-    return np.ascontiguousarray(planes.T).reshape(-1)
+    return planes.T.reshape(-1).copy() if width == 1 else planes.T.reshape(-1)
 
 
 def _compressed(parts: Iterator[bytes], scratch: IO[bytes]) -> None:

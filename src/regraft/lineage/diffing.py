@@ -152,12 +152,12 @@ class _Sides:
         self, graft: Graft, info: TensorInfo, change: Change
     ) -> tuple[tuple[AnyOp, ...], str]:
         """How the base's very values were put into another order or dtype, where they were."""
-        if abs(change.a - change.b) > _SAME_NORM * change.a or graft.keeps:
+        if graft.keeps:
             return (), ""
         if operations.dtype_of(graft.ops, self._dtypes(graft)) != info.dtype:
             rounded = self._rounded(graft, info)
             return (), f"the same values, cast to {info.dtype}" if rounded else ""
-        if change.cosine > _ELSEWHERE:
+        if change.cosine > _ELSEWHERE or abs(change.a - change.b) > _SAME_NORM * change.a:
             return (), ""
 
         def made(_: str, slices: Slices | None) -> Array:
