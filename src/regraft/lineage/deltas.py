@@ -290,7 +290,8 @@ def _in_place(tuned: Catalogue, after: Read, path: Path) -> Iterator[tuple[Tenso
             array = after(info.name, None)
             own, place = bits(array), mapped(array)
             start = place.start if place is not None else -1
-            if not start >= 0 or data[start : start + _HEAD] != own[:_HEAD].tobytes():
+            head = own[:_HEAD].tobytes()
+            if start < 0 or data[start : start + len(head)] != head:
                 if misses == _MISSES or own.size < _HEAD:
                     continue
                 start = _found(data, own, at)
