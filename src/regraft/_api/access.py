@@ -78,13 +78,18 @@ def sources_of(path: Given, bases: Iterable[str | os.PathLike[str]] = ()) -> lis
     while told is not None:
         for name, digest in {told.source: told.source_hash, **told.also}.items():
             file = at_hand.get(name, here / name)
-            state = "absent"
-            if digest and name and file.exists():
-                same = checkpoints.content_hash(file) == digest
-                state = "verified" if same else "changed"
-            found.append(Source(name, digest, depth, state))
+            found.append(Source(name, digest, depth, _state(file, digest)))
         told, depth = lineage.parent_of(told), depth + 1
     return found
+
+
+def _state(file: Path, digest: str) -> Literal["verified", "changed", "absent"]:
+    if not digest or not file.exists():
+        return "absent"
+    try:
+        return "verified" if checkpoints.content_hash(file) == digest else "changed"
+    except FormatError:  # a file of that name that is no checkpoint any more
+        return "changed"
 
 
 class Pairing(NamedTuple):

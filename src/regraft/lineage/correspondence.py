@@ -53,6 +53,7 @@ def correspondence(
     search = _Search(base, read_base, tuned, read_tuned, pairs)
     search.by_name()
     search.by_name_without_wrappers()
+    search.by_transposition()
     search.by_content()
     search.by_layout()
     search.by_closeness()
@@ -115,6 +116,22 @@ class _Search:
         if 2 * len(best) >= max(1, min(len(ours), len(theirs))):
             why = Evidence("names", 1.0, "the same name, but for what stands before it")
             self.pairs |= {name: _Pair(source, (), why) for name, source in best.items()}
+
+    def by_transposition(self) -> None:
+        """Square tensors under other names may lie the other way round: their values tell."""
+        for name, pair in list(self.pairs.items()):
+            info = self.tuned[name]
+            ways = [axes for axes in _axes_between(info.shape, info.shape) if len(axes) > 1]
+            if pair.source == name or pair.ops or len(ways) < 2 or info.size < _VALUES:
+                continue
+            before, after = self.read_base(pair.source, None), self.read_tuned(name, None)
+            if before.shape != after.shape:
+                continue
+            close = {axes: _correlation(before.transpose(axes), after) for axes in ways}
+            best = max(close, key=lambda axes: close[axes])
+            if close[best] >= _COSINE and close[best] > close[ways[0]] + _MARGIN:
+                why = Evidence("values", close[best], f"close values, of cosine {close[best]:.4f}")
+                self.pairs[name] = _Pair(pair.source, (Transpose(best),), why)
 
     def by_content(self) -> None:
         """The same bytes in the same shape; of several such tensors, the first by the first."""

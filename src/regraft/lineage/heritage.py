@@ -194,15 +194,18 @@ class _Family:
     def _without_derived(self, standing: list[str], found: list[Edge]) -> list[str]:
         """Without what is another file's rounding, unless others share with it what its origin does
         not have."""
-        gone: dict[str, tuple[str, str]] = {}
+        origins: dict[str, dict[str, str]] = {}
         for parent, child in permutations(standing, 2):
-            if child in gone or (parent in gone and gone[parent][0] == child):
+            if child in origins.get(parent, {}):
                 continue
             how = derivation(self.all[parent], self.all[child])
             if how and not self._has_heirs(parent, child, standing):
-                gone[child] = (parent, how)
-        found += [self._edge(parent, child, how) for child, (parent, how) in gone.items()]
-        return [name for name in standing if name not in gone]
+                origins.setdefault(child, {})[parent] = how
+        for child, ways in origins.items():
+            # What is no rounding itself, and then what is nearest.
+            parent = min(ways, key=lambda p: (p in origins, self._pair(p, child).distance))
+            found.append(self._edge(parent, child, ways[parent]))
+        return [name for name in standing if name not in origins]
 
     def _has_heirs(self, origin: str, derived: str, standing: list[str]) -> bool:
         one, other = self.all[origin], self.all[derived]
