@@ -29,7 +29,7 @@ _COMPUTED = re.compile(
 )
 # Log-odds per unit of growth and of kurtosis, fitted on 114 steps of 40 families of real trainings
 # (benchmarks/lineage_trees.py, seed 0); beyond this growth a drift hides what noise tells.
-_GROWTH, _KURTOSIS, _DRIFT, _DRIFTED, _HEAD = 5.5, 5.0, 1.6, 0.3, 0.3
+_GROWTH, _KURTOSIS, _DRIFT, _DRIFTED = 5.5, 5.0, 1.6, 0.3
 _CONSTANTS = 3.0
 # Values of a sample that may disagree where one file is the other's rounding.
 _ROUNDED = 0.999
@@ -166,13 +166,16 @@ def order_by_values(a: Portrait, b: Portrait, heads: frozenset[str]) -> list[Rea
     Steps of training are nearly at right angles to the weights, so that norms grow by what was
     moved: (‖b‖² − ‖a‖²) / ‖b − a‖² is near 1 where b came later, near −1 where a did; weight decay
     and drifts blur it. Tails grow heavier in training (Horwitz et al., *Unsupervised Model Tree
-    Heritage Recovery*, 2025, use the kurtosis as here). Heads say little: a new task unlearns them.
+    Heritage Recovery*, 2025, use the kurtosis as here). Heads are left out: a
+    new task unlearns them, so that theirs shrink.
     """
-    matrices = [n for n in shared(a, b) if len(a.parts[n].shape) > 1]
-    moved = [n for n in matrices if a.parts[n].hash != b.parts[n].hash]
-    body = [n for n in moved if n not in heads]
+    body = [
+        n
+        for n in shared(a, b)
+        if len(a.parts[n].shape) > 1 and n not in heads and a.parts[n].hash != b.parts[n].hash
+    ]
     growth = tails = weight = 0.0
-    for name in body or moved:
+    for name in body:
         one, other = a.parts[name], b.parts[name]
         change = other.values - one.values
         squared = float(change @ change)
@@ -186,11 +189,10 @@ def order_by_values(a: Portrait, b: Portrait, heads: frozenset[str]) -> list[Rea
         weight += share
     reasons: list[Reason] = []
     if weight:
-        much = 1.0 if body else _HEAD
-        grown, heavier = growth / weight, tails / len(body or moved)
+        grown, heavier = growth / weight, tails / len(body)
         reasons = [
-            Reason(much * _GROWTH * grown, f"norms differ by {abs(grown):.2f} of what moved"),
-            Reason(much * _KURTOSIS * heavier, f"tails differ by {abs(heavier):.2f}"),
+            Reason(_GROWTH * grown, f"norms differ by {abs(grown):.2f} of what moved"),
+            Reason(_KURTOSIS * heavier, f"tails differ by {abs(heavier):.2f}"),
         ]
     return [*reasons, *_order_by_constants(a, b)]
 
