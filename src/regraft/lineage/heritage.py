@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from regraft.lineage.hints import order_by_hints, trained_alike
+from regraft.lineage.hints import order_by_hints, skipped, trained_alike
 from regraft.lineage.kinship import (
     Reason,
     derivation,
@@ -242,7 +242,12 @@ class _Family:
         pairs = [[self._pair(a, b) if a != b else None for b in single] for a in single]
         distances = np.array([[p.distance if p else 0.0 for p in row] for row in pairs])
         odds = np.array([[p.odds if p else 0.0 for p in row] for row in pairs])
-        apart = np.array([[trained_alike(a, b) for b in family] for a in family])
+        apart = np.array(
+            [
+                [trained_alike(a, b) + skipped(a.name, b.name, single) for b in family]
+                for a in family
+            ]
+        )
         chosen = likeliest(Kinships(distances, odds, apart, self._inner(family)))
         parents = {single[b]: single[a] for b, a in chosen.items()}
         for child, parent in parents.items():

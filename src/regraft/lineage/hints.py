@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from regraft.lineage.kinship import Reason
 from regraft.lineage.portraits import Portrait
@@ -12,7 +13,7 @@ from regraft.lineage.portraits import Portrait
 # again; a number after a word for time is one, another may be anything; times of files change when
 # they are copied.
 _BATCHES, _STEPS, _COUNTED, _NUMBER, _WORD, _LONGER, _TIME = 4.0, 2.0, 3.0, 1.0, 2.0, 1.5, 0.2
-_ALIKE = 4.0
+_ALIKE, _SKIPPED = 4.0, 3.0
 _STATISTICS = re.compile(r"running_|moving_|mean|var")
 _COUNTERS = re.compile(
     r"(?:^|[\W_])(epoch|step|steps|iter|iteration|ckpt|checkpoint|round|ep|e|it|s)[\W_]*$"
@@ -57,6 +58,41 @@ def trained_alike(a: Portrait, b: Portrait) -> float:
     return _ALIKE if moved else 0.0
 
 
+def skipped(a: str, b: str, others: Iterable[str]) -> float:
+    """Log-odds against one of two files of a counted series coming straight from the other: those
+    with a number between theirs."""
+    pair = _numbers(_stem(a), _stem(b))
+    if pair is None or not pair.counted:
+        return 0.0
+    low, high = sorted((pair.one, pair.other))
+    for name in others:
+        third = _numbers(_stem(a), _stem(name))
+        if third is not None and third.place == pair.place and low < third.other < high:
+            return _SKIPPED
+    return 0.0
+
+
+class _Numbers(NamedTuple):
+    """The first numbers in which two names differ; `counted`: a word for time stands before."""
+
+    place: int
+    one: int
+    other: int
+    counted: bool
+
+
+def _numbers(a: str, b: str) -> _Numbers | None:
+    one, other = re.split(r"(\d+)", a), re.split(r"(\d+)", b)
+    for i, (x, y) in enumerate(zip(one, other, strict=False)):
+        if x == y:
+            continue
+        counted = bool(i % 2 and _COUNTERS.search(one[i - 1].lower()))
+        if i % 2 and int(x) != int(y) and (counted or (one[0] and one[::2] == other[::2])):
+            return _Numbers(i, int(x), int(y), counted)
+        return None
+    return None
+
+
 def order_by_names(a: str, b: str) -> Iterator[Reason]:
     """As far as names of files tell."""
     ours, theirs = (" ".join(_WORDS.findall(name.lower())) for name in (a, b))
@@ -69,18 +105,12 @@ def order_by_names(a: str, b: str) -> Iterator[Reason]:
     if a != b and (_continues(a, b) or _continues(b, a)):
         yield Reason(_LONGER if len(a) < len(b) else -_LONGER, "one name goes on from the other")
         return
-    one, other = re.split(r"(\d+)", a), re.split(r"(\d+)", b)
-    for i, (x, y) in enumerate(zip(one, other, strict=False)):
-        if x == y:
-            continue
-        counts = i % 2 and _COUNTERS.search(one[i - 1].lower())
-        if i % 2 and int(x) != int(y) and (counts or (one[0] and one[::2] == other[::2])):
-            odds = _COUNTED if counts else _NUMBER
-            yield Reason(
-                odds if int(x) < int(y) else -odds,
-                f"numbers in their names: {min(x, y, key=int)}, {max(x, y, key=int)}",
-            )
-        return
+    found = _numbers(a, b)
+    if found is not None:
+        odds = _COUNTED if found.counted else _NUMBER
+        low, high = sorted((found.one, found.other))
+        text = f"numbers in their names: {low}, {high}"
+        yield Reason(odds if found.one == low else -odds, text)
 
 
 def _continues(a: str, b: str) -> bool:

@@ -24,8 +24,9 @@ _NEARNESS, _LEAST = 5.0, 1e-7
 # in lengths of the first and of the second: fitted on 153 triples of the same 40 families as the
 # directions (`kinship`), of which it tells 152 right.
 _ALONG_FIRST, _ALONG_SECOND, _BETWEEN, _STRAIGHT, _MOST = 9.0, 20.0, 0.7, 4.7, 0.5
-# Where nothing else tells, a base has several children rather than one.
-_LONELY = 0.7
+# Where nothing else tells, a base has several children rather than one, and a file came from the
+# base rather than by way of another: for each step between them.
+_LONELY, _DEPTH = 0.7, 0.1
 # Roots that are tried in families of more files, and rounds of moves.
 _ROOTS, _ROUNDS = 8, 40
 
@@ -146,12 +147,20 @@ class _Bends:
 
 def _total(parents: Parents, edges: NDArray[np.float64], bends: _Bends) -> float:
     total = float(sum(edges[parent, child] for child, parent in parents.items()))
+    total += _DEPTH * sum(_depth(child, parents) - 1 for child in parents)
     children: dict[int, list[int]] = {}
     for child, parent in parents.items():
         children.setdefault(parent, []).append(child)
     if len(next(some for parent, some in children.items() if parent not in parents)) == 1:
         total += _LONELY
     return total + sum(bends.cost(c, parents, children[p]) for c, p in parents.items())
+
+
+def _depth(node: int, parents: Parents) -> int:
+    steps = 0
+    while node in parents:
+        node, steps = parents[node], steps + 1
+    return steps
 
 
 def _settled(parents: Parents, edges: NDArray[np.float64], bends: _Bends) -> tuple[float, Parents]:
