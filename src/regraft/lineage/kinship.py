@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Heads, and tensors of fewer axes (biases, norms), count for so much in a distance.
 _SMALL = 0.1
 # Kin share a tensor of so many values to the bit, or correlate over so many values so well.
-_SHARED, _VALUES, _CORRELATION, _SIGMAS = 16, 32, 0.1, 6.0
+_SHARED, _VALUES, _CORRELATION, _SIGMAS = 16, 32, 0.1, 4.5
 # Tensors that are computed, and alike in models that have nothing else in common.
 _COMPUTED = re.compile(
     r"position|inv_freq|stft|basis|window|mel|filterbank|sinus|anchor|relative_coords|mask|dft"
@@ -30,7 +30,7 @@ _COMPUTED = re.compile(
 # Log-odds per unit of growth and of kurtosis, fitted on 114 steps of 40 families of real trainings
 # (benchmarks/lineage_trees.py, seed 0); beyond this growth a drift hides what noise tells.
 _GROWTH, _KURTOSIS, _DRIFT, _DRIFTED = 5.5, 5.0, 1.6, 0.3
-_CONSTANTS = 3.0
+_CONSTANTS = 5.0
 # Values of a sample that may disagree where one file is the other's rounding.
 _ROUNDED = 0.999
 _LEVELS = 256
@@ -54,21 +54,21 @@ def shared(a: Portrait, b: Portrait) -> list[str]:
 def related(a: Portrait, b: Portrait) -> bool:
     """Whether they have weights in common, or weights that correlate as trainings from different
     starts never do."""
-    total = weight = count = 0.0
+    pairs: list[tuple[Part, Part]] = []
     for name in shared(a, b):
         one, other = a.parts[name], b.parts[name]
         if one.constant or other.constant or _COMPUTED.search(name.lower()):
             continue
         if one.hash == other.hash and one.values.size >= _SHARED:
             return True
-        if len(one.shape) > 1 and one.values.size >= _VALUES:
-            root = one.values.size**0.5
-            total += _correlation(one, other) * root
-            weight += root
-            count += 1
-    if not count:
+        if one.values.size >= _VALUES:
+            pairs.append((one, other))
+    pairs = [pair for pair in pairs if len(pair[0].shape) > 1] or pairs
+    if not pairs:
         return False
-    return total / weight >= _CORRELATION and total / count**0.5 >= _SIGMAS
+    roots = [one.values.size**0.5 for one, _ in pairs]
+    total = sum(_correlation(*pair) * root for pair, root in zip(pairs, roots, strict=True))
+    return total / sum(roots) >= _CORRELATION and total / len(pairs) ** 0.5 >= _SIGMAS
 
 
 def _correlation(one: Part, other: Part) -> float:
@@ -174,7 +174,7 @@ def order_by_values(a: Portrait, b: Portrait, heads: frozenset[str]) -> list[Rea
         for n in shared(a, b)
         if len(a.parts[n].shape) > 1 and n not in heads and a.parts[n].hash != b.parts[n].hash
     ]
-    growth = tails = weight = 0.0
+    growth = tails = weight = told = 0.0
     for name in body:
         one, other = a.parts[name], b.parts[name]
         change = other.values - one.values
@@ -187,11 +187,13 @@ def order_by_values(a: Portrait, b: Portrait, heads: frozenset[str]) -> list[Rea
         growth += share * (grown if abs(grown) < _DRIFT else np.sign(grown) * _DRIFTED)
         tails += float(np.clip((other.kurtosis - one.kurtosis) / share**0.5, -1, 1))
         weight += share
+        # A random step along the weights changes the norm as well: small steps tell little.
+        told += share * one.values.size / 2
     reasons: list[Reason] = []
     if weight:
         grown, heavier = growth / weight, tails / len(body)
         reasons = [
-            Reason(_GROWTH * grown, f"norms differ by {abs(grown):.2f} of what moved"),
+            Reason(min(_GROWTH, told) * grown, f"norms differ by {abs(grown):.2f} of what moved"),
             Reason(_KURTOSIS * heavier, f"tails differ by {abs(heavier):.2f}"),
         ]
     return [*reasons, *_order_by_constants(a, b)]
