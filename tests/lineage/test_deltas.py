@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import regraft as rg
 from regraft import checkpoints
 from regraft.errors import CorruptFile, FormatError, RegraftError, StalePlan
-from regraft.lineage import deltas
+from regraft.lineage import delta_frames, deltas
 from regraft.tensors import TensorInfo
 
 
@@ -102,8 +102,8 @@ def test_empty_scalar_and_tied(tmp_path: Path) -> None:
 @settings(max_examples=50, deadline=None)
 def test_grouping_is_undone(values: list[int], width: int) -> None:
     own = np.array(values[: len(values) // width * width], np.uint8)
-    grouped = b"".join(deltas._grouped(own, None, width))
-    np.testing.assert_array_equal(deltas._ungrouped(grouped, width), own)
+    grouped = b"".join(delta_frames.grouped(own, None, width))
+    np.testing.assert_array_equal(delta_frames.ungrouped(grouped, width), own)
 
 
 def test_another_base_is_refused_and_nothing_is_left(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from regraft._api.access import paired
 from regraft.atomic import replacing
 from regraft.checkpoints import Checkpoint
 from regraft.errors import FormatError
-from regraft.lineage import deltas
+from regraft.lineage import delta_applying, delta_making, deltas
 from regraft.plans import Plan
 from regraft.tensors import TensorInfo
 from regraft.transfer import Progress
@@ -59,7 +59,7 @@ def make_delta(
         )  # fmt: skip
     hashes = ours.sha256, theirs.sha256
     with tempfile.TemporaryFile(dir=where.parent) as scratch:
-        kept = deltas.make(
+        kept = delta_making.make(
             found.plan, ours, found.before.reader(), theirs, found.after.reader(), file, hashes,
             scratch, progress,
         )  # fmt: skip
@@ -101,7 +101,7 @@ def apply_delta(
         with _part(base, listing.container) as ours:
             _room_for(listing, where)
             with replacing(where) as out:
-                deltas.rebuild(listing, frames, frames.read, ours, ours.read, out, progress)
+                delta_applying.rebuild(listing, frames, frames.read, ours, ours.read, out, progress)
     return where
 
 
