@@ -1,7 +1,11 @@
 """Where weights come from and what became of them.
 
-- `records`: what a lineage is, and how it is kept. `describing`: from a receipt to a lineage.
-- `correspondence`: which tensor of one file is which of another. `diffing`: how they differ.
+- `records`: what a lineage is; `sidecar`: where it lies if not in its file. `describing`: from a
+  receipt to a lineage. `returning`: from tuned weights back to the source's terms.
+- `correspondence`: which tensor of one file is which of another. `diffing`, `measuring`, `entries`:
+  how they differ. `fingerprints`: tensors known by their values.
+- `deltas`, `delta_making`, `delta_applying`, `delta_frames`: a tuned file as what it adds.
+- `portraits`, `kinship`, `hints`, `likeliest`, `means`, `heritage`: which file came from which.
 
 Like matching, this room sees neither files nor frameworks: values come through functions.
 """

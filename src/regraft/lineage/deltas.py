@@ -8,7 +8,7 @@ ones …: signs and exponents change seldom) and all goes into one zstd frame, w
 the plain bytes are shorter. The rest is one zstd frame. The delta is a safetensors file of these
 frames, with a listing as JSON in its metadata.
 
-Grouping is what Hershcovitch et al., *ZipNN* (2024), and XOR what Su et al., *ZipLLM* (2025)
+Grouping is what Hershcovitch et al., *ZipNN* (2024), and XOR what Wang et al., *ZipLLM* (2025)
 measured for weights of models.
 """
 
