@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import regraft as rg
-from regraft import copying, transfer
+from regraft import copying, transfer, values
 from regraft.errors import TransferError
 from regraft.values import not_finite
 
@@ -168,3 +168,32 @@ def test_a_model_that_changes_what_it_is_given(tmp_path: Path) -> None:
         rg.load(path, model)
     before.pop("1.weight")  # which cannot be put back either
     assert all((state(model)[name] == array).all() for name, array in before.items())
+
+
+def test_what_a_model_writes_to_its_pages_is_its_own(tmp_path: Path) -> None:
+    """Neither an array of the open file, nor another model from it, nor the file changes; a
+    difference that lets go of what it has read leaves the model's pages alone."""
+    path = tmp_path / "m.safetensors"
+    torch.manual_seed(0)
+    rg.convert(torch.nn.Sequential(torch.nn.Linear(512, 256), torch.nn.Linear(256, 512)), path)
+    with torch.device("meta"):
+        model, twin = (
+            torch.nn.Sequential(torch.nn.Linear(512, 256), torch.nn.Linear(256, 512))
+            for _ in range(2)
+        )
+    written = path.read_bytes()
+    with rg.open(path) as checkpoint:
+        held = checkpoint.read("0.weight")
+        before = held.copy()
+        rg.load(checkpoint, model)
+        rg.load(checkpoint, twin)
+        with torch.no_grad():
+            model[0].weight += 1
+        tuned = state(model)
+        assert rg.diff(checkpoint, model)["0.weight"].status == "moved"
+        values.let_go(checkpoint.read("0.weight"))
+        np.testing.assert_array_equal(state(model)["0.weight"], tuned["0.weight"])
+        np.testing.assert_array_equal(tuned["0.weight"], before + 1)
+        for array in (held, checkpoint.read("0.weight"), state(twin)["0.weight"]):
+            np.testing.assert_array_equal(array, before)
+    assert path.read_bytes() == written

@@ -354,7 +354,7 @@ class Sink(ABC):
         return None
 
     def adopts(self, name: str, array: Array) -> bool:
-        """Whether `write` would make this array's memory the tensor's own, without a copy."""
+        """Whether `write` would give the tensor the pages of the array's file, without a copy."""
         return False
 
     def undo(self, name: str) -> Callable[[], None] | None:

@@ -97,16 +97,6 @@ def beginning(path: Path, parse: Callable[[Any], T]) -> T:
     return parse(path.read_bytes())
 
 
-def _private(descriptor: int) -> mmap.mmap:
-    """The file mapped so that pages are copied when they are written to, and the file never is: a
-    model may take them as its own."""
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-    # Without reserve: a file may be larger than memory, and few pages are ever written to.
-    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
-    return mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-
-
 class Mapped:
     """A file's bytes as arrays: mapped when the first one is asked for; a remote file's are
     fetched, no more than the range from the first element to the last."""
@@ -146,7 +136,6 @@ class Mapped:
             offset=offset,
             strides=tuple(s * dtype.itemsize for s in strides),
         )
-        view.flags.writeable = False
         part = view if slices is None else view[slices]
         if place.big_endian and dtype.itemsize > 1:
             return part.byteswap()
@@ -170,8 +159,10 @@ class Mapped:
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
+            from regraft import values
+
             with self.path.open("rb") as file:
-                self._map = _private(file.fileno())
+                self._map = values.map_file(file.fileno())
         return self._map
 
     def _fetched(

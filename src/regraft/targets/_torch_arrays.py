@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,18 +79,6 @@ def is_plain(tensor: Any) -> bool:
     known = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
     strided = tensor.layout is torch.strided and not tensor.is_conj() and not tensor.is_neg()
     return known and tensor.device.type == "cpu" and strided and tensor.is_contiguous()
-
-
-def is_own_page(array: Array) -> bool:
-    """Whether an array lies in pages of a mapped file that are copied when they are written to, in
-    a dtype and order that a tensor has."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if not isinstance(base, mmap.mmap) or not array.flags.c_contiguous or not array.size:
-        return False
-    with memoryview(base) as view:
-        return not view.readonly
 
 
 def is_spread(tensor: Any) -> bool:

@@ -15,7 +15,6 @@ from regraft.targets._layer_settings import settings_of
 from regraft.targets._torch_arrays import (
     copy_into,
     dtype_name,
-    is_own_page,
     is_plain,
     new_like,
     to_numpy,
@@ -23,6 +22,7 @@ from regraft.targets._torch_arrays import (
 )
 from regraft.targets._torch_modules import Names, replace, tensors_of, unwrapped
 from regraft.tensors import Rows, Sink, Skeleton, TensorInfo
+from regraft.values import can_be_private, private
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
@@ -106,7 +106,8 @@ class _TorchSink(Sink):
     def write(self, name: str, array: Array) -> None:
         tensor = self._tensors[name]
         if tensor.is_meta:
-            new = to_torch(array) if self.adopts(name, array) else new_like(tensor, array)
+            adopted = self.adopts(name, array)
+            new = to_torch(private(array)) if adopted else new_like(tensor, array)
             self._put(tensor, new)
         else:
             copy_into(tensor, array)
@@ -141,7 +142,7 @@ class _TorchSink(Sink):
         return to_numpy(tensor) if is_plain(tensor) else None
 
     def adopts(self, name: str, array: Array) -> bool:
-        return self._tensors[name].is_meta and is_own_page(array)
+        return self._tensors[name].is_meta and can_be_private(array)
 
     def undo(self, name: str) -> Callable[[], None] | None:
         before = self._tensors[name]
