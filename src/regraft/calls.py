@@ -89,10 +89,12 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Entered:
-    """The inputs of a module, changed."""
+    """The inputs of a module, changed: before they are compared, as the code around it would, or
+    `inside` it, after that."""
 
     path: str
     change: Callable[[list[Array]], list[Array]]
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Taps(Protocol):
     """A live model, run under observation. Whatever happens, the model is as it was afterwards."""
 
     framework: str
+    as_it_is: bool
+    """Whether it runs in the modes that its modules have, and not in inference mode."""
 
     def modules(self) -> dict[str, Module]:
         """All modules by path, the model itself as `""`."""
@@ -150,10 +154,8 @@ class Taps(Protocol):
         inputs: Any,
         watcher: Watcher | None = None,
         edits: Sequence[Edit] = (),
-        *,
-        as_it_is: bool = False,
     ) -> dict[str, Array]:
-        """Runs the model; in inference mode, or in the modes that its modules have."""
+        """Runs the model on inputs as `run` of a target takes them, or by a function of it."""
         ...
 
     def again(self, frame: Any, watcher: Watcher, edits: Sequence[Edit] = ()) -> list[Array]:

@@ -5,8 +5,9 @@ verbs: planning, loading, writing, access (what became of weights), training.
 """
 
 from regraft._api.access import diff, pretrained, trace
-from regraft._api.loading import apply, load, verify
+from regraft._api.loading import apply, load
 from regraft._api.planning import plan
+from regraft._api.proving import verify
 from regraft._api.training import finetune
 from regraft._api.writing import convert, save
 

@@ -77,7 +77,9 @@ class Frame:
     more: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = field(
         default_factory=dict[str, "tuple[tuple[Any, ...], dict[str, Any]]"]
     )
-    """The arguments with which modules inside were called."""
+    """The arguments with which modules inside were called, the last time."""
+    tuple: bool = False
+    """Whether it returned a tuple."""
 
 
 class Session:
@@ -90,13 +92,15 @@ class Session:
         is_tensor: Callable[[Any], bool],
         to_numpy: Callable[[Any], Array],
         like: Callable[[Array, Any], Any],
+        made: Callable[[Array, Any], Any],
     ) -> None:
         self.watcher, self.edits = watcher, edits
         self._is_tensor, self._to_numpy, self._like = is_tensor, to_numpy, like
+        self._made = made
         self.stack: list[Frame] = []
         self.counts: Counter[str] = Counter()
         self.inside: tuple[str, ...] = ()
-        self.composing = False
+        self.frames: dict[str, Frame] = {}
 
     def arrays(self, value: Any) -> list[Array]:
         return [self._to_numpy(t) for t in tensors_of(value, self._is_tensor)]
@@ -120,37 +124,37 @@ class Session:
         self.counts[path] += 1
         inside = self.stack[-1].inside + (self.stack[-1].path,) if self.stack else self.inside
         frame = Frame(path, number, module, args, kwargs, inside, counts)
-        if self.watcher is not None:
-            # Before edits: what another change puts right is not to be put right first.
-            told = Call(path, number, inside, frame)
-            arrays = self.arrays(given)
-            arrays = self._entered(path, arrays)
-            forced = self.watcher.enter(told, [a for a in arrays])
-            if forced is not None:
-                arrays = [a if f is None else f for a, f in zip(arrays, forced, strict=False)]
-            given = self.replaced(given, arrays)
-            frame.inputs = arrays
-        elif self._edited(path):
-            frame.inputs = self._entered(path, self.arrays(given))
-            given = self.replaced(given, frame.inputs)
-        frame.args, frame.kwargs = given
+        if self.watcher is not None or self._edited(path):
+            arrays = self._entered(path, self.arrays(given), inside=False)
+            if self.watcher is not None:
+                told = Call(path, number, inside, frame)
+                forced = self.watcher.enter(told, [*arrays])
+                if forced is not None:
+                    arrays = [a if f is None else f for a, f in zip(arrays, forced, strict=False)]
+            # What runs it again is to find what it was given, before any change inside.
+            frame.args, frame.kwargs = given = self.replaced(given, arrays)
+            frame.inputs = self._entered(path, arrays, inside=True)
+            if frame.inputs is not arrays:
+                given = self.replaced(given, frame.inputs)
         if self.stack:
-            self.stack[-1].more.setdefault(path, given)
+            self.stack[-1].more[path] = given
         self.stack.append(frame)
+        self.frames.setdefault(path, frame)
         return given
 
     def _edited(self, path: str) -> bool:
         return any(isinstance(e, (Entered, Rewritten)) and e.path == path for e in self.edits)
 
-    def _entered(self, path: str, arrays: list[Array]) -> list[Array]:
+    def _entered(self, path: str, arrays: list[Array], *, inside: bool) -> list[Array]:
         for edit in self.edits:
-            if isinstance(edit, Entered) and edit.path == path:
+            if isinstance(edit, Entered) and edit.path == path and edit.inside == inside:
                 arrays = edit.change(arrays)
         return arrays
 
     def leave(self, path: str, result: Any) -> Any:
         frame = self.stack.pop()
         assert frame.path == path, f"{path} ended in {frame.path}"
+        frame.tuple = isinstance(result, tuple)
         if self.watcher is None and not self._edited(path):
             return result
         arrays = self.arrays(result)
@@ -201,8 +205,7 @@ class Session:
         result = call(named)
         for edit in edits:
             if edit.instead:
-                made = edit.instead(before, self._to_numpy(result))
-                result = self._like(made, result)
+                result = self._made(edit.instead(before, self._to_numpy(result)), result)
         if self.watcher is not None:
             output = tuple(result.shape) if self._is_tensor(result) else ()
             self.watcher.function(FunctionCall(frame.path, name, number, told, shapes, output))

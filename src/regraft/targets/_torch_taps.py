@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ def _like(array: Array, tensor: Any) -> Any:
     return made.to(device=tensor.device, dtype=tensor.dtype)
 
 
+def _made(array: Array, tensor: Any) -> Any:
+    """A new result on a tensor's device, in the array's own dtype."""
+    return to_torch(np.array(array)).to(device=tensor.device)
+
+
 class TorchTaps:
     """Taps on a live `torch.nn.Module`."""
 
@@ -66,6 +71,8 @@ class TorchTaps:
     def __init__(self, model: Any) -> None:
         self._model, self._inner = model, unwrapped(model)
         self._paths = {path: module for path, module in self._inner.named_modules()}
+        self._last: dict[str, Frame] = {}
+        self.as_it_is = False
 
     def modules(self) -> dict[str, Module]:
         return {
@@ -87,19 +94,10 @@ class TorchTaps:
         inputs: Any,
         watcher: Watcher | None = None,
         edits: Sequence[Edit] = (),
-        *,
-        as_it_is: bool = False,
     ) -> dict[str, Array]:
         from regraft.targets import torch as target
 
-        with self._watched(watcher, edits) as session, self._as_it_is(as_it_is):
-            del session
-            if callable(inputs):
-                from regraft.targets.torch import _outputs  # noqa: PLC2701
-
-                return dict(_outputs(inputs(self._model), ""))
-            if not as_it_is:
-                return target.run(self._model, inputs)
+        with self._watched(watcher, edits), self._moded():
             return target.called(self._model, inputs)
 
     def again(self, frame: Frame, watcher: Watcher, edits: Sequence[Edit] = ()) -> list[Array]:
@@ -107,7 +105,7 @@ class TorchTaps:
 
         with (
             self._watched(watcher, edits) as session,
-            self._as_it_is(False),
+            self._moded(),
             torch.no_grad(),
         ):
             session.counts = Counter(frame.counts)
@@ -118,22 +116,20 @@ class TorchTaps:
             return session.arrays(frame.module(*args, **kwargs))
 
     @contextmanager
-    def _as_it_is(self, yes: bool) -> Generator[None]:
+    def _moded(self) -> Generator[None]:
         """The modes that modules have, or inference. Statistics and flags are put back, and random
         numbers are the same each time."""
         import torch
 
         flags = [(module, module.training) for module in self._inner.modules()]
-        training = yes and any(flag for _, flag in flags)
+        training = self.as_it_is and any(flag for _, flag in flags)
         held = [b for b in self._inner.buffers() if not b.is_meta]
         kept = [(b, b.clone()) for b in held] if training else []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
-                if not yes:
+                if not self.as_it_is:
                     self._inner.eval()
-                    for path, values in self._modes.items():
-                        self._paths[path].training = values
                 yield
             finally:
                 for module, flag in flags:
@@ -142,11 +138,9 @@ class TorchTaps:
                     for buffer, value in kept:
                         buffer.copy_(value)
 
-    _modes: dict[str, bool] = {}
-
     @contextmanager
     def _watched(self, watcher: Watcher | None, edits: Sequence[Edit]) -> Generator[Session]:
-        session = Session(watcher, edits, is_tensor, _copied, _like)
+        session = Session(watcher, edits, is_tensor, _copied, _like, _made)
         with ExitStack() as undo:
             for edit in edits:
                 if isinstance(edit, (Setting, Written)):
@@ -156,10 +150,14 @@ class TorchTaps:
                     undo.callback(handle.remove)
                 composed = session.composed(path)
                 if composed:
-                    undo.enter_context(self._composed(module, composed, session))
+                    frame = self._last.get(path)
+                    told = frame.more if frame else {}
+                    tupled = frame is not None and frame.tuple
+                    undo.enter_context(self._composed(module, composed, told, as_tuple=tupled))
             if watcher is not None or any(isinstance(e, InFunction) for e in edits):
                 undo.enter_context(_mode(session))
             yield session
+        self._last |= {p: f for p, f in session.frames.items() if p not in self._last}
 
     @contextmanager
     def _changed(self, edit: Setting | Written) -> Generator[None]:
@@ -193,23 +191,23 @@ class TorchTaps:
             yield
 
     @contextmanager
-    def _composed(self, module: Any, edit: Composed, session: Session) -> Generator[None]:
+    def _composed(
+        self, module: Any, edit: Composed, told: Mapping[str, Any], *, as_tuple: bool
+    ) -> Generator[None]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             first = args[0] if args else next(iter(kwargs.values()))
 
             def call(path: str, x: Any) -> Any:
-                given, named = edit_arguments.get(path, ((None,), {}))
+                given, named = told.get(path, ((None,), {}))
                 if given:
                     made = self._paths[path](x, *given[1:], **named)
                 else:
-                    key = next(iter(named))
-                    made = self._paths[path](**(named | {key: x}))
+                    made = self._paths[path](**{**named, next(iter(named)): x})
                 return made[0] if isinstance(made, tuple) else made
 
             result = edit.program(first, call)
-            return (result,) if getattr(edit.program, "tuple", False) else result
+            return (result,) if as_tuple else result
 
-        edit_arguments: dict[str, Any] = getattr(edit.program, "arguments", {})
         own = module.__dict__.get("forward")
         module.forward = forward
         try:

@@ -37,6 +37,32 @@ class OutputRow:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """Why outputs differ.
+
+    - `kind`: one of the closed list of `docs/causes.md`. `modules`: the target's, by path.
+    - `proven`: whether outputs agree with the change and with no change of another kind; what is
+      not proven is a suspicion, with its `reason`.
+    - `text`: what is different. `fix`: the change as code, a line for each module.
+    - `error`: the relative error at the first of the modules.
+    """
+
+    kind: str
+    modules: tuple[str, ...]
+    proven: bool
+    text: str
+    fix: str
+    error: float = 0.0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        state = "proven" if self.proven else f"suspected ({self.reason})"
+        where = self.modules[0] or "the model itself"
+        more = f" and {len(self.modules) - 1} more" if len(self.modules) > 1 else ""
+        return f"{self.kind}  {state}: {self.text}, in {where}{more}"
+
+
+@dataclass(frozen=True)
 class Report:
     """The comparison of a target's outputs with a probe's.
 
@@ -56,7 +82,10 @@ class Report:
     tolerance: Tolerance | None
     warnings: tuple[str, ...] = ()
     first_divergence: str | None = None
-    causes: tuple[Any, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    steps: tuple[Any, ...] = ()
+    passes: int = 0
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def failed(cls, reason: str) -> Report:

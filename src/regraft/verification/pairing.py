@@ -55,6 +55,13 @@ def pair(
         if target in set(called) and all(source in there for source in pair_.sources)
     }
     used = {source for pair_ in leaves.values() for source in pair_.sources}
+    # What no plan speaks of, but both sides call by the same name.
+    alike = [path for path in called if path and path in there and path not in leaves]
+    alike = [path for path in alike if path not in used and path in _innermost(called)]
+    if plan:
+        held = {owners[1](name) for name in plan.grafts}
+        leaves |= {path: Pair((path,), False) for path in alike if path in held}
+        used.update(path for path in alike if path in held)
     containers = _containers(leaves, trace.paths, called, separators)
     taken = used | {source for pair_ in containers.values() for source in pair_.sources}
     return Pairs(containers | leaves, separators, {p for p in trace.paths if p not in taken})
