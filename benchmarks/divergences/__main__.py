@@ -45,7 +45,8 @@ def score(case: Any) -> tuple[str, Counter[str]]:
 def main(words: list[str]) -> None:
     total: Counter[str] = Counter()
     for case in gathered():
-        if words and not any(word in case.name for word in words):
+        wanted = [word for word in words if not word.startswith("-")]
+        if wanted and not any(word in case.name for word in wanted):
             continue
         try:
             line, count = score(case)

@@ -11,8 +11,9 @@ what lies behind it can be found.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, NamedTuple
 
 from regraft.calls import Composed, Edit, Entered, InFunction, Module, Rewritten, Taps
 from regraft.tensors import Array, Arrays
@@ -29,6 +30,12 @@ from regraft.verification.walking import Site, Step, Walk
 # be preferred, rounds of walks, and sites that are looked at one by one.
 _SMALLER, _CLOSER, _ROUNDS, _SITES = 8.0, 3.0, 4, 200
 _TRIES = 400
+# Kinds that say how a tensor differs, where "weights" only says that it does.
+_OF_TENSORS = frozenset(
+    ("tied-head", "dtype", "qkv-order", "flatten-order", "channel-order", "spatial-transpose")
+)
+# Pairs of changes that are tried where no single one explains a place.
+_PAIRS = 150
 
 
 @dataclass
@@ -43,11 +50,18 @@ class Found:
     passes: int
 
 
+class _Told(NamedTuple):
+    site: Site
+    chosen: list[Hypothesis]
+    rivals: list[Hypothesis]
+
+
 @dataclass
 class _Try:
     hypothesis: Hypothesis
     error: float
     left: int
+    more: Hypothesis | None = None
 
 
 @dataclass
@@ -77,7 +91,7 @@ class Prover:
     def search(self) -> Found:
         """Walks, explains, and walks again until nothing new is found."""
         edits: tuple[Edit, ...] = ()
-        told: list[tuple[Site, Hypothesis | None, list[Hypothesis]]] = []
+        told: list[_Told] = []
         seen: set[tuple[str, str, int]] = set()
         steps: list[Step] = []
         for round_ in range(_ROUNDS):
@@ -90,12 +104,13 @@ class Prover:
             known: dict[str, Hypothesis] = {}
             for site in fresh[:_SITES]:
                 seen.add(site.place)
-                chosen, rivals, site = self._explained(site, edits, known)
-                if chosen is None and not rivals and site.error < certain(site.actual):
+                chosen, rivals, site = self._explained(site, (*edits, *added), known)
+                if site.error <= noise(site.actual):
+                    continue  # gone with what was found before
+                if not chosen and not rivals and site.error < certain(site.actual):
                     continue  # rounding, as far as anybody can tell
-                told.append((site, chosen, rivals))
-                if chosen is not None:
-                    added += chosen.edits
+                told.append(_Told(site, chosen, rivals))
+                added += [edit for hypothesis in chosen for edit in hypothesis.edits]
             edits = (*edits, *added)
             if not added:
                 break
@@ -111,8 +126,8 @@ class Prover:
 
     def _explained(
         self, site: Site, edits: tuple[Edit, ...], known: dict[str, Hypothesis]
-    ) -> tuple[Hypothesis | None, list[Hypothesis], Site]:
-        """The one change that makes a site agree, or those of several kinds that all do."""
+    ) -> tuple[list[Hypothesis], list[Hypothesis], Site]:
+        """The change (rarely two) that makes a site agree, or those of several kinds that do."""
         rivals: list[Hypothesis] = []
         first = site
         for seen in (site, site.instead):
@@ -120,12 +135,12 @@ class Prover:
                 continue
             tries = self._tries(seen, edits, known)
             chosen, rivals = _chosen(tries)
-            if chosen is not None:
-                known[chosen.key] = chosen
-                return chosen, [], _at(seen, chosen)
+            if chosen:
+                known.update((hypothesis.key, hypothesis) for hypothesis in chosen)
+                return chosen, [], _at(seen, chosen[0])
             if rivals:
                 break
-        return None, rivals, first
+        return [], rivals, first
 
     def _gray_glue(self, site: Site) -> bool:
         return not site.leaf and site.error <= noise(site.actual)
@@ -134,20 +149,44 @@ class Prover:
         self, site: Site, edits: tuple[Edit, ...], known: Mapping[str, Hypothesis]
     ) -> list[_Try]:
         before = self._again(site, edits)
+        site.error = before.errors.get(site.place, site.error) if before else site.error
+        if site.error <= noise(site.actual):
+            return []
         scene = self._scene(site, before)
         limit = min(noise(site.actual), site.error / _SMALLER)
-        fitting: list[_Try] = []
         proposed = list(_bounded(causes.proposals(scene)))
         same = [h for h in proposed if h.key in known]
+        tried: list[_Try] = []
         for hypotheses in (same, [h for h in proposed if h not in same]):
-            for hypothesis in hypotheses:
-                walk = self._again(site, (*edits, *hypothesis.edits))
-                error = walk.errors.get(site.place, float("inf")) if walk else float("inf")
-                if walk is not None and error <= limit:
-                    fitting.append(_Try(hypothesis, error, len(walk.sites)))
-            if fitting:
-                break  # what explained the same elsewhere explains it here
-        return fitting
+            tried += [self._try(site, h.edits, h, edits) for h in hypotheses]
+            fitting = [t for t in tried if t.error <= limit]
+            if fitting:  # what explained the same elsewhere explains it here
+                return fitting
+        return list(self._both(site, tried, edits, limit))
+
+    def _try(
+        self, site: Site, change: tuple[Edit, ...], told: Hypothesis, edits: tuple[Edit, ...]
+    ) -> _Try:
+        walk = self._again(site, (*edits, *change))
+        error = walk.errors.get(site.place, float("inf")) if walk else float("inf")
+        return _Try(told, error, len(walk.sites) if walk else 0)
+
+    def _both(
+        self, site: Site, tried: list[_Try], edits: tuple[Edit, ...], limit: float
+    ) -> Iterator[_Try]:
+        """Two changes of different kinds at once, those that move the result most likely first."""
+        moved = [t for t in tried if t.error != site.error and t.error < float("inf")]
+        moved.sort(key=lambda t: t.error)
+        pairs = (
+            (a.hypothesis, b.hypothesis)
+            for i, b in enumerate(moved)
+            for a in moved[:i]
+            if a.hypothesis.kind != b.hypothesis.kind
+        )
+        for a, b in islice(pairs, _PAIRS):
+            made = self._try(site, (*a.edits, *b.edits), a, edits)
+            if made.error <= limit:
+                yield replace(made, more=b)
 
     def _again(self, site: Site, edits: tuple[Edit, ...]) -> Walk | None:
         walk = Walk(self.trace, self.pairs, self.modules, memo=self._memo)
@@ -178,7 +217,17 @@ class Prover:
             self.arrays,
             self.ties,
             self.calls_of,
+            self._earlier(site),
+            {
+                path: error
+                for (kind, path, _), error in (before.errors if before else {}).items()
+                if kind == "input"
+            },
         )
+
+    def _earlier(self, site: Site) -> list[Recorded]:
+        began = site.source.began if site.source else 0
+        return [call for call in self.trace.calls if 0 <= call.ended < began]
 
     def _pair_of(self, path: str) -> str | None:
         pair = self.pairs.get(path)
@@ -189,12 +238,12 @@ class Prover:
 
     def _summed(
         self,
-        told: list[tuple[Site, Hypothesis | None, list[Hypothesis]]],
+        told: list[_Told],
         edits: tuple[Edit, ...],
         steps: list[Step],
     ) -> Found:
-        told.sort(key=lambda entry: entry[0].source.began if entry[0].source else 0)
-        unexplained = [site for site, chosen, _ in told if chosen is None]
+        told.sort(key=lambda entry: entry.site.source.began if entry.site.source else 0)
+        unexplained = [entry.site for entry in told if not entry.chosen]
         agree = not told
         if edits:
             self.passes += 1
@@ -204,31 +253,33 @@ class Prover:
                 agree = False
         proven = agree or bool(unexplained)
         made: dict[str, Cause] = {}
-        for site, chosen, rivals in told:
-            for hypothesis in [chosen] if chosen else rivals:
-                if hypothesis is None:
-                    continue
-                sure = chosen is not None and proven
+        for entry in told:
+            for hypothesis in entry.chosen or entry.rivals:
+                sure = bool(entry.chosen) and proven
                 cause = made.get(hypothesis.key)
                 paths = (*(cause.modules if cause else ()), *hypothesis.modules)
                 reason = "" if sure else "several changes explain it equally well"
-                if chosen is not None and not sure:
+                if entry.chosen and not sure:
                     reason = "the module agrees with it, and the model's outputs do not"
                 made[hypothesis.key] = Cause(
                     hypothesis.kind, tuple(dict.fromkeys(paths)), sure, hypothesis.text,
-                    _joined(cause.fix if cause else "", hypothesis.fix), site.error, reason,
+                    _joined(cause.fix if cause else "", hypothesis.fix), entry.site.error, reason,
                 )  # fmt: skip
-        first = told[0][0].module if told else None
+        first = told[0].site.module if told else None
         return Found(
             list(made.values()), first, steps, edits, bool(unexplained), self.passes
         )
 
 
-def _chosen(tries: list[_Try]) -> tuple[Hypothesis | None, list[Hypothesis]]:
+def _chosen(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
     """The best of what fits: what leaves least in the module, is closest, and changes a setting
     rather than values. Of several kinds that are as good, none."""
     if not tries:
-        return None, []
+        return [], []
+    if any(t.more for t in tries):
+        return _chosen_pair(tries)
+    if any(t.hypothesis.kind in _OF_TENSORS for t in tries):
+        tries = [t for t in tries if t.hypothesis.kind != "weights"]
     least = min(t.left for t in tries)
     tries = [t for t in tries if t.left == least]
     best = min(t.error for t in tries)
@@ -236,12 +287,17 @@ def _chosen(tries: list[_Try]) -> tuple[Hypothesis | None, list[Hypothesis]]:
     plain = min(_plainness(t.hypothesis) for t in near)
     near = [t for t in near if _plainness(t.hypothesis) == plain]
     kinds = {t.hypothesis.kind for t in near}
-    if len(kinds) > 1 and "weights" in kinds:
-        near = [t for t in near if t.hypothesis.kind != "weights"]
-        kinds.discard("weights")
     if len(kinds) == 1:
-        return min(near, key=lambda t: round(t.error / 1.2e-7)).hypothesis, []
-    return None, [t.hypothesis for t in near]
+        return [min(near, key=lambda t: round(t.error / 1.2e-7)).hypothesis], []
+    return [], [t.hypothesis for t in near]
+
+
+def _chosen_pair(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
+    """The pair of changes that fits, where all that fit are of the same two kinds."""
+    best = min(tries, key=lambda t: (t.left, round(t.error / 1.2e-7)))
+    both = [best.hypothesis, *([best.more] if best.more else [])]
+    kinds = {frozenset((t.hypothesis.kind, t.more.kind if t.more else "")) for t in tries}
+    return (both, []) if len(kinds) == 1 else ([], both)
 
 
 def _plainness(hypothesis: Hypothesis) -> int:

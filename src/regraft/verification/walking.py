@@ -109,7 +109,7 @@ class Walk:
         known = [(e, fitted) for e, fitted in found if fitted is not None]
         open_.input_error = max((e for e, _ in known), default=0.0)
         place: Place = ("input", call.path, call.number)
-        self.errors[place] = open_.input_error
+        self.errors[place] = open_.input_error if known else float("inf")
         open_.agreed = bool(known) or not inputs
         if known and open_.input_error > noise(*inputs):
             self._confirm(place, open_, source, found)

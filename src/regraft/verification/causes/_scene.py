@@ -86,6 +86,10 @@ class Scene:
     ties: Callable[[str], list[Tie]] = field(default=lambda _: [])
     calls_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"])
     """The modules that the code of each module calls, in order."""
+    earlier: list[Recorded] = field(default_factory=list[Recorded])
+    """What the source called before the site."""
+    input_errors: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By module inside the scope, the error of what it is given as the target is."""
 
     def inner(self) -> Iterator[str]:
         """The modules in which the site may lie: its own, and those inside that have no pair."""

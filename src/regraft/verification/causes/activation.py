@@ -43,6 +43,29 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
             for name in NAMES:
                 yield _of(path, name, Setting(path, {"activation": activation(name)}))
     yield from _missing(scene)
+    yield from _between(scene)
+
+
+def _between(scene: Scene) -> Iterable[Hypothesis]:
+    """Code of several functions that is an activation: what follows is given an activation of what
+    came before."""
+    kind, path, _ = scene.site.place
+    if kind != "input" or scene.site.source is None:
+        return
+    before = [c for c in scene.children.values() if 0 <= c.ended < scene.site.source.began]
+    last = max(before, key=lambda call: call.ended, default=None)
+    if last is None or not last.outputs or last.outputs[0].size != scene.site.actual.size:
+        return
+    given = last.outputs[0].reshape(scene.site.actual.shape)
+    if given.shape != last.outputs[0].shape:
+        return
+    for name in NAMES[:-1]:
+        made = activation(name)(given)
+        yield Hypothesis(
+            "activation", (Entered(path, lambda arrays, made=made: [made, *arrays[1:]]),),
+            (scene.site.module,), f"activation {name}",
+            f"{in_forward(scene.site.module)}: {name} before {path}",
+        )  # fmt: skip
 
 
 def _missing(scene: Scene) -> Iterable[Hypothesis]:

@@ -65,10 +65,13 @@ def _shapes(scene: Scene) -> Iterator[tuple[int, ...]]:
         for array in (*child.outputs[:1], *child.inputs[:1]):
             if array.ndim in (3, 4):
                 yield array.shape[1:]
-    if scene.site.source is not None:
-        for array in scene.inputs:
+    for call in reversed(scene.earlier[-12:]):
+        for array in (*call.outputs[:1], *call.inputs[:1]):
             if array.ndim in (3, 4):
                 yield array.shape[1:]
+    for array in scene.inputs:
+        if array.ndim in (3, 4):
+            yield array.shape[1:]
 
 
 def _reordered(

@@ -40,13 +40,17 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
             if branch is None or branch.ndim < 2:
                 continue
             for axis in dict.fromkeys((branch.ndim - 1, 1)):
-                factor = _factor(missing, branch.astype(np.float64), axis)
-                if factor is not None:
-                    yield _scaled(scene, path, factor, axis)
+                share = _share(missing, branch.astype(np.float64), axis)
+                if share is None:
+                    continue
+                # The source scales a branch that the target does not, or the other way round.
+                yield _scaled(scene, path, 1 + share, axis)
+                if np.all(np.abs(1 - share) > 1e-6):
+                    yield _scaled(scene, path, 1 / (1 - share), axis)
 
 
-def _factor(missing: Array, branch: Array, axis: int) -> Array | None:
-    """By channel, the factor f with missing = (f − 1) × branch, where there is one."""
+def _share(missing: Array, branch: Array, axis: int) -> Array | None:
+    """By channel, the number s with missing = s × branch, where there is one."""
     others = tuple(i for i in range(branch.ndim) if i != axis)
     size = np.square(branch).sum(others, keepdims=True)
     if not size.all() or missing.size <= 4 * branch.shape[axis]:
@@ -55,7 +59,7 @@ def _factor(missing: Array, branch: Array, axis: int) -> Array | None:
     left = np.square(missing - factor * branch).sum()
     if left > _EXACT**2 * np.square(missing).sum():
         return None
-    return 1 + factor
+    return factor
 
 
 def _scaled(scene: Scene, path: str, factor: Array, axis: int) -> Hypothesis:

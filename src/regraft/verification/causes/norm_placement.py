@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
-from regraft.calls import Composed, Setting
+from regraft.calls import Composed, Entered, InFunction, Rewritten, Setting
+from regraft.verification.causes._activations import NAMES, activation
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward, where
 from regraft.verification.kinds_of_modules import is_activation, is_norm
 
 _FLAGS = ("norm_first", "pre_norm", "prenorm", "normalize_before", "is_pre_norm", "post_norm",
           "postnorm", "do_layer_norm_before", "apply_residual_connection_post_layernorm",
           "use_post_norm", "norm_before", "pre_ln")  # fmt: skip
+_WRONG = 1e-4
 Call = Callable[[str, Any], Any]
 Branch = tuple[str, tuple[str, ...]]
 
@@ -32,13 +34,15 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
                     f"{name} {not settings[name]}", f"{where(path)}.{name} = {not settings[name]}",
                 )  # fmt: skip
         yield from _orders(scene, path)
+        yield from _around_functions(scene, path)
 
 
 def _orders(scene: Scene, path: str) -> Iterator[Hypothesis]:
     """Programs of the modules that the block calls, by their order in it."""
     called = list(scene.called(path))
     norms = [c for c in called if is_norm(scene.modules[c])]
-    if not norms:
+    # A norm that is given the right values stands where it has to.
+    if not any(scene.input_errors.get(norm, 0.0) > _WRONG for norm in norms):
         return
     for branches in _branches(called, norms):
         for text, program in _PROGRAMS.items():
@@ -116,6 +120,27 @@ def _chains(scene: Scene, path: str, called: list[str]) -> Iterator[Hypothesis]:
 
         said = "after the activation" if is_norm(one) else "before the activation"
         yield _composed(scene, path, said, run)
+
+
+def _around_functions(scene: Scene, path: str) -> Iterator[Hypothesis]:
+    """A norm and an activation that the code calls as a function, exchanged."""
+    kind, norm, _ = scene.site.place
+    if kind != "input" or norm not in scene.modules or not is_norm(scene.modules[norm]):
+        return
+    for call in scene.calls("relu", "gelu", "silu", "relu6", "leaky_relu", "hardswish", "tanh"):
+        if call.path != path:
+            continue
+        names = [n for n in NAMES if n.startswith(call.name.removesuffix("_"))]
+        without = InFunction(call.path, call.name, call.number, instead=lambda t, _: t[0])
+        for name in names:
+            act = activation(name)
+            later = Rewritten(norm, lambda _, out, act=act: [act(out[0]), *out[1:]])
+            sooner = Entered(norm, lambda given, act=act: [act(given[0]), *given[1:]])
+            for edit, said in ((later, "before"), (sooner, "after")):
+                yield Hypothesis(
+                    "norm-placement", (without, edit), (path,), f"norms {said} the activation",
+                    f"{in_forward(path)}: {norm} {said} the activation",
+                )  # fmt: skip
 
 
 def _composed(scene: Scene, path: str, text: str, run: Any) -> Hypothesis:

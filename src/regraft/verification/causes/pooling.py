@@ -47,9 +47,14 @@ def _of_function(scene: Scene, call: FunctionCall) -> Iterator[tuple[str, Pool]]
     kernel = _tuple(call.arguments.get("kernel_size", 2), rank)
     strides = _tuple(call.arguments.get("stride") or kernel, rank)
     spatial, wanted = shape[-rank:], call.output[-rank:]
-    if scene.site.place[0] == "output" and scene.site.expected.ndim == len(call.output):
-        wanted = scene.site.expected.shape[-rank:]
-    yield from _windows(spatial, kernel, strides, wanted, last=False)
+    for size in dict.fromkeys((kernel, *_kernels(scene, call.path, rank))):
+        yield from _windows(spatial, size, strides, wanted, last=False)
+
+
+def _kernels(scene: Scene, path: str, rank: int) -> Iterator[tuple[int, ...]]:
+    for value in (*scene.source_setting(path, "kernel_size", "pool_size", "window_shape"), 2, 3):
+        if isinstance(value, (int, tuple, list)):
+            yield _tuple(value, rank)
 
 
 def _of_layer(scene: Scene, path: str) -> Iterator[tuple[str, Pool]]:
@@ -69,7 +74,8 @@ def _of_layer(scene: Scene, path: str) -> Iterator[tuple[str, Pool]]:
     spatial, wanted = (
         (x.shape[1:-1], out.shape[1:-1]) if last else (x.shape[2:], out.shape[2:])
     )
-    yield from _windows(spatial, kernel, strides, wanted, last=last)
+    for size in dict.fromkeys((kernel, *_kernels(scene, path, rank))):
+        yield from _windows(spatial, size, strides, wanted, last=last)
 
 
 def _windows(
@@ -84,7 +90,7 @@ def _windows(
             ) -> Array:
                 return pooled(x, kind, kernel, strides, pads, counted=counted, last=last)
 
-            yield f"the {kind} over windows padded by {list(pads)}{zeros}", pool
+            yield f"the {kind} over windows of {list(kernel)} padded by {list(pads)}{zeros}", pool
 
 
 def _global(shape: Any, out: Any, arguments: Any) -> Iterator[tuple[str, Pool]]:
