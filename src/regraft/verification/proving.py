@@ -242,7 +242,7 @@ class Prover:
         edits: tuple[Edit, ...],
         steps: list[Step],
     ) -> Found:
-        told.sort(key=lambda entry: entry.site.source.began if entry.site.source else 0)
+        told.sort(key=lambda entry: entry.site.time)
         unexplained = [entry.site for entry in told if not entry.chosen]
         agree = not told
         if edits:

@@ -49,6 +49,13 @@ class Site:
     instead: Site | None = None
     leaf: bool = True
 
+    @property
+    def time(self) -> int:
+        """When the source did what is compared here."""
+        if self.source is None:
+            return 0
+        return self.source.ended if self.place[0] == "output" else self.source.began
+
 
 @dataclass(frozen=True)
 class Step:
@@ -159,13 +166,8 @@ class Walk:
     def finish(self) -> list[Site]:
         """The divergences, once the run is over: what is still pending reached the outputs."""
         self._settle(None)
-        self.sites.sort(key=lambda site: self._order(site))
+        self.sites.sort(key=lambda site: site.time)
         return self.sites
-
-    def _order(self, site: Site) -> int:
-        return site.source.began if site.source and site.place[0] == "output" else (
-            site.source.began if site.source else 0
-        )  # fmt: skip
 
     def _strict(self, path: str) -> bool:
         pair = self.pairs.get(path)
