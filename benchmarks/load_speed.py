@@ -164,7 +164,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--mib", type=int, default=1024 if available() > 8192 else 256)
-    parser.add_argument("--only", default="", help="rows whose names hold this text, and their peers")
+    parser.add_argument(
+        "--only", default="", help="rows whose names hold this text, and their peers"
+    )
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     count = given.mib * MIB // TENSOR

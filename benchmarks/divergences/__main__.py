@@ -50,7 +50,7 @@ def main(words: list[str]) -> None:
             continue
         try:
             line, count = score(case)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             line, count = f"FAIL {case.name}: {type(error).__name__}: {error}"[:400], Counter()
             count["planted" if case.kinds else "equal"] = 1
             count["causes"] = len(case.kinds)

@@ -6,7 +6,6 @@ Each case makes (source, target, inputs); `where` are the names that count as th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +126,8 @@ CASES = [
     former("an activation", "blocks.1.mlp", "activation", {}, {"act": "none", "at": 1}),
     cnn("leaky", "down", "activation", {"act": lambda x: nn.functional.leaky_relu(x, 0.2),
                                         "at": 1}),
-    cnn("relu6", "mid", "activation", {"act": nn.ReLU6(), "at": 2}, {"act": nn.Hardswish(), "at": 2}),
+    cnn("relu6", "mid", "activation", {"act": nn.ReLU6(), "at": 2},
+        {"act": nn.Hardswish(), "at": 2}),
     cnn("same padding in code", "down", "padding", {"same": True, "at": 1}),
     cnn("symmetric for same", ("down.conv", "down"), "padding", {}, {"same": True, "at": 1}),
     cnn("reflected", ("mid.conv",), "padding", {"mode": "reflect", "at": 2}),
@@ -174,14 +174,14 @@ CASES = [
     former("causal added", "blocks.0.attn", "attention-mask", {"separate": True, "causal": True},
            {"separate": True}),
     former("two heads", "blocks.0.attn", "head-count", {"heads": 2}),
-    former("eight heads", "blocks.1.attn", "head-count", 
+    former("eight heads", "blocks.1.attn", "head-count",
            {"heads": 8, "separate": True, "at": 1, "plain": {"separate": True}},
            {"separate": True}),
     former("k before q", "blocks.0.attn", "qkv-order", {"order": (1, 0, 2)}),
     former("v first in one", "blocks.1.attn", "qkv-order", {"order": (2, 0, 1), "at": 1}),
     former("by head", "blocks.0.attn", "qkv-order", {"by_head": True}),
-    former("swapped", "blocks.0.attn", "qkv-order", {"separate": True, "swapped": True, "rope": 1e4},
-           {"separate": True, "rope": 1e4}),
+    former("swapped", "blocks.0.attn", "qkv-order",
+           {"separate": True, "swapped": True, "rope": 1e4}, {"separate": True, "rope": 1e4}),
     former("qkv rows", "blocks.1.attn.qkv", "qkv-order", {}, after=_tensor(
         "blocks.1.attn.qkv.weight", lambda w: torch.cat([w[24:48], w[:24], w[48:]]))),
     former("rope base", "blocks.0.attn", "rope", {"rope": 1e4}, {"rope": 5e5}),

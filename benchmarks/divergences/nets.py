@@ -1,4 +1,4 @@
-"""Small networks of PyTorch whose every convention is a setting, in modules or in functional code."""
+"""Small networks of PyTorch whose conventions are settings, in modules or in functional code."""
 
 from __future__ import annotations
 

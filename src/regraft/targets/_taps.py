@@ -78,7 +78,7 @@ class Frame:
         default_factory=dict[str, "tuple[tuple[Any, ...], dict[str, Any]]"]
     )
     """The arguments with which modules inside were called, the last time."""
-    tuple: bool = False
+    as_tuple: bool = False
     """Whether it returned a tuple."""
 
 
@@ -122,7 +122,7 @@ class Session:
         counts = Counter(self.counts)
         number = self.counts[path]
         self.counts[path] += 1
-        inside = self.stack[-1].inside + (self.stack[-1].path,) if self.stack else self.inside
+        inside = (*self.stack[-1].inside, self.stack[-1].path) if self.stack else self.inside
         frame = Frame(path, number, module, args, kwargs, inside, counts)
         if self.watcher is not None or self._edited(path):
             arrays = self._entered(path, self.arrays(given), inside=False)
@@ -154,7 +154,7 @@ class Session:
     def leave(self, path: str, result: Any) -> Any:
         frame = self.stack.pop()
         assert frame.path == path, f"{path} ended in {frame.path}"
-        frame.tuple = isinstance(result, tuple)
+        frame.as_tuple = isinstance(result, tuple)
         if self.watcher is None and not self._edited(path):
             return result
         arrays = self.arrays(result)

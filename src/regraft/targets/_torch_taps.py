@@ -22,23 +22,23 @@ from regraft.targets._torch_modules import tensors_of, unwrapped
 if TYPE_CHECKING:
     from regraft.tensors import Array
 
-_CONV = "input weight bias stride padding dilation groups".split()
+_CONV = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
 # Parameters of functions that are written in C and tell none themselves.
 _PARAMETERS: dict[str, list[str]] = {
     "conv1d": _CONV, "conv2d": _CONV, "conv3d": _CONV,
     "scaled_dot_product_attention":
-        "query key value attn_mask dropout_p is_causal scale enable_gqa".split(),
-    "avg_pool1d": "input kernel_size stride padding ceil_mode count_include_pad".split(),
-    "avg_pool2d": "input kernel_size stride padding ceil_mode count_include_pad".split(),
+        ["query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"],
+    "avg_pool1d": ["input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"],
+    "avg_pool2d": ["input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"],
     "gelu": ["input", "approximate"],
     "batch_norm":
-        "input running_mean running_var weight bias training momentum eps".split(),
-    "layer_norm": "input normalized_shape weight bias eps".split(),
-    "group_norm": "input num_groups weight bias eps".split(),
+        ["input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"],
+    "layer_norm": ["input", "normalized_shape", "weight", "bias", "eps"],
+    "group_norm": ["input", "num_groups", "weight", "bias", "eps"],
     "softmax": ["input", "dim", "dtype"], "dropout": ["input", "p", "training"],
     "masked_fill": ["input", "mask", "value"], "max_pool2d":
-        "input kernel_size stride padding dilation ceil_mode return_indices".split(),
-    "max_pool1d": "input kernel_size stride padding dilation ceil_mode return_indices".split(),
+        ["input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"],
+    "max_pool1d": ["input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"],
 }  # fmt: skip
 _NOT_TOLD = frozenset(("__get__", "__set__", "size", "dim", "is_contiguous", "_set_grad_enabled"))
 
@@ -70,7 +70,7 @@ class TorchTaps:
 
     def __init__(self, model: Any) -> None:
         self._model, self._inner = model, unwrapped(model)
-        self._paths = {path: module for path, module in self._inner.named_modules()}
+        self._paths = dict(self._inner.named_modules())
         self._last: dict[str, Frame] = {}
         self.as_it_is = False
 
@@ -152,7 +152,7 @@ class TorchTaps:
                 if composed:
                     frame = self._last.get(path)
                     told = frame.more if frame else {}
-                    tupled = frame is not None and frame.tuple
+                    tupled = frame is not None and frame.as_tuple
                     undo.enter_context(self._composed(module, composed, told, as_tuple=tupled))
             if watcher is not None or any(isinstance(e, InFunction) for e in edits):
                 undo.enter_context(_mode(session))
@@ -239,17 +239,20 @@ def _put(tensor: Any, value: Any) -> None:
         tensor.copy_(value)
 
 
+def _unheard() -> Any:
+    """What taps do themselves is no function call of the model."""
+    import torch
+
+    return torch._C.DisableTorchFunction()  # pyright: ignore[reportPrivateUsage]
+
+
 def _hooked(session: Session, path: str, module: Any) -> list[Any]:
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        import torch
-
-        with torch._C.DisableTorchFunction():
+        with _unheard():
             return session.enter(path, module, args, kwargs)
 
     def after(_: Any, args: Any, kwargs: Any, result: Any) -> Any:
-        import torch
-
-        with torch._C.DisableTorchFunction():
+        with _unheard():
             return session.leave(path, result)
 
     return [

@@ -170,9 +170,7 @@ def run(model: object, inputs: Inputs) -> dict[str, Array]:
         return called(model, inputs)
 
 
-def called(
-    model: object, inputs: Inputs | Callable[[object], object]
-) -> dict[str, Array]:
+def called(model: object, inputs: Inputs | Callable[[object], object]) -> dict[str, Array]:
     """Outputs by name, in the modes that the model's modules have. `inputs` may be a function that
     calls the model."""
     import torch

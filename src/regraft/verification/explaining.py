@@ -65,9 +65,7 @@ def explain(
     if report.verdict == "equal to the bit" or other is None:
         return report
     called = list(dict.fromkeys(call.path for call in listener.calls))
-    pairs = pair(
-        plan, (other.owner, taps.owner), other.trace, called, (other.separator, separator)
-    )
+    pairs = pair(plan, (other.owner, taps.owner), other.trace, called, (other.separator, separator))
     tensors = _Tensors(plan, target, taps.owner, own, other)
     prover = Prover(
         taps,
@@ -178,9 +176,9 @@ class _Tensors:
     def _partner(self, name: str, values: Array) -> str | None:
         """Another tensor of the target that has these values."""
         for other, info in self._target.items():
-            if other != name and info.shape == values.shape:
-                if np.array_equal(self._own(other, None), values):
-                    return other
+            alike = other != name and info.shape == values.shape
+            if alike and np.array_equal(self._own(other, None), values):
+                return other
         return None
 
     def _like_an_embedding(self, name: str) -> Tensor | None:
@@ -192,4 +190,3 @@ class _Tensors:
             if other != name and info.shape == shape and "embed" in info.module.lower():
                 return Tensor(name, self._own(other, None), self._own(name, None))
         return None
-

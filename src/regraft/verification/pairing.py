@@ -124,9 +124,7 @@ def _containers(
 ) -> dict[str, Pair]:
     """Containers whose leaves are the same; of several that hold each other the outer ones first,
     where there are as many on both sides, and else those of the same last name."""
-    ours = _held(
-        ((s, s) for pair_ in leaves.values() for s in pair_.sources), there, separators[0]
-    )
+    ours = _held(((s, s) for pair_ in leaves.values() for s in pair_.sources), there, separators[0])
     pairs_of = {t: pair_.sources for t, pair_ in leaves.items()}
     theirs = _held(
         ((t, s) for t, sources in pairs_of.items() for s in sources), called, separators[1]

@@ -148,7 +148,7 @@ class Prover:
     def _tries(
         self, site: Site, edits: tuple[Edit, ...], known: Mapping[str, Hypothesis]
     ) -> list[_Try]:
-        before = self._again(site, edits)
+        before = self._again(site, edits, keep=True)
         site.error = before.errors.get(site.place, site.error) if before else site.error
         if site.error <= noise(site.actual):
             return []
@@ -188,8 +188,8 @@ class Prover:
             if made.error <= limit:
                 yield replace(made, more=b)
 
-    def _again(self, site: Site, edits: tuple[Edit, ...]) -> Walk | None:
-        walk = Walk(self.trace, self.pairs, self.modules, memo=self._memo)
+    def _again(self, site: Site, edits: tuple[Edit, ...], *, keep: bool = False) -> Walk | None:
+        walk = Walk(self.trace, self.pairs, self.modules, memo=self._memo, keep=keep)
         try:
             self.taps.again(site.scope.frame, walk, edits)
         except Exception:  # a change that the model's code does not bear is no explanation
@@ -223,6 +223,7 @@ class Prover:
                 for (kind, path, _), error in (before.errors if before else {}).items()
                 if kind == "input"
             },
+            {(kind, path): v for (kind, path, _), v in (before.values if before else {}).items()},
         )
 
     def _earlier(self, site: Site) -> list[Recorded]:
@@ -266,9 +267,7 @@ class Prover:
                     _joined(cause.fix if cause else "", hypothesis.fix), entry.site.error, reason,
                 )  # fmt: skip
         first = told[0].site.module if told else None
-        return Found(
-            list(made.values()), first, steps, edits, bool(unexplained), self.passes
-        )
+        return Found(list(made.values()), first, steps, edits, bool(unexplained), self.passes)
 
 
 def _chosen(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:

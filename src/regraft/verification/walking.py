@@ -13,7 +13,7 @@ from the result is different, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from regraft.calls import Call, FunctionCall, Module
@@ -35,7 +35,8 @@ class Site:
     - `scope`: the call to run again to see it again.
     - `expected`, `actual`: the source's value, in the target's layout, and the target's.
     - `inputs`: what the module was given, `source`: the call of the source.
-    - `instead`: the same seen where the value is next used, in the code around the module.
+    - `instead`: the same seen where the value is next used, in the code around the module, which
+      is then what is `behind` it.
     """
 
     module: str
@@ -48,6 +49,7 @@ class Site:
     source: Recorded | None = None
     instead: Site | None = None
     leaf: bool = True
+    behind: str | None = None
 
     @property
     def time(self) -> int:
@@ -93,9 +95,9 @@ class Walk:
     steps: list[Step] = field(default_factory=list[Step])
     functions: list[FunctionCall] = field(default_factory=list[FunctionCall])
     errors: dict[Place, float] = field(default_factory=dict[Place, float])
+    """What went in and came out of each call, where `keep` asks for it."""
     values: dict[Place, list[Array]] = field(default_factory=dict[Place, list[Array]])
-    watched: frozenset[Place] = frozenset()
-    seen: set[Place] = field(default_factory=set[Place])
+    keep: bool = False
     _open: list[_Open] = field(default_factory=list[_Open])
     _pending: list[Site] = field(default_factory=list[Site])
     _left: tuple[str, int] | None = None
@@ -112,7 +114,7 @@ class Walk:
         self._watch(("input", call.path, call.number), inputs)
         if source is None:
             return None
-        found = _compared(source.inputs, inputs, ordered=False)
+        found = _compared(source.inputs, inputs)
         known = [(e, fitted) for e, fitted in found if fitted is not None]
         open_.input_error = max((e for e, _ in known), default=0.0)
         place: Place = ("input", call.path, call.number)
@@ -125,6 +127,7 @@ class Walk:
         self._at, self._left = (*call.inside, call.path), None
         forced = [fitted for _, fitted in found]
         open_.inputs = [a if f is None else f for a, f in zip(inputs, forced, strict=True)]
+        self._watch(("input", call.path, call.number), open_.inputs)
         return forced
 
     def leave(self, call: Call, outputs: list[Array]) -> Sequence[Array | None] | None:
@@ -135,7 +138,7 @@ class Walk:
         if source is None or source.ended < 0:
             return None
         self._at = call.inside
-        found = _compared(source.outputs, outputs, ordered=True)
+        found = _compared(source.outputs, outputs)
         known = [(e, fitted) for e, fitted in found if fitted is not None]
         if not known:
             return None
@@ -174,8 +177,7 @@ class Walk:
         return pair is None or pair.strict
 
     def _watch(self, place: Place, arrays: list[Array]) -> None:
-        self.seen.add(place)
-        if place in self.watched:
+        if self.keep:
             self.values[place] = arrays
 
     def _unblame(self, source: Recorded) -> None:
@@ -195,7 +197,7 @@ class Walk:
         source: Recorded,
         found: list[tuple[float, Array | None]],
     ) -> None:
-        """What is given to a module is wrong: what was pending stands, or it is the code between."""
+        """What a module is given is wrong: what was pending stands, or it is the code between."""
         index = max(range(len(found)), key=lambda i: found[i][0] if found[i][1] is not None else -1)
         expected = found[index][1]
         assert expected is not None
@@ -217,7 +219,7 @@ class Walk:
         pending, self._pending = self._pending, []
         leaves = [s for s in pending if s.leaf] or pending[:1]
         for site in leaves:
-            site.instead = glue
+            site.instead = glue and replace(glue, behind=site.module)
         if leaves:
             self.sites += leaves
         elif glue:
@@ -276,12 +278,9 @@ class Walk:
         return None
 
 
-def _compared(
-    expected: list[Array], actual: list[Array], *, ordered: bool
-) -> list[tuple[float, Array | None]]:
-    """For each actual array the error, and the expected one in its layout; by their order, where
-    there are as many, and otherwise the first ones. (inf, None) where there is none of its shape."""
-    del ordered
+def _compared(expected: list[Array], actual: list[Array]) -> list[tuple[float, Array | None]]:
+    """For each actual array the error, and the expected one in its layout, by their order.
+    (inf, None) where there is none of its shape."""
     found: list[tuple[float, Array | None]] = []
     for index, array in enumerate(actual):
         if index >= len(expected):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 
 _erf: Callable[[Any], Any] = np.frompyfunc(erf, 1, 1)
 

@@ -90,11 +90,17 @@ class Scene:
     """What the source called before the site."""
     input_errors: Mapping[str, float] = field(default_factory=dict[str, float])
     """By module inside the scope, the error of what it is given as the target is."""
+    values: Mapping[tuple[str, str], list[Array]] = field(
+        default_factory=dict[tuple[str, str], "list[Array]"]
+    )
+    """What modules inside the scope are given (`"input"`) and make (`"output"`)."""
 
     def inner(self) -> Iterator[str]:
         """The modules in which the site may lie: its own, and those inside that have no pair."""
         own = self.site.module
         yield own
+        if self.site.behind is not None and self.site.behind != own:
+            yield self.site.behind
         for path in self._below(own):
             if self.pair(path) is None:
                 yield path
@@ -112,7 +118,7 @@ class Scene:
     def source_setting(self, path: str, *names: str) -> Iterable[Any]:
         """What the paired source module says for a setting."""
         source = self.pair(path)
-        settings = self.sources[source].settings if source in self.sources else {}
+        settings = self.sources[source].settings if source and source in self.sources else {}
         return [settings[name] for name in names if name in settings]
 
     def called(self, path: str) -> tuple[str, ...]:
@@ -123,6 +129,17 @@ class Scene:
             for n in names
             if n in self.modules and category(self.modules[n]) not in ("dropout", "identity")
         )
+
+    def given(self, path: str) -> list[Array]:
+        """What a module is given."""
+        own = path == self.site.module and self.site.place[0] == "output"
+        return self.site.inputs if own else self.values.get(("input", path), [])
+
+    def made(self, path: str) -> tuple[int, ...]:
+        """The shape of what a module makes."""
+        if path == self.site.module and self.site.place[0] == "output":
+            return self.site.actual.shape
+        return next((a.shape for a in self.values.get(("output", path), [])), ())
 
     @property
     def first(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 
 Pads = tuple[tuple[int, int], ...]
 

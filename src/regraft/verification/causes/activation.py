@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from regraft.calls import Entered, InFunction, Rewritten, Setting
-from regraft.tensors import Array
 from regraft.verification.causes._activations import NAMES, activation
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
 from regraft.verification.closeness import noise
 from regraft.verification.kinds_of_modules import is_activation
@@ -96,7 +96,9 @@ def _of(path: str, name: str, edit: Rewritten | InFunction | Setting) -> Hypothe
     return Hypothesis("activation", (edit,), (path,), f"activation {name}", fix)
 
 
-def _module(function: Callable[[Array], Array]) -> Callable[[list[Array], list[Array]], list[Array]]:
+def _module(
+    function: Callable[[Array], Array],
+) -> Callable[[list[Array], list[Array]], list[Array]]:
     return lambda inputs, outputs: [function(inputs[0]), *outputs[1:]]
 
 

@@ -1,15 +1,16 @@
-"""What attention may look at: a causal mask that is missing or one too many, a mask whose meaning is
-inverted (True for "look" or for "do not look"), one that begins a place too early or too late.
+"""What attention may look at: a causal mask that is missing or one too many, a mask whose meaning
+is inverted (True for "look" or for "do not look"), one that begins a place too early or too late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
-from regraft.calls import InFunction, Setting
-from regraft.tensors import Array
+from regraft.calls import FunctionCall, InFunction, Setting
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward, where
 
 _FLAGS = ("is_causal", "causal", "use_causal_mask", "bidirectional", "masked", "use_mask",
@@ -82,11 +83,11 @@ def _causal(rows: int, columns: int, shift: int) -> Array:
 
 
 _RULES: dict[str, Callable[[Array], Array]] = {
-    "only earlier places looked at": lambda s: np.where(_causal(*s.shape[-2:], 0), s, _LOW),
+    "only earlier places looked at": lambda s: np.where(_causal(s.shape[-2], s.shape[-1], 0), s, _LOW),
     "only strictly earlier places looked at": lambda s: np.where(
-        _causal(*s.shape[-2:], -1), s, _LOW
+        _causal(s.shape[-2], s.shape[-1], -1), s, _LOW
     ),
-    "only later places looked at": lambda s: np.where(_causal(*s.shape[-2:], -1), _LOW, s),
+    "only later places looked at": lambda s: np.where(_causal(s.shape[-2], s.shape[-1], -1), _LOW, s),
 }
 
 
@@ -110,7 +111,7 @@ def _first_bool_inverted(arrays: list[Array]) -> list[Array]:
 
 def _first_bool_causal(arrays: list[Array]) -> list[Array]:
     return [
-        np.broadcast_to(~_causal(*a.shape[-2:], 0), a.shape).copy()
+        np.broadcast_to(~_causal(a.shape[-2], a.shape[-1], 0), a.shape).copy()
         if a.dtype.kind == "b" and a.ndim > 1
         else a
         for a in arrays
@@ -127,13 +128,15 @@ def _without(index: int) -> Callable[[list[Array], Array], Array]:
 
 def _unmasked(tensors: list[Array], result: Array) -> Array:
     """Of a sum of scores and a mask, the scores."""
-    masks = [i for i, t in enumerate(tensors) if t.dtype.kind == "f" and t.min(initial=0) < _LOW / 2]
+    masks = [
+        i for i, t in enumerate(tensors) if t.dtype.kind == "f" and t.min(initial=0) < _LOW / 2
+    ]
     if len(masks) != 1:
         return result
     return np.broadcast_to(tensors[1 - masks[0]], result.shape).astype(result.dtype)
 
 
-def _call(call, arguments):  # noqa: ANN001, ANN202
+def _call(call: FunctionCall, arguments: dict[str, Any]) -> InFunction:
     return InFunction(call.path, call.name, call.number, arguments)
 
 

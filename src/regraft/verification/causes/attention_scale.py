@@ -1,6 +1,6 @@
-"""Attention's scores are scaled otherwise: by the root of a head's width, of the whole width, not at
-all, or twice. Tried in the attribute, in the argument of the function, in the number that the code
-multiplies or divides by, and on what the softmax is given.
+"""Attention's scores are scaled otherwise: by the root of a head's width or of the whole width, not
+at all, or twice. Tried in the attribute, in the argument of the function, and on what the softmax
+is given.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from math import sqrt
 import numpy as np
 
 from regraft.calls import FunctionCall, InFunction, Setting
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward, where
 
 _NAMES = ("scale", "scaling", "attn_scale", "scale_factor", "norm_factor", "inv_norm_factor",

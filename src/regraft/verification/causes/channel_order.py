@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from regraft.calls import Entered, Written
-from regraft.tensors import Array
-from regraft.verification.causes._scene import Hypothesis, Scene
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._inputs import at_the_input, images
+from regraft.verification.causes._scene import Hypothesis, Scene
 
 _CHANNELS = (3, 4)
 
@@ -44,7 +44,7 @@ def _axis(array: Array) -> int | None:
     return next((a for a in (1, array.ndim - 1) if array.shape[a] in _CHANNELS), None)
 
 
-def _flipped(index: int, axis: int):  # noqa: ANN202
+def _flipped(index: int, axis: int):
     def change(arrays: list[Array]) -> list[Array]:
         return [
             np.ascontiguousarray(np.flip(a, axis)) if i == index else a

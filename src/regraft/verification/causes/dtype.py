@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from regraft.calls import InFunction, Written
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, Tensor, in_forward
 
 _CASTS = ("half", "bfloat16", "to", "type", "float", "double", "type_as")

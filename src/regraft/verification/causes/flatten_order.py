@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from regraft.calls import Entered, Written
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from regraft.calls import Edit, InFunction, Setting
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward, where
 
 _HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads", "h", "nh",
@@ -81,7 +81,7 @@ def _reshapes(scene: Scene) -> Iterator[Hypothesis]:
                 for c in scene.calls(*_RESHAPES)
                 if c.shapes and len(c.shapes[0]) == len(c.output) + 1 and c.output[-1] == total
             ]
-            softmax = [c for c in scene.calls("softmax")]
+            softmax = list(scene.calls("softmax"))
             factor = (other / heads) ** 0.5
             scaled: list[Edit] = [
                 InFunction(c.path, c.name, c.number, before=_times(factor)) for c in softmax
@@ -99,7 +99,7 @@ def _split(heads: int) -> Callable[[list[Array], Array], Array]:
 
 
 def _joined(tensors: list[Array], result: Array) -> Array:
-    return tensors[0].reshape(result.shape[:-1] + (-1,))
+    return tensors[0].reshape((*result.shape[:-1], -1))
 
 
 def _times(factor: float) -> Callable[[list[Array]], list[Array]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from regraft.calls import Entered
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._inputs import at_the_input, images
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
 

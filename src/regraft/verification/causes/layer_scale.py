@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from regraft.calls import Rewritten
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
 from regraft.verification.closeness import nearest
 
@@ -33,7 +33,7 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
                 "no layer scale instead of one",
                 f"{in_forward(site.module)}: without {path}",
             )
-    missing = site.expected.astype(np.float64) - site.actual
+    missing: Array = site.expected.astype(np.float64) - site.actual.astype(np.float64)
     for path, call in scene.children.items():
         for output in call.outputs[:1]:
             _, branch = nearest(output, site.actual)
@@ -89,6 +89,6 @@ def _scaled(scene: Scene, path: str, factor: Array, axis: int) -> Hypothesis:
 
     return Hypothesis(
         "layer-scale", (Rewritten(path, scale),), (scene.site.module,),
-        "the branch is scaled, by one number a channel" if flat.size > 1 else "the branch is scaled",
+        "the branch is scaled" + (", by one number a channel" if flat.size > 1 else ""),
         f"{in_forward(scene.site.module)}: the result of {path} × {said}",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from regraft.calls import Entered, FunctionCall, InFunction, Setting
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward, where
 from regraft.verification.causes._windows import Pads, paddings, same_pads
 
@@ -71,17 +71,14 @@ def _explicit(call: FunctionCall) -> Iterator[Hypothesis]:
 
 def _layer(scene: Scene, path: str, settings: Any) -> Iterator[Hypothesis]:
     """A layer with channels last that pads by name: padded before, and then not by itself."""
-    inputs = scene.site.inputs
-    if not inputs or inputs[0].ndim < 3:
+    inputs, out = scene.given(path), scene.made(path)
+    if not inputs or inputs[0].ndim < 3 or len(out) != inputs[0].ndim:
         return
     kernel = tuple(settings["kernel_size"])
     rank = len(kernel)
-    strides, dilations = (
-        _tuple(settings.get(k, 1), rank) for k in ("strides", "dilation_rate")
-    )
+    strides, dilations = (_tuple(settings.get(k, 1), rank) for k in ("strides", "dilation_rate"))
     first = settings.get("data_format") == "channels_first"
     spatial = inputs[0].shape[2:] if first else inputs[0].shape[1:-1]
-    out = scene.site.actual.shape
     wanted = out[2:] if first else out[1:-1]
     same = str(settings["padding"]).lower() == "same"
     held = same_pads(spatial, kernel, strides, dilations) if same else ((0, 0),) * rank
@@ -104,9 +101,7 @@ def _hypothesis(
     return Hypothesis("padding", edits, (path,), text, fix)
 
 
-def _held(
-    present: Any, kernel: Any, dilations: Any, spatial: Any, strides: Any
-) -> Pads | None:
+def _held(present: Any, kernel: Any, dilations: Any, spatial: Any, strides: Any) -> Pads | None:
     if present == "same":
         return same_pads(spatial, kernel, strides, dilations)
     if present == "valid":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from regraft.calls import FunctionCall, InFunction, Rewritten
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
 from regraft.verification.causes._windows import ends, pooled
 from regraft.verification.kinds_of_modules import category
@@ -71,9 +71,7 @@ def _of_layer(scene: Scene, path: str) -> Iterator[tuple[str, Pool]]:
     rank = x.ndim - 2
     kernel = _tuple(settings["pool_size"], rank)
     strides = _tuple(settings.get("strides") or kernel, rank)
-    spatial, wanted = (
-        (x.shape[1:-1], out.shape[1:-1]) if last else (x.shape[2:], out.shape[2:])
-    )
+    spatial, wanted = (x.shape[1:-1], out.shape[1:-1]) if last else (x.shape[2:], out.shape[2:])
     for size in dict.fromkeys((kernel, *_kernels(scene, path, rank))):
         yield from _windows(spatial, size, strides, wanted, last=last)
 

@@ -13,7 +13,7 @@ from itertools import permutations
 import numpy as np
 
 from regraft.calls import Edit, Rewritten, Written
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
 
 _NAMES = "qkv"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from regraft.calls import InFunction, Rewritten
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
 from regraft.verification.kinds_of_modules import category
 

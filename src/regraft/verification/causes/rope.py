@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from regraft.calls import Edit, InFunction, Rewritten, Setting
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward, where
 
 _BASES = (10000.0, 500000.0, 1000000.0, 100000.0, 1000.0, 100.0, 5000.0, 50000.0, 160000.0,
@@ -37,8 +37,8 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
             if isinstance(value, (int, float)) and abs(value) >= 50:
                 for base in _bases(scene, call.path, float(value)):
                     edit = InFunction(call.path, call.name, call.number, {key: base})
-                    yield _of(call.path, (edit,), base,
-                              f"{in_forward(call.path)}: {base!r} in place of {value!r}")  # fmt: skip
+                    fix = f"{in_forward(call.path)}: {base!r} in place of {value!r}"
+                    yield _of(call.path, (edit,), base, fix)
     yield from _angles(scene)
     yield from _layouts(scene)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from regraft.calls import Entered, Written
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._inputs import at_the_input, images
 from regraft.verification.causes._scene import Hypothesis, Scene, Tensor, in_forward
 
@@ -58,7 +58,7 @@ def _spatial(array: Array) -> list[tuple[int, int]]:
     return [(2, 3), (1, 2)] if array.ndim == 4 else []
 
 
-def _exchanged(index: int, axes: tuple[int, int]):  # noqa: ANN202
+def _exchanged(index: int, axes: tuple[int, int]):
     def change(arrays: list[Array]) -> list[Array]:
         return [
             np.ascontiguousarray(np.swapaxes(a, *axes)) if i == index else a

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from regraft.calls import Edit, Rewritten, Written
-from regraft.tensors import Array
+from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, Tie
 
 
@@ -37,8 +37,8 @@ def _exchanged(tie: Tie) -> Callable[[list[Array], list[Array]], list[Array]]:
         if x.dtype.kind in "iu":
             return [tie.expected[x].astype(result.dtype), *outputs[1:]]
         axes = 1 if x.shape[-1] == tie.expected.shape[-1] else 0
-        wide = x.astype(np.float64)
-        difference = tie.expected.astype(np.float64) - tie.actual
+        wide: Array = x.astype(np.float64)
+        difference: Array = tie.expected.astype(np.float64) - tie.actual.astype(np.float64)
         added = wide @ (difference.T if axes else difference)
         return [(result + added).astype(result.dtype), *outputs[1:]]
 

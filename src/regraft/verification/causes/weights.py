@@ -18,7 +18,8 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
         if not wrong:
             continue
         edits = tuple(Written(tensor.name, tensor.expected) for tensor in wrong)
-        text = f"{', '.join(t.name.replace('/', '.').rpartition('.')[2] for t in wrong)} other than the plan says"
+        names = ", ".join(t.name.replace("/", ".").rpartition(".")[2] for t in wrong)
+        text = f"{names} other than the plan says"
         yield Hypothesis(
             "weights", edits, (path,), text, "rg.apply(plan, source, model)  # " + wrong[0].name
         )
