@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regraft.calls import Composed, Edit, Module, Setting, Watcher, Written
-from regraft.targets._taps import Frame, Session, plain_settings
+from regraft.targets._taps import Frame, Session, heard, plain_settings
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -99,7 +99,7 @@ class KerasTaps:
                     undo.enter_context(self._changed(edit))
                 elif isinstance(edit, Composed):
                     undo.enter_context(self._composed(edit))
-            undo.enter_context(_functions(session))
+            undo.enter_context(heard(session, (keras.ops, keras.activations), _FUNCTIONS))
 
             def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
                 path = self._paths.get(id(layer))
@@ -191,41 +191,3 @@ def _on_tensors(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     from regraft.targets.keras import to_numpy
 
     return lambda x: _like(function(to_numpy(x)), x)
-
-
-@contextmanager
-def _functions(session: Session) -> Generator[None]:
-    """The functions as `keras.ops` and `keras.activations` show them, told and changed."""
-    import keras
-
-    depth = [0]
-    with ExitStack() as undo:
-        for module in (keras.ops, keras.activations):
-            for name in (n for n in _FUNCTIONS if hasattr(module, n)):
-                original = getattr(module, name)
-                undo.callback(setattr, module, name, original)
-                setattr(module, name, _told(session, name, original, depth))
-        yield
-
-
-def _told(
-    session: Session, name: str, original: Callable[..., Any], depth: list[int]
-) -> Callable[..., Any]:
-    """A function that tells of its calls; those that it makes itself are its own affair."""
-
-    def function(*args: Any, **kwargs: Any) -> Any:
-        if depth[0]:
-            return original(*args, **kwargs)
-        keys = [str(i) for i in range(len(args))]
-
-        def call(named: dict[str, Any]) -> Any:
-            depth[0] += 1
-            try:
-                more = {k: v for k, v in named.items() if k not in keys}
-                return original(*(named[k] for k in keys), **more)
-            finally:
-                depth[0] -= 1
-
-        return session.function(name, dict(zip(keys, args, strict=True)) | kwargs, call)
-
-    return function

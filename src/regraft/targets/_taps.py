@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -210,3 +212,39 @@ class Session:
             output = tuple(result.shape) if self._is_tensor(result) else ()
             self.watcher.function(FunctionCall(frame.path, name, number, told, shapes, output))
         return result
+
+
+@contextmanager
+def heard(session: Session, modules: Iterable[Any], names: Iterable[str]) -> Generator[None]:
+    """The functions of these names, as these modules of Python show them, told and changed. Where
+    they call each other, that is their own affair."""
+    depth = [0]
+    with ExitStack() as undo:
+        for module in modules:
+            for name in (n for n in names if hasattr(module, n)):
+                original = getattr(module, name)
+                undo.callback(setattr, module, name, original)
+                setattr(module, name, _told(session, name, original, depth))
+        yield
+
+
+def _told(
+    session: Session, name: str, original: Callable[..., Any], depth: list[int]
+) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if depth[0]:
+            return original(*args, **kwargs)
+        keys = [str(i) for i in range(len(args))]
+
+        def call(named: dict[str, Any]) -> Any:
+            depth[0] += 1
+            try:
+                more = {k: v for k, v in named.items() if k not in keys}
+                return original(*(named[k] for k in keys), **more)
+            finally:
+                depth[0] -= 1
+
+        return session.function(name, dict(zip(keys, args, strict=True)) | kwargs, call)
+
+    return function
