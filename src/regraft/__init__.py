@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         load,
         plan,
         pretrained,
+        record,
         save,
         trace,
         verify,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api": "apply convert diff finetune load plan pretrained save trace verify",
+    "_api": "apply convert diff finetune load plan pretrained record save trace verify",
     "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "

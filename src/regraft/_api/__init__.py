@@ -7,7 +7,7 @@ verbs: planning, loading, writing, access (what became of weights), training.
 from regraft._api.access import diff, pretrained, trace
 from regraft._api.loading import apply, load
 from regraft._api.planning import plan
-from regraft._api.proving import verify
+from regraft._api.proving import record, verify
 from regraft._api.training import finetune
 from regraft._api.writing import convert, save
 
@@ -19,6 +19,7 @@ __all__ = [
     "load",
     "plan",
     "pretrained",
+    "record",
     "save",
     "trace",
     "verify",

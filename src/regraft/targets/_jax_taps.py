@@ -139,9 +139,7 @@ class LinenTaps(_FlaxTaps):
 
         settings = {e.path: e.values for e in edits if isinstance(e, Setting)}
 
-        def called(
-            next_function: Callable[..., Any], args: Any, kwargs: Any, context: Any
-        ) -> Any:
+        def called(next_function: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             module = context.module
             if context.method_name != "__call__":
                 return next_function(*args, **kwargs)

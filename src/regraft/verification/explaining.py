@@ -18,6 +18,7 @@ from regraft.plans import Plan
 from regraft.tensors import Array, Arrays, Catalogue, Read
 from regraft.verification.causes._scene import Tensor, Tie
 from regraft.verification.comparison import Report, compare
+from regraft.verification.guessing import Guesser
 from regraft.verification.pairing import pair
 from regraft.verification.probes import Probe, flat
 from regraft.verification.proving import Found, Prover
@@ -62,8 +63,17 @@ def explain(
         return compare(expected, outputs, rtol=probe.rtol, atol=probe.atol)
 
     report = replace(compared(actual), passes=1)
-    if report.verdict == "equal to the bit" or other is None:
+    if report.verdict == "equal to the bit":
         return report
+    arrays = [array for _, array in flat(probe.inputs)]
+    if other is None:
+        if report.equal or set(expected) != set(actual):
+            return report
+        guesser = Guesser(taps, inputs, arrays, listener, compared)
+        found, runs = guesser.search(expected, actual)
+        modules = [path for cause in found if cause.proven for path in cause.modules]
+        first = modules[0] if len(modules) == 1 else None
+        return replace(report, causes=tuple(found), first_divergence=first, passes=1 + runs)
     called = list(dict.fromkeys(call.path for call in listener.calls))
     pairs = pair(plan, (other.owner, taps.owner), other.trace, called, (other.separator, separator))
     tensors = _Tensors(plan, target, taps.owner, own, other)
@@ -72,7 +82,7 @@ def explain(
         other.trace,
         pairs,
         inputs,
-        [array for _, array in flat(probe.inputs)],
+        arrays,
         taps.modules(),
         tensors.of,
         tensors.ties,

@@ -17,4 +17,6 @@ def images(scene: Scene) -> Iterator[int]:
 def at_the_input(scene: Scene) -> bool:
     """Whether nothing with weights ran before the site."""
     site = scene.site
+    if scene.whole:
+        return True
     return site.module == "" and site.place[0] == "input" and scene.first

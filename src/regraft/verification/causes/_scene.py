@@ -95,6 +95,9 @@ class Scene:
     )
     """What modules inside the scope are given (`"input"`) and make (`"output"`)."""
 
+    whole: bool = False
+    """Whether the scene is the whole model, of which nothing but outputs is known."""
+
     def inner(self) -> Iterator[str]:
         """The modules in which the site may lie: its own, and those inside that have no pair."""
         own = self.site.module

@@ -83,11 +83,15 @@ def _causal(rows: int, columns: int, shift: int) -> Array:
 
 
 _RULES: dict[str, Callable[[Array], Array]] = {
-    "only earlier places looked at": lambda s: np.where(_causal(s.shape[-2], s.shape[-1], 0), s, _LOW),
+    "only earlier places looked at": lambda s: np.where(
+        _causal(s.shape[-2], s.shape[-1], 0), s, _LOW
+    ),
     "only strictly earlier places looked at": lambda s: np.where(
         _causal(s.shape[-2], s.shape[-1], -1), s, _LOW
     ),
-    "only later places looked at": lambda s: np.where(_causal(s.shape[-2], s.shape[-1], -1), _LOW, s),
+    "only later places looked at": lambda s: np.where(
+        _causal(s.shape[-2], s.shape[-1], -1), _LOW, s
+    ),
 }
 
 
