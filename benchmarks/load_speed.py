@@ -1,9 +1,9 @@
 """How long loading into live models takes, and how much memory beside the model and the file.
 
-A file of 1 GiB, warm, of 16 MiB a tensor (256 MiB where memory is short; the table says so). Every
-row is a process of its own, its imports and the making of the model not counted; medians, and each
-as a ratio to a peer in the same run. Memory is the growth of what is not backed by a file (RssAnon),
-without the model itself where it is made by loading. Nothing here fails: it prints.
+A file of 1 GiB, warm, of 16 MiB a tensor (256 MiB where memory is short; it says so). Every row is
+a process of its own, its imports and the making of the model not counted; medians, and each as a
+ratio to a peer in the same run. Memory is the growth of what no file backs (RssAnon), without the
+model itself where it is made by loading. Nothing here fails: it prints.
 
 The bars: where tensors can be assigned, 1.3 times `torch.load(mmap=True)` with
 `load_state_dict(assign=True)`; where not, 1.3 times a copy of the same bytes in memory; into Keras
@@ -77,8 +77,10 @@ def prepared(row: str, folder: Path, count: int) -> tuple[Callable[[], object], 
         return load, 0
     if row == "regraft into a meta model":
         model = torch_model(count, "meta")
+        rg.load(torch_model(1, "cpu"), torch_model(1, "cpu"))  # imports
         return lambda: rg.load(path, model), made
     model = torch_model(count, "cpu")
+    rg.load(torch_model(1, "cpu"), torch_model(1, "cpu"))  # imports
     if row == "regraft in place":
         return lambda: rg.load(path, model), 0
     source = torch_model(count, "cpu")
@@ -96,6 +98,7 @@ def _keras(row: str, folder: Path, count: int) -> Callable[[], object]:
 
     model = keras_model(count)
     if row.startswith("regraft"):
+        rg.load(keras_model(1), keras_model(1))  # imports
         return lambda: rg.load(folder / "model.weights.h5", model)
     arrays = [np.full((SIDE, SIDE), i, np.float32) for i in range(count)]
     return lambda: model.set_weights(arrays)

@@ -74,8 +74,9 @@ def test_there_and_back_is_the_identity(made: tuple[Plan, dict[str, Any]]) -> No
     def read(store: dict[str, Any]) -> Any:
         return lambda name, part: store[name] if part is None else store[name][part]
 
-    there = {g.target: array for g, array in transfer.stream(plan, read(values))}
-    back = {g.target: array for g, array in transfer.stream(plan.inverse(), read(there))}
+    inverse = plan.inverse()
+    there = {n: transfer.make(plan, g, read(values)) for n, g in plan.grafts.items()}
+    back = {n: transfer.make(inverse, g, read(there)) for n, g in inverse.grafts.items()}
     assert back.keys() == values.keys()
     for name, array in values.items():
         np.testing.assert_array_equal(back[name], array)

@@ -14,14 +14,22 @@ if TYPE_CHECKING:
     from regraft import operations as ops
     from regraft._api import (
         apply,
+        apply_delta,
         convert,
+        delta,
         diff,
+        export,
+        family_tree,
         finetune,
+        has_lineage,
         load,
+        make_delta,
         plan,
         pretrained,
         record,
+        restore,
         save,
+        sources_of,
         trace,
         verify,
     )
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
         VerificationFailed,
     )
     from regraft.lineage import Diff, Lineage
+    from regraft.lineage.heritage import FamilyTree
     from regraft.plans import Evidence, Graft, Plan
     from regraft.reports import report
     from regraft.rules import fresh, leave, load_rules, pin, rename, widen
@@ -56,12 +65,14 @@ if TYPE_CHECKING:
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api": "apply convert diff finetune load plan pretrained record save trace verify",
+    "_api": "apply apply_delta convert delta diff export family_tree finetune has_lineage load "
+    "make_delta plan pretrained record restore save sources_of trace verify",
     "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "
     "TransferError UnknownFormat UnsafeFile VerificationFailed",
     "lineage": "Diff Lineage",
+    "lineage.heritage": "FamilyTree",
     "plans": "Evidence Graft Plan",
     "reports": "report",
     "rules": "fresh leave load_rules pin rename widen",

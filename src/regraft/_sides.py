@@ -55,6 +55,12 @@ class Side:
             )
         return self.read
 
+    def content(self) -> str:
+        """The file's content hash; `""` for a model, and for a file that was changed meanwhile."""
+        if not isinstance(self.catalogue, Checkpoint) or self.catalogue.changed:
+            return ""
+        return self.catalogue.sha256
+
     @property
     def path(self) -> Path | None:
         """The file, where the side is one."""
@@ -124,7 +130,12 @@ def _reader(target: targets.Target, model: object) -> Read:
     def read(name: str, slices: Slices | None) -> Array:
         if not sinks:
             sinks.append(target.sink(model))
-        array = sinks[0].read(name)
+        memory = sinks[0].memory(name)
+        if memory is not None:  # no copy: it is read before anything is written
+            array = memory.view()
+            array.flags.writeable = False
+        else:
+            array = sinks[0].read(name)
         return array if slices is None else array[slices]
 
     return read

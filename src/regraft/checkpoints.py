@@ -39,6 +39,7 @@ class Checkpoint(Catalogue):
         self.path = stored[0].at or path
         self.format = stored[0].format
         self._stored = stored
+        self._stamps = self._stamped()
         self._places: dict[str, tuple[Stored, StoredTensor]] = {}
         listed = [(part, tensor) for part in stored for tensor in part.tensors]
         tree = containers.Tree(tensor.path for _, tensor in listed)
@@ -112,6 +113,17 @@ class Checkpoint(Catalogue):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _stamped(self) -> list[tuple[int, int]]:
+        """Size and time of the files, as far as they are local."""
+        paths = dict.fromkeys([self.path, *(part.at for part in self._stored if part.at)])
+        states = [path.stat() for path in paths if locations.is_local(path) and path.exists()]
+        return [(state.st_size, state.st_mtime_ns) for state in states]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file is no longer the one that was opened."""
+        return self._stamped() != self._stamps
 
     @cached_property
     def sha256(self) -> str:

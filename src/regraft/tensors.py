@@ -176,9 +176,10 @@ class FlowNode(NamedTuple):
     - `label`: `""` for a layer (its tensors tell what it is), `add`, `cat`, `mul` … for a merge.
     - `inputs`: indices of the nodes it takes data from; all smaller than its own index.
 
-    - `via`: steps on the way from the inputs that rearrange axes: `flatten`, `permute`, `reshape`.
+    - `via`: steps on the way from the inputs that rearrange axes, `flatten`, `permute`, `reshape`,
+      or take a mean or the largest of what is in a window, `pool`.
 
-    Other steps without weights and with one input (activations, pooling, padding) are left out.
+    Other steps without weights and with one input (activations, padding) are left out.
     A layer that is used twice has two nodes.
     """
 
@@ -342,11 +343,24 @@ class Sink(ABC):
     def read(self, name: str) -> Array:
         """One tensor's present values, as a numpy array that does not change with the model."""
 
-    def undo(self, name: str) -> Callable[[], None]:
-        """What puts one tensor back as it is now, without a copy of its values where the framework
-        can do without."""
-        array = self.read(name)
-        return lambda: self.write(name, array)
+    def look(self, name: str) -> Array:
+        """As `read`, but in the model's own memory where that can be had: true until the tensor is
+        written."""
+        return self.read(name)
+
+    def memory(self, name: str) -> Array | None:
+        """The tensor's own memory, where setting values there (row-major) is all that `write` does
+        and cannot fail; `None` elsewhere."""
+        return None
+
+    def adopts(self, name: str, array: Array) -> bool:
+        """Whether `write` would give the tensor the pages of the array's file, without a copy."""
+        return False
+
+    def undo(self, name: str) -> Callable[[], None] | None:
+        """What puts one tensor back as it is now without a copy of its values; `None` where a copy
+        is needed, to be written again."""
+        return None
 
     def finish(self) -> None:  # noqa: B027  (most models take each tensor as it comes)
         """Called after the last of several writes, for models that take all tensors at once."""

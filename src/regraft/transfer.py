@@ -1,23 +1,26 @@
 """Carries a plan out: streams tensors from a reader through operations into a sink.
 
 Nothing is written before the plan is complete and every shape is checked. What was there before
-is kept until the end, so that a failure half-way leaves the model as it was.
+is kept in a journal until the end, so that a failure half-way leaves the model as it was. Values
+that are at hand and only need to be copied into the model's own memory come last: nothing can fail
+any more, and neither memory nor time is spent on undoing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
 
-import xxhash
-
 from regraft import markup, operations
+from regraft.copying import Copied, Overlaps, Survey, Surveys, copy, copy_all, survey
 from regraft.errors import IncompletePlan, RegraftError, TransferError
+from regraft.journal import Journal
 from regraft.plans import Graft, Plan, Remark
 from regraft.tensors import Catalogue, Read, Sink
-from regraft.values import bits, not_finite
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -36,7 +39,8 @@ class Receipt:
       showed on their way.
     - `verified`: True only if a probe's outputs agreed.
     - `model`: the model, or the new tree where the framework's arrays are immutable.
-    - `source_hash`: sha256 of the source file, `""` where the source is no file.
+    - `source_hash`: sha256 of the source file, computed when it is first asked for; `""` where the
+      source is no file, or was changed since.
     - `parent`: the lineage that the source file itself held, as JSON, `""` for none.
     """
 
@@ -45,8 +49,12 @@ class Receipt:
     hashes: dict[str, str] = field(repr=False)
     warnings: tuple[Remark, ...] = ()
     verified: bool = False
-    source_hash: str = ""
+    hashing: Callable[[], str] = field(default=str, repr=False, compare=False)
     parent: str = field(default="", repr=False)
+
+    @cached_property
+    def source_hash(self) -> str:
+        return self.hashing()
 
     @property
     def fresh(self) -> list[str]:
@@ -82,13 +90,6 @@ class Receipt:
         return markup.table(caption, ("kind", "tensor", "from", "xxh3"), rows, len(rows))
 
 
-def stream(plan: Plan, read: Read, own: Own | None = None) -> Iterator[tuple[Graft, Array]]:
-    """Each graft that is written with its finished array; one at a time, slices pushed down."""
-    for graft in plan.grafts.values():
-        if graft.written:
-            yield graft, make(plan, graft, read, own)
-
-
 def make(plan: Plan, graft: Graft, read: Read, own: Own | None = None) -> Array:
     """The target's array of one graft, in the target's shape and dtype.
 
@@ -102,7 +103,7 @@ def make(plan: Plan, graft: Graft, read: Read, own: Own | None = None) -> Array:
 
 def fingerprint(array: Array) -> str:
     """xxh3-128 of the values in row-major order."""
-    return xxhash.xxh3_128_hexdigest(bits(array).data)
+    return survey(array).digest
 
 
 def ready(plan: Plan) -> None:
@@ -147,20 +148,21 @@ def apply(
     if not partial:
         ready(plan)
     plan.check(source, target)
-    journal = Journal(sink) if journal is None else journal
-    hashes: dict[str, str] = {}
-    doubts: list[Remark] = []
+    writes = [graft for graft in plan.grafts.values() if graft.written]
+    log = Journal(sink) if journal is None else journal
     try:
-        for graft, array in stream(plan, read, sink.read):
-            doubts += _doubts(graft, array)
-            journal.remember(graft.target)
-            sink.write(graft.target, array)
-            hashes[graft.target] = _read_back(graft.target, array, sink)
+        sure = _sure(writes, read, sink) if journal is None else {}
+        others = [graft for graft in writes if graft.target not in sure]
+        found = _write(plan, others, read, sink, log, progress)
+        _same(found)
+        for name, (array, _) in sure.items():
             if progress:
-                progress(graft.target, array.nbytes)
-        sink.finish()
+                progress(name, array.nbytes)
+        copied, interrupt = copy_all(sure.values())
+        found |= dict(zip(sure, copied, strict=True))
+        _same(found)
     except BaseException as error:
-        journal.undo()
+        log.undo()
         if isinstance(error, RegraftError) or not isinstance(error, Exception):
             raise
         raise TransferError(
@@ -169,73 +171,93 @@ def apply(
             expected="every tensor written",
             hint="the model was put back as it was",
         ) from error
+    if journal is None:
+        log.close()
+    if interrupt is not None:
+        raise interrupt
     known = {(remark.code, remark.where) for remark in plan.warnings}
+    doubts = [doubt for graft in writes for doubt in _doubts(graft, found[graft.target].meant)]
     new = [remark for remark in doubts if (remark.code, remark.where) not in known]
+    hashes = {graft.target: found[graft.target].held for graft in writes}
     return Receipt(plan, sink.model, hashes, (*plan.warnings, *new))
 
 
-class Journal:
-    """How to put tensors back as they were before they were written."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._undo: dict[str, Callable[[], None]] = {}
-
-    def remember(self, name: str) -> None:
-        """To be called before a tensor is written; what it was at the first call counts."""
-        if name not in self._undo:
-            self._undo[name] = self._sink.undo(name)
-
-    def undo(self) -> None:
-        """Puts everything back, last things first.
-
-        **Raises** `TransferError`, once the rest is as it was, for what cannot be put back.
-        """
-        problems: list[str] = []
-        while self._undo:
-            name, put_back = self._undo.popitem()
-            try:
-                put_back()
-            except Exception as error:  # the framework's own: out of memory, a lost device
-                problems.append(f"{name}: {type(error).__name__}: {error}"[:300])
-        self._sink.finish()
-        if problems:
-            raise TransferError(
-                "the model",
-                found=f"{len(problems)} tensors that could not be put back as they were",
-                expected="the values from before",
-                hint="build the model again",
-                problems=problems,
-            )
+def _sure(grafts: Sequence[Graft], read: Read, sink: Sink) -> dict[str, tuple[Array, Array]]:
+    """Arrays and the memory they are to be copied to, where that is all there is to do: no
+    operation, values that lie in memory or in a mapped file, and a place that takes them as they
+    are."""
+    memories = {graft.target: sink.memory(graft.target) for graft in grafts if not graft.ops}
+    overlaps = Overlaps(memory for memory in memories.values() if memory is not None)
+    found: dict[str, tuple[Array, Array]] = {}
+    for graft in grafts:
+        memory = memories.get(graft.target)
+        if memory is None or len(graft.sources) != 1:
+            continue
+        array = read(graft.sources[0], None)
+        at_hand = not array.flags.owndata and array.flags.c_contiguous
+        if at_hand and _alike(array, memory) and not overlaps(array):
+            found[graft.target] = array, memory
+    return found
 
 
-@contextmanager
-def kept(sink: Sink) -> Generator[Journal]:
-    """Puts what is written under the journal back at the end: for trying a plan out."""
-    journal = Journal(sink)
-    try:
-        yield journal
-    finally:
-        journal.undo()
+def _alike(array: Array, memory: Array) -> bool:
+    return array.dtype == memory.dtype and array.shape == memory.shape
 
 
-def _read_back(name: str, array: Array, sink: Sink) -> str:
-    held, meant = fingerprint(sink.read(name)), fingerprint(array)
-    if held != meant:
+def _write(
+    plan: Plan,
+    grafts: Sequence[Graft],
+    read: Read,
+    sink: Sink,
+    journal: Journal,
+    progress: Progress | None,
+) -> dict[str, Copied]:
+    """Writes tensors one by one, while the next one's former values are being kept, and those
+    before are being hashed."""
+    found: dict[str, Copied] = {}
+    with Surveys() as surveys:
+        for graft, following in zip_longest(grafts, grafts[1:]):
+            name = graft.target
+            array = make(plan, graft, read, sink.read)
+            journal.remember(name)
+            if following is not None:
+                journal.remember(following.target)
+            journal.ready(name)
+            memory = sink.memory(name)
+            if sink.adopts(name, array):
+                # The tensor lies in the file: what is there is what was meant.
+                sink.write(name, array)
+                surveys.once(name, sink.look(name))
+            elif memory is not None and _alike(array, memory):
+                found[name] = copy(array, memory)
+            else:
+                meant = surveys.begin(array)
+                sink.write(name, array)
+                surveys.end(name, meant, sink.look(name))
+            if progress:
+                progress(name, array.nbytes)
+        sink.finish()
+        found |= surveys.found()
+    return found
+
+
+def _same(found: dict[str, Copied]) -> None:
+    wrong = [name for name, copied in found.items() if copied.held != copied.meant.digest]
+    if wrong:
         raise TransferError(
-            name,
+            wrong[0],
             found="other values than were written",
             expected="the same bytes back",
             hint="the model changes what it is given; the model was put back as it was",
+            problems=wrong,
         )
-    return held
 
 
-def _doubts(graft: Graft, array: Array) -> list[Remark]:
+def _doubts(graft: Graft, seen: Survey) -> list[Remark]:
     """NaN and Inf, seen on the way, under the source's name."""
-    count = not_finite(array)
-    text = f"{count} of {array.size} values are NaN or Inf"
-    return [Remark("not-finite", (*graft.sources, graft.target)[0], text)] if count else []
+    size = math.prod(graft.spec.shape)
+    text = f"{seen.odd} of {size} values are NaN or Inf"
+    return [Remark("not-finite", (*graft.sources, graft.target)[0], text)] if seen.odd else []
 
 
 def verified(receipt: Receipt) -> Receipt:

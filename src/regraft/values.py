@@ -1,8 +1,12 @@
-"""Looks at values: what is not a number, and what the bytes are."""
+"""Looks at values: what is not a number, what the bytes are, and where they lie."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import mmap
+import os
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,7 +25,87 @@ def not_finite(array: Array) -> int:
     """Number of NaN and Inf values; 0 for integers and bools."""
     if array.dtype.kind in "biuSU":
         return 0
+    if array.dtype.name == "bfloat16":  # whose own function is slow
+        exponents = array.view(np.uint16) & 0x7F80
+        return int(np.count_nonzero(exponents == 0x7F80))
     try:
-        return int(array.size - np.isfinite(array).sum())
+        finite = np.isfinite(array)
     except TypeError:  # a float8 dtype without the function
-        return int(array.size - np.isfinite(array.astype(np.float32)).sum())
+        finite = np.isfinite(array.astype(np.float32))
+    return array.size - int(np.count_nonzero(finite))
+
+
+class Place(NamedTuple):
+    """Where an array's bytes lie in a mapped file: `size` of them from byte `start` on."""
+
+    file: mmap.mmap
+    start: int
+    size: int
+
+
+def mapped(array: Array) -> Place | None:
+    """Where in a mapped file the array lies; `None` where it is memory of its own, or where its
+    bytes are not in one piece and in row-major order."""
+    owner: Any = array
+    while not isinstance(owner, mmap.mmap):
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+        if owner is None:
+            return None
+    if not array.flags.c_contiguous or not array.nbytes:
+        return None
+    begin = np.frombuffer(owner, np.uint8).ctypes.data
+    return Place(owner, array.ctypes.data - begin, array.nbytes)
+
+
+# Descriptors of mapped files, each closed with its map.
+_DESCRIPTORS: WeakKeyDictionary[mmap.mmap, int] = WeakKeyDictionary()
+# Smaller arrays are copied: a map takes whole pages and a place in the system's table.
+_WORTH_A_MAP = 1 << 16
+
+
+def map_file(descriptor: int) -> mmap.mmap:
+    """A file mapped to be read, of which `private` can map a part once more."""
+    made = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    _DESCRIPTORS[made] = own = os.dup(descriptor)
+    weakref.finalize(made, os.close, own)
+    return made
+
+
+def can_be_private(array: Array) -> bool:
+    """Whether `private` gives pages of this array's file, and no copy."""
+    place = mapped(array)
+    known = place is not None and place.file in _DESCRIPTORS
+    return known and array.nbytes >= _WORTH_A_MAP and hasattr(mmap, "MAP_PRIVATE")
+
+
+def private(array: Array) -> Array:
+    """The same values in memory of one's own, which may be written to: pages of the file that are
+    copied when they are first written to where the array lies in a mapped one, and a copy
+    elsewhere. Neither the file nor any other array ever changes by it."""
+    place = mapped(array)
+    if place is None or not can_be_private(array):
+        return array.copy()
+    start = place.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    # Without reserve: a file may be larger than memory, and few pages are ever written to.
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        pages = mmap.mmap(
+            _DESCRIPTORS[place.file], place.start + place.size - start, flags=flags,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=start,
+        )  # fmt: skip
+    except OSError:  # too many maps
+        return array.copy()
+    return np.ndarray(array.shape, array.dtype, buffer=pages, offset=place.start - start)
+
+
+def let_go(array: Array) -> None:
+    """Takes the pages of a mapped array out of this process's memory; they are read again when
+    somebody looks at them. Nothing happens to any other array, nor to pages that may have been
+    written to, which would lose it."""
+    place = mapped(array)
+    if place is None or place.file not in _DESCRIPTORS or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    first = -(-place.start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (place.start + place.size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        place.file.madvise(mmap.MADV_DONTNEED, first, last - first)

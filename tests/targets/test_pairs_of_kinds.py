@@ -5,6 +5,7 @@ Targets and formats are those of the registries: one without a kind, or without 
 
 from __future__ import annotations
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import regraft as rg
 from formats import samples
 from regraft import formats, targets
 from regraft.errors import RegraftError, TransferError
+from regraft.journal import Journal
 from regraft.tensors import numpy_dtype
 from targets import kinds
 from targets.kinds import KINDS, SHAPES
@@ -116,7 +118,8 @@ class Broken(RegraftError):
 def test_a_failure_puts_everything_back(
     target: str, after: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write that fails once, at the first tensor, half-way and at the last."""
+    """A write that fails once, at the first tensor, half-way and at the last; values go to a
+    temporary file meanwhile."""
     before = kinds.values(2)
     model = kinds.filled(target, before)
     sink_type = type(targets.find(model).sink(model))
@@ -129,6 +132,8 @@ def test_a_failure_puts_everything_back(
         write(self, name, array)
 
     monkeypatch.setattr(sink_type, "write", failing)
+    monkeypatch.setattr(sink_type, "memory", lambda *_: None)
+    monkeypatch.setattr(Journal, "__init__", partialmethod(Journal.__init__, budget=0))
     ours = kinds.filled("torch" if target != "torch" else "nnx", kinds.values(1))
     count[0] = 0
     with pytest.raises((TransferError, Broken, KeyboardInterrupt), match="injected"):

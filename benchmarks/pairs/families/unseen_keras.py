@@ -713,7 +713,7 @@ def _phi3() -> tuple[Any, Any]:
 def _(folder: Path) -> Built:
     return to_transformers(
         folder, *_phi3(), _MISTRAL, change=_fused,
-        sets=Sets(unused=("token_embedding*reverse_embeddings*",)),
+        sets=Sets(unused=("token_embedding/1",)),
     )  # fmt: skip
 
 

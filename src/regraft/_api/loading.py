@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from regraft import lineage, transfer
-from regraft._api.planning import Rules, both_sides, compared, plan_sides, rules_of
+from regraft._api.planning import Rules, both_sides, compared, plan_sides, reader_apart, rules_of
 from regraft._sides import Given, Side
 from regraft.checkpoints import Checkpoint
 from regraft.errors import IncompletePlan, VerificationFailed
+from regraft.journal import Journal
 from regraft.plans import Plan
 from regraft.rules import Fresh, Leave, matches
 from regraft.rules import fresh as fresh_rule
@@ -60,11 +61,11 @@ def _apply(
     progress: Progress | None,
 ) -> Receipt:
     sink = theirs.sink()
-    journal = transfer.Journal(sink)
+    journal = Journal(sink) if probe else None
     receipt = transfer.apply(
         made,
         ours.catalogue,
-        ours.reader(),
+        reader_apart(ours, theirs),
         theirs.catalogue,
         sink,
         partial=partial,
@@ -73,8 +74,8 @@ def _apply(
     )
     if isinstance(ours.catalogue, Checkpoint):
         parent = ours.catalogue.metadata.get(lineage.KEY, "")
-        receipt = replace(receipt, source_hash=ours.catalogue.sha256, parent=parent)
-    if probe is None:
+        receipt = replace(receipt, hashing=ours.content, parent=parent)
+    if probe is None or journal is None:
         return receipt
     try:
         report = compared(sink, probe)
@@ -82,6 +83,7 @@ def _apply(
         journal.undo()
         raise
     if report.equal:
+        journal.close()
         return transfer.verified(receipt)
     journal.undo()
     raise VerificationFailed(

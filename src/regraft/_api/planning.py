@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from regraft import matching, plans, targets, transfer
 from regraft._sides import Given, Side, source_side, target_side
+from regraft.copying import Overlaps
 from regraft.errors import TargetError
+from regraft.journal import kept
 from regraft.matching.rewrites import NOT_ASKED, Asked
 from regraft.plans import Plan, Remark
 from regraft.rules import Rule, load_rules
@@ -18,7 +20,7 @@ from regraft.verification import Probe, Report, probe_of, settle
 from regraft.verification import verify as compare_outputs
 
 if TYPE_CHECKING:
-    from regraft.tensors import Sink
+    from regraft.tensors import Read, Sink
 
 Rules = Iterable[Rule] | str | os.PathLike[str]
 
@@ -114,14 +116,32 @@ def plan_sides(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | N
         return made
     sink = theirs.sink()
 
+    reader = reader_apart(ours, theirs)
+
     def run(candidate: Plan) -> Report:
-        with transfer.kept(sink) as journal:
+        with kept(sink) as journal:
             transfer.apply(
-                candidate, ours.catalogue, ours.reader(), theirs.catalogue, sink, journal=journal
+                candidate, ours.catalogue, reader, theirs.catalogue, sink, journal=journal
             )
             return compared(sink, probe)
 
     return settle(made, run)
+
+
+def reader_apart(ours: Side, theirs: Side) -> Read:
+    """The source's values. A live source that shares memory with the target is copied first: its
+    values must not change while they are being read."""
+    read = ours.reader()
+    if ours.model is None or theirs.model is None:
+        return read
+    here, there = ours.sink(), theirs.sink()
+    places = (there.memory(name) for name in theirs.catalogue)
+    overlaps = Overlaps(place for place in places if place is not None)
+    mine = (here.memory(name) for name in ours.catalogue)
+    if ours.model is not theirs.model and not any(overlaps(a) for a in mine if a is not None):
+        return read
+    copies = {name: read(name, None).copy() for name in ours.catalogue}
+    return lambda name, slices: copies[name] if slices is None else copies[name][slices]
 
 
 def _asking(side: Side) -> Asked:

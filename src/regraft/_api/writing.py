@@ -103,9 +103,8 @@ def _through(
         return np.zeros(graft.spec.shape, graft.spec.dtype)  # a counter, which starts at 0
 
     hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.written}
-    digest = checkpoints.content_hash(side.path) if side.path else ""
     parent = side.catalogue.metadata.get(lineage.KEY, "")
-    receipt = Receipt(made, None, hashes, made.warnings, source_hash=digest, parent=parent)
+    receipt = Receipt(made, None, hashes, made.warnings, hashing=side.content, parent=parent)
     told = lineage.describe(receipt, ((n, get(n)) for n in made.grafts))
     infos = (TensorInfo(n, g.spec.shape, g.spec.dtype) for n, g in made.grafts.items())
     items = ((info, _reading(get, info, progress)) for info in infos)

@@ -32,6 +32,10 @@ _COMMANDS = {
     "diff": "comparing",
     "trace": "comparing",
     "report": "comparing",
+    "restore": "accessing",
+    "export": "accessing",
+    "delta": "accessing",
+    "lineage": "accessing",
     "demo": "tuning",
 }
 

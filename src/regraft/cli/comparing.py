@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,42 +13,109 @@ from regraft.cli.options import (
     as_json_option,
     container_option,
     force_option,
+    free,
     out_option,
     plan_of,
 )
-from regraft.cli.output import painted, show, show_json
+from regraft.cli.output import painted, progress, say, show, show_json
 from regraft.errors import FormatError
 
 
-@click.command(epilog="Example:  regraft diff base.safetensors tuned.safetensors")
+@click.command(
+    epilog="Example:  regraft diff base.safetensors tuned.safetensors --html changes.html"
+)
 @click.argument("source", metavar="BASE")
 @click.argument("tuned")
 @click.option("--plan", "plan_path", help="How TUNED was made from BASE, where names differ.")
+@click.option("--ranks", is_flag=True, help="Take the effective rank of each change, too.")
+@click.option("--modules", is_flag=True, help="Sum tensors up by module.")
+@click.option(
+    "--html",
+    "page",
+    is_flag=False,
+    flag_value="diff.html",
+    type=click.Path(),
+    help="Draw drift by depth and the largest changes, to diff.html by default.",
+)
 @container_option
+@force_option
 @as_json_option
 def diff(
-    source: str, tuned: str, plan_path: str | None, container: str | None, as_json: bool
+    source: str,
+    tuned: str,
+    plan_path: str | None,
+    ranks: bool,
+    modules: bool,
+    page: str | None,
+    container: str | None,
+    force: bool,
+    as_json: bool,
 ) -> int:
-    """Compare two files tensor by tensor: identical, moved, fresh or gone. Status 1: different."""
+    """Compare two files tensor by tensor: identical, renamed, moved, fresh or gone.
+
+    Status 1: different.
+    """
+    free(page, force)
     made = plan_of(plan_path) if plan_path else None
-    found = rg.diff(source, tuned, plan=made, container=container)
+    with progress("comparing") as advance:
+        found = rg.diff(
+            source, tuned, plan=made, container=container, ranks=ranks,
+            progress=lambda name, size: advance(size, name),
+        )  # fmt: skip
+    if page:
+        title = f"{Path(source).name} → {Path(tuned).name}"
+        rg.report(page, title=title, diff=found, force=force)
+        say(f"written to {page}")
     if as_json:
         show_json(found.to_json())
+    elif modules:
+        show(painted(_by_module(found)))
     else:
         show(painted(str(found)))
     return 0 if found.same else NEGATIVE
 
 
-@click.command(epilog="Example:  regraft trace tuned.safetensors")
+def _by_module(found: rg.Diff) -> str:
+    rows = [str(found).split("\n", 1)[0]]
+    modules = found.modules()
+    width = max(map(len, modules), default=0)
+    for path, module in modules.items():
+        told = ", ".join(f"{count} {status}" for status, count in module.counts.items())
+        drift = f"  L2 {module.rel_l2:.3g}" if module.rel_l2 == module.rel_l2 else ""
+        rows.append(f"  {path or '(root)':<{width}}  {told}{drift}")
+    return "\n".join(rows)
+
+
+@click.command(epilog="Example:  regraft trace tuned.safetensors --base base.pth")
 @click.argument("source", metavar="FILE")
+@click.option("--base", "bases", multiple=True, type=click.Path(),
+              help="A file it may have come from: its hash is compared; may be repeated. "
+              "Files that lie beside FILE are found.")  # fmt: skip
 @as_json_option
-def trace(source: str, as_json: bool) -> None:
-    """Say where each tensor of a file that Regraft wrote came from."""
+def trace(source: str, bases: tuple[str, ...], as_json: bool) -> int:
+    """Say where each tensor of a file that Regraft wrote came from, and from where that came.
+
+    Sources at hand are held to their hashes. Status 1: one is another file than it was.
+    """
     told = rg.trace(source)
+    sources = rg.sources_of(source, bases)
     if as_json:
-        show_json(told.to_json())
+        show_json(told.to_json() | {"sources": [s.to_json() for s in sources]})
     else:
         show(painted(str(told)))
+        for row in lines_of(sources):
+            show(row)
+    return NEGATIVE if any(s.state == "changed" for s in sources) else 0
+
+
+def lines_of(sources: list[Any]) -> list[str]:
+    """The chain of sources, each under what was made of it."""
+    tones = {"verified": "green", "changed": "red", "absent": "yellow"}
+    return [
+        f"{'  ' * s.depth}{'└ ' if s.depth else ''}{s.name}  sha256 {s.sha256[:12] or 'unknown'}  "
+        f"{click.style(s.state, fg=tones[s.state])}"
+        for s in sources
+    ]
 
 
 @click.command(epilog="Example:  regraft report tuned.safetensors --base base.h5 -o tuned.html")
@@ -62,7 +130,7 @@ def report(source: str, base: str | None, out: str, force: bool) -> None:
     else:
         compared = rg.diff(base, source) if base else None
         with rg.open(source) as found:
-            told = rg.trace(source) if "regraft.lineage" in found.metadata else None
+            told = rg.trace(source) if rg.has_lineage(found) else None
         if compared is None and told is None:
             raise FormatError(
                 source,

@@ -159,8 +159,10 @@ class Mapped:
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
+            from regraft import values
+
             with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = values.map_file(file.fileno())
         return self._map
 
     def _fetched(

@@ -8,6 +8,7 @@
 - `out`, `proj` or `dense` beside a query, a key and a value is the attention's output, also where
   no part of the path is called an attention.
 - `w1`, `w2` and `w3` of which the last leads back are gate, up and down, as xformers has them.
+- Norms that a block counts from 0 (`LayerNorm_0`, `LayerNorm_1`) are its `norm1` and `norm2`.
 - Letters count where sisters have all of them from `a` on: `block_a`, `block_b`, `block_c`.
 """
 
@@ -44,7 +45,7 @@ def give(modules: list[Module]) -> None:
         found = _apart(modules, held)
         if held.keys() >= _DECODER_NORMS.keys() and inside[path] >= _DECODER_LAYER:
             found |= _DECODER_NORMS
-        found |= _outputs(path, held)
+        found |= _outputs(path, held) | _norms_from_zero(held)
         for word, alias in found.items():
             modules[held[word]] = replace(modules[held[word]], alias=alias)
     _count_letters(modules)
@@ -99,6 +100,23 @@ def _apart(modules: list[Module], held: Mapping[str, int]) -> dict[str, str]:
             {"w1": "gate", "w2": "up"} if shapes.get("w3") == back else {"w1": "", "w2": ""}
         )
     return found
+
+
+_COUNTED_NORM = re.compile(r"^((?:layer|rms)?_?norm|ln)_?(\d)$")
+
+
+def _norms_from_zero(held: Mapping[str, int]) -> dict[str, str]:
+    """The norms of a block that are counted from 0, by the numbers that they have elsewhere."""
+    numbers: dict[str, dict[int, str]] = defaultdict(dict)
+    for word in held:
+        counted = _COUNTED_NORM.match(word)
+        if counted:
+            numbers[counted[1]][int(counted[2])] = word
+    return {
+        word: f"norm{number + 1}"
+        for words in numbers.values() if len(words) > 1 and 0 in words
+        for number, word in words.items()
+    }  # fmt: skip
 
 
 def _outputs(path: tuple[str, ...], held: Mapping[str, int]) -> dict[str, str]:

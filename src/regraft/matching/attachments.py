@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from regraft.matching.layouts import CHANNELS_FIRST
 from regraft.matching.modules import Leaf, Module, parts_of, tokens
 from regraft.tensors import Catalogue
 
+_NORMS = re.compile(r"^(bn|norm|batch|batchnorm|normalization|batch_?norm[123]d)$")
 # Words that say what kind of layer it is, and not which one.
 _KINDS = re.compile(
     r"^(conv|convolution|conv[123]d|bn|norm|batch|batchnorm|normalization|batch_?norm[123]d|layer|"
@@ -33,8 +34,9 @@ def attached(catalogue: Catalogue, modules: Sequence[Module]) -> Mapping[int, Mo
     for module in modules:
         siblings[module.path[:-1]].append(module)
     found: dict[int, Module] = _by_flow(catalogue, modules)
+    before = {family for members in siblings.values() for family in _before(members)}
     for members in siblings.values():
-        by_name = _by_name(members)
+        by_name = _by_name([m for m in members if m.family not in before])
         found = by_name | found
         ordered = catalogue.order != "sorted" and catalogue.framework != "keras"
         if not by_name and ordered and _alternating(members):
@@ -72,19 +74,35 @@ def _by_flow(catalogue: Catalogue, modules: Sequence[Module]) -> dict[int, Modul
     return found
 
 
+def _before(members: Sequence[Module]) -> Iterator[str]:
+    """Families of norms that stand before the layers of their names (`norm1`, `conv1`): some have
+    another size than these put out. Where sizes are equal by chance, it is so all the same."""
+    named = [module for module in members if not _count(module)]
+    layers: dict[tuple[str, ...], list[Module]] = defaultdict(list)
+    for module in named:
+        if "kernel" in module.leaves:
+            layers[_stem(module, _KINDS)].append(module)
+    for norm in named:
+        same = layers.get(_stem(norm, _KINDS), ()) if "var" in norm.leaves else ()
+        if same and _stem(norm, _KINDS) and not any(_feeds(m, norm) for m in same):
+            yield norm.family
+
+
 def _by_name(members: Sequence[Module]) -> dict[int, Module]:
-    """Sisters whose names are equal but for the words for their kinds."""
+    """Sisters whose names are equal but for the words for norms (`conv_dw_1`, `conv_dw_1_bn`), or
+    else but for all words for kinds of layers (`conv1`, `bn1`)."""
     found = _by_count(members)
     members = [module for module in members if not _count(module)]
-    layers: dict[tuple[str, ...], list[Module]] = defaultdict(list)
-    for module in members:
-        if "kernel" in module.leaves:
-            layers[_stem(module)].append(module)
-    for norm in members:
-        stem = _stem(norm)
-        same = [m for m in layers.get(stem, ()) if stem and _feeds(m, norm)]
-        if "var" in norm.leaves and len(same) == 1:
-            found[id(norm)] = same[0]
+    for kinds in (_KINDS, _NORMS):
+        layers: dict[tuple[str, ...], list[Module]] = defaultdict(list)
+        for module in members:
+            if "kernel" in module.leaves:
+                layers[_stem(module, kinds)].append(module)
+        for norm in members:
+            stem = _stem(norm, kinds)
+            same = [m for m in layers.get(stem, ()) if stem and _feeds(m, norm)]
+            if "var" in norm.leaves and len(same) == 1:
+                found[id(norm)] = same[0]
     return found
 
 
@@ -117,9 +135,9 @@ def _by_count(members: Sequence[Module]) -> dict[int, Module]:
     return {id(n): m for m, n in zip(fitting[0], norms, strict=True)} if len(fitting) == 1 else {}
 
 
-def _stem(module: Module) -> tuple[str, ...]:
+def _stem(module: Module, kinds: re.Pattern[str]) -> tuple[str, ...]:
     last = [p for p in module.path if p not in ("depthwise", "pointwise")][-1:]
-    return tuple(token for token in tokens(last) if not _KINDS.match(token))
+    return tuple(token for token in tokens(last) if not kinds.match(token))
 
 
 def _alternating(members: Sequence[Module]) -> bool:

@@ -61,6 +61,19 @@ def fingerprints(
     }
 
 
+def pooled(flow: Sequence[FlowNode], modules: Iterable[Module]) -> dict[int, bool]:
+    """By `id(module)`, whether a layer reads a map that was pooled just before; nothing where the
+    graph shows no pooling at all. Of an inception's equal branches one begins with it."""
+    if not any("pool" in node.via for node in flow):
+        return {}
+    reads: dict[tuple[str, ...], bool] = {}
+    for node in flow:
+        if node.owner:
+            path = tuple(parts_of(node.owner))
+            reads[path] = reads.get(path, False) or "pool" in node.via
+    return {id(m): reads[m.path] for m in modules if m.path in reads}
+
+
 def _sorted(values: Sequence[int], nodes: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(values[n] for n in nodes))
 

@@ -73,10 +73,13 @@ def fitting_leaves(source: Module, target: Module) -> dict[Leaf, Leaf]:
 
 
 def _fits(source: Module, target: Module) -> bool:
-    """Whether the largest tensors of both are served; a missing bias does not part two layers."""
+    """Whether the largest tensors of both are served; a missing bias does not part two layers, nor
+    does a missing scale part two norms with statistics."""
     pairs = fitting_leaves(source, target)
     if not pairs:
         return False
+    if "var" in target.leaves and "var" in source.leaves:
+        return target.leaves["var"] in pairs
     largest = max(target.leaves.values(), key=lambda leaf: leaf.info.size)
     counterpart = max(source.leaves.values(), key=lambda leaf: leaf.info.size)
     return largest.info.size == counterpart.info.size and largest in pairs

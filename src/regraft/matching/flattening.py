@@ -50,7 +50,8 @@ def flattened(catalogue: Catalogue, modules: Sequence[Module]) -> dict[str, Flat
     """By the name of its kernel, each dense layer, and what it may read."""
     if not catalogue.flow:
         code = isinstance(catalogue, Skeleton) and catalogue.framework != "jax"
-        return dict(_from_order(modules, usual=not code))
+        ordered = catalogue.order != "sorted"
+        return dict(_from_order(modules, usual=not code, ordered=ordered))
     known = {name: flat.channels for name, flat in _from_order(modules, usual=False)}
     found = dict(_from_flow(catalogue.flow, {module.path: module for module in modules}, known))
     if "channels_first" in catalogue.metadata.get("model_config", ""):
@@ -59,12 +60,23 @@ def flattened(catalogue: Catalogue, modules: Sequence[Module]) -> dict[str, Flat
     return found
 
 
-def _from_order(modules: Sequence[Module], *, usual: bool) -> Iterable[tuple[str, Flat]]:
+def _from_order(
+    modules: Sequence[Module], *, usual: bool, ordered: bool = True
+) -> Iterable[tuple[str, Flat]]:
+    """By what stands before each dense layer. In a sorted file that may be any layer: where some
+    map has as many channels as the kernel has inputs, it may as well be that one that is read."""
     channels: frozenset[int] = frozenset()
+    maps = frozenset[int]()
+    if not ordered:
+        maps = maps.union(*(_channels(m, maps) for m in modules if not _dense_kernel(m)))
     for module in modules:
         kernel = _dense_kernel(module)
         if kernel:
-            yield kernel.info.name, Flat(_multiples(kernel, channels), None, usual)
+            found = _multiples(kernel, channels)
+            doubted = any(size in maps for size in _input_sizes(kernel))
+            if doubted and not any(_square(kernel, c) for c in found):
+                found = frozenset[int]()
+            yield kernel.info.name, Flat(found, None, usual and not (doubted and found))
         stays = "kernel" in module.leaves or "var" in module.leaves
         channels = _channels(module, channels) if stays else frozenset[int]()
 
@@ -79,7 +91,8 @@ def _from_flow(
     ends: list[frozenset[int] | None] = []  # None: not known
     passing: list[Via] = []  # steps that have reached the end of a node without weights
     for node in flow:
-        via = (*(step for i in node.inputs for step in passing[i]), *node.via)
+        own = (step for step in node.via if step != "pool")
+        via = (*(step for i in node.inputs for step in passing[i]), *own)
         before = [ends[i] for i in node.inputs]
         path = tuple(parts_of(node.owner)) if node.owner else ()
         module = modules.get(path)
@@ -113,9 +126,13 @@ def _dense_kernel(module: Module) -> Leaf | None:
 
 def _multiples(kernel: Leaf, channels: frozenset[int]) -> frozenset[int]:
     """Channel counts of which the kernel's inputs are a multiple."""
-    rows, columns = kernel.info.shape
-    sizes = (kernel.info.shape[_inputs_axis(kernel)],) if kernel.framework else (rows, columns)
+    sizes = _input_sizes(kernel)
     return frozenset(c for c in channels if any(n > c > 1 and n % c == 0 for n in sizes))
+
+
+def _input_sizes(kernel: Leaf) -> tuple[int, ...]:
+    """How many inputs a dense kernel has, or may have where its layout is not known."""
+    return (kernel.info.shape[_inputs_axis(kernel)],) if kernel.framework else kernel.info.shape
 
 
 def _inputs_axis(kernel: Leaf) -> int:
@@ -159,6 +176,8 @@ def variants(
     One conversion where the order is certain or none was flattened; the reordered ones first.
     """
     ours, theirs = flats
+    if max(len(source.info.shape), len(target.info.shape)) > 2:
+        return (plain,)  # a convolution over the whole map shows where its inputs lie
     if not any(flat and flat.channels for flat in flats):
         return (plain,)
     if any(flat and flat.via is not None and not flat.channels for flat in flats):

@@ -19,6 +19,9 @@ _LIMIT = 50_000
 Node = tuple[str, str, list[str], str]
 _REARRANGES = {"Flatten": "flatten", "Permute": "permute", "Transpose": "permute",
                "Reshape": "reshape"}  # fmt: skip
+_PASSES = _REARRANGES | {
+    f"{kind}Pooling{rank}D": "pool" for kind in ("Average", "Max") for rank in (1, 2, 3)
+}
 
 
 def flow_of(model_config: str, names: Iterable[str] = ()) -> tuple[FlowNode, ...]:
@@ -148,9 +151,9 @@ def _topological(layers: list[Node]) -> tuple[FlowNode, ...]:
         via = tuple(step for i in inputs for step in vias.get(i, ()))
         sources = tuple(dict.fromkeys(n for i in inputs for n in index.get(i, ())))
         merge = len(set(inputs)) > 1
-        if (not owner or kind in _REARRANGES) and not merge:
+        if (not owner or kind in _PASSES) and not merge:
             index[key] = sources
-            vias[key] = (*via, _REARRANGES[kind]) if kind in _REARRANGES else via
+            vias[key] = (*via, _PASSES[kind]) if kind in _PASSES else via
             continue
         result.append(FlowNode(owner, "merge" if merge else "", sources, via))
         index[key] = (len(result) - 1,)

@@ -36,6 +36,11 @@ MATMULS = {"torch": "Conv1D", "onnx": "MatMul"}
 _CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 # A matrix that is a parameter of its own, called after what it does.
 PROJECTION = re.compile(r"(^|_)proj(ection)?$")
+# Keras' classes of layers with kernels.
+_OWN_KERNELS = re.compile(r"dense|conv|attention|lstm|gru|rnn|cell", re.IGNORECASE)
+# A table of biases by distance: `[distances, heads]`, in T5X `[heads, distances]`.
+RELATIVE = "biases by distance"
+_RELATIVE = re.compile(r"(^|[_/])rel(ative)?_?(pos|att|bias|emb|position)", re.IGNORECASE)
 _EINSUMS = re.compile(r"einsum|densegeneral|lineargeneral|multihead", re.IGNORECASE)
 
 
@@ -60,13 +65,16 @@ def says_reset_before(catalogue: Catalogue) -> bool:
 def of_tensor(role: Role, info: TensorInfo, path: tuple[str, ...], habits: Habits) -> Kind:
     """The sort that a tensor's own class, name and shape tell."""
     if role != "kernel":
-        return "embedding" if role == "embedding" else ""
+        relative = role == "embedding" and _RELATIVE.search("/".join(path))
+        return RELATIVE if relative else "embedding" if role == "embedding" else ""
     if len(info.shape) == 2 and _inputs_first(info, path, habits):
         return "matmul"
     if roles.transposed(info.module, path[-1] if path else ""):
         return "transposed"
     if "depthwise" in info.module.lower():
         return "depthwise"
+    if habits.framework == "keras" and not _OWN_KERNELS.search(info.module):
+        return ""  # a layer of somebody's own, whose variables may be anything
     return "plain" if info.module else ""
 
 

@@ -15,6 +15,7 @@ an axis, `[in, heads, size]` and `[heads, size, out]` with biases `[heads, size]
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -63,6 +64,10 @@ _STAND_INS: dict[Role, tuple[Role, ...]] = {
     "scale": ("slope",),
     "slope": ("scale",),
 }
+_CLASSES = re.compile(r"dense|linear|conv|embedding|norm|relu|attention", re.IGNORECASE)
+_WORDS = re.compile(r"[./](kernel|embeddings?)(:0)?$")
+# What has a number for a name may be a table.
+_NUMBER = re.compile(r"[./]\d+$")
 # Roles that are one value for each channel; graphs store them ready to broadcast, `[1, 8, 1]`.
 _VECTORS: tuple[Role, ...] = ("slope", "scale", "bias", "mean", "var")
 # Frameworks by how their kernels lie. The order in which maps are flattened is another question:
@@ -75,8 +80,17 @@ def compatible(source: Leaf, target: Leaf) -> bool:
     """Whether two tensors can have the same role."""
     if source.role == target.role:
         return True
-    known = bool(source.info.module) and bool(target.info.module)
-    return not known and target.role in _STAND_INS.get(source.role, ())
+    if {source.role, target.role} == {"other", "embedding"}:
+        return any(_NUMBER.search(leaf.info.name) for leaf in (source, target))
+    return not (_is_told(source) and _is_told(target)) and target.role in _STAND_INS.get(
+        source.role, ()
+    )
+
+
+def _is_told(leaf: Leaf) -> bool:
+    """Whether the layer's class or the tensor's own word tells its role. (The class of a layer of
+    one's own says nothing of the roles of its tensors.)"""
+    return bool(_CLASSES.search(leaf.info.module) or _WORDS.search(leaf.info.name))
 
 
 def conversions(source: Leaf, target: Leaf) -> tuple[Conversion, ...]:
@@ -128,7 +142,23 @@ def _between(source: _Key, target: _Key) -> tuple[Conversion, ...]:
             assumed = _assumed(start)
             before = found.get(key, Conversion(ops, assumed))
             found[key] = Conversion(before.ops, before.conventions | assumed)
-    return tuple(found.values()) or tuple(_flattening(source, target))
+    ways = tuple(found.values()) or tuple(_flattening(source, target))
+    return (*ways, _AS_A_TABLE) if _is_table(source, target) and not any(
+        not way.ops for way in ways) else ways  # fmt: skip
+
+
+_AS_A_TABLE = Conversion((), frozenset({"a table"}))
+
+
+def _is_table(source: _Key, target: _Key) -> bool:
+    """Whether what may be a kernel, by its rank alone, may as well be the other side's table."""
+    kernel = source if source[0] == "kernel" else target
+    return (
+        {source[0], target[0]} == {"kernel", "embedding"}
+        and source[1] == target[1]
+        and not kernel[3]
+        and len(kernel[1]) == 2
+    )
 
 
 def _flattening(source: _Key, target: _Key) -> Iterator[Conversion]:
@@ -204,9 +234,12 @@ def _forms(role: Role, shape: Shape, framework: str, kind: str) -> tuple[Form, .
     if role in (*_VECTORS, "other") and rank > 1 and max(shape) == prod(shape):
         flat = Reshape((prod(shape),))
         return (Form("any", flat.shape, (flat,), _AS_STORED),)
-    if role == "embedding" and rank > 2 and 1 in shape:  # a table with axes that broadcast
+    if role in ("embedding", "other") and rank > 2 and 1 in shape:  # a table that broadcasts
         flat = Reshape(tuple(n for n in shape if n != 1))
         return (Form("any", flat.shape, (flat,), _AS_STORED),)
+    if kind == kinds.RELATIVE and rank == 2:
+        turned = Form("any", shape[::-1], (Transpose((1, 0)),), "heads first")
+        return (Form("any", shape, (), _AS_STORED), turned)
     if role not in ("kernel", "recurrent") or rank < 2:
         return (Form("any", shape, (), _AS_STORED),)
     if kind == "matmul":

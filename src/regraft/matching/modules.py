@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from math import prod
 
 from regraft.matching import aliases, kinds, roles
 from regraft.matching.kinds import Kind
@@ -99,6 +100,8 @@ _TOKEN = re.compile(
 )
 
 
+# Scales of a block's branches that are parameters of the block itself, and counted.
+_LAYER_SCALE = re.compile(r"^(layer_?scale|ls|gamma|lambda)_?\d$")
 # w_in and b_in: the role first.
 _PREFIXED = re.compile(r"^([wbWB])_([a-zA-Z]\w*)$")
 # Letters behind a number count as numbers do: block1a, block1b. (Others: see `aliases`.)
@@ -152,7 +155,7 @@ def _parts(name: str) -> tuple[str, ...]:
 # Tensors that a model computes for itself: masks, frequencies, tables of positions.
 _CONSTANTS = re.compile(
     r"(^|[./_])(inv_freq|freqs_cis|cos_cached|sin_cached|freqs_cos|freqs_sin|causal_mask|tril|"
-    r"masked_bias|position_ids|relative_position_index|rope_cache|attn_mask|mask)$"
+    r"masked_bias|position_ids|relative_position_index|relative_coords_table|rope_cache|attn_mask|mask)$"
 )
 
 # Integers in a training state that say how far it came.
@@ -270,8 +273,13 @@ def _owner(info: TensorInfo) -> tuple[tuple[str, ...], str]:
     if not info.role and len(info.shape) == 2 and kinds.PROJECTION.search(leaf):
         return (*path, leaf), "projection"  # CLIP's, multiplied from the right: [in, out]
     if info.role:
+        rest, word = roles.split_leaf(info.role.lower())
+        if rest and word in ("embedding", "embeddings"):  # rel_embedding, position_embeddings
+            return (*path, rest), word
         same = leaf.lower() == info.role.lower()
         return tuple(path) if same else (*path, leaf), info.role.lower()
+    if len(info.shape) == 1 and _LAYER_SCALE.match(leaf):
+        return (*path, leaf), "scale"
     prefixed = _PREFIXED.match(leaf)
     if prefixed:
         return (*path, prefixed[2]), prefixed[1].lower()
@@ -292,7 +300,12 @@ def _split(
     leaves: dict[Role, Leaf] = {}
     extra = 0
     for word, info in tensors:
-        role = roles.of(word, len(info.shape), sisters, info.module)
+        if word == "reverse_embeddings":  # KerasHub's output layer, untied: a layer of its own
+            lone = Leaf(info, "kernel", framework, "plain")
+            yield ("lm_head",), {"kernel": lone}
+            continue
+        rank = 1 if _broadcasts_beside(info, tensors) else len(info.shape)
+        role = roles.of(word, rank, sisters, info.module)
         kind = kinds.of_tensor(role, info, path, habits)
         if role == "other" or role in leaves:  # its own name is all that is known of it
             extra += 1
@@ -312,6 +325,15 @@ def _split(
         for role, kind in told.items():
             leaves[role] = replace(leaves[role], kind=kind)
         yield (), leaves
+
+
+def _broadcasts_beside(info: TensorInfo, tensors: Iterable[tuple[str, TensorInfo]]) -> bool:
+    """Whether a tensor is one vector, `[1, 1, 1, n]`, and another one beside it is just the same:
+    a scale and a shift. (The bias of a kernel has fewer axes.)"""
+    shape = info.shape
+    if len(shape) < 3 or max(shape) != prod(shape) or shape[-1] < 2:
+        return False
+    return sum(other.shape == shape for _, other in tensors) > 1
 
 
 def _wide_conv1d(catalogue: Catalogue) -> bool:
@@ -344,7 +366,16 @@ def _unnamed(
         return tensors
     shapes = [info.shape for _, info in tensors]
     words = _UNNAMED.get(tuple(len(shape) > 1 for shape in shapes))
-    if len(shapes) == 1 and len(shapes[0]) == 2 and path and "embed" in path[-1].lower():
+    embeds = bool(path) and "embed" in path[-1].lower()
+    if (
+        len(shapes) == 1
+        and len(shapes[0]) > 1
+        and max(shapes[0]) == shapes[0][-1] == prod(shapes[0])
+    ):
+        return tensors  # one vector that broadcasts, as a class token: no kernel
+    if len(shapes) == 2 and len(shapes[0]) == 2 and embeds and shapes[1] == shapes[0][::-1]:
+        words = ("embeddings", "reverse_embeddings")  # an output layer in one with its table
+    elif len(shapes) == 1 and len(shapes[0]) == 2 and embeds:
         words = ("embeddings",)
     elif len(shapes) == 2 and len(shapes[0]) == 3 and shapes[1] == shapes[0][1:]:
         words = ("kernel", "bias")  # to heads, as an attention's query
@@ -353,8 +384,14 @@ def _unnamed(
     return [(word, info) for word, (_, info) in zip(words, tensors, strict=True)]
 
 
+_NAMELESS = re.compile(r"^variable(_\d+)?$")
+
+
 def _numbered(tensors: Iterable[tuple[str, TensorInfo]]) -> bool:
-    return all(word == str(place) for place, (word, _) in enumerate(tensors))
+    """Whether the variables of a layer have numbers for names, or what Keras calls one that was
+    given no name."""
+    words = [word for word, _ in tensors]
+    return words == list(map(str, range(len(words)))) or all(map(_NAMELESS.match, words))
 
 
 def _lists_layers(owners: Iterable[list[tuple[str, TensorInfo]]]) -> bool:

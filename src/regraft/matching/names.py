@@ -238,7 +238,7 @@ def _slot_values(modules: Iterable[Module]) -> dict[str, list[set[int]]]:
 
 def family_of(module: Module) -> str:
     """The module's family; norms of different places in a block are different ones."""
-    return f"{module.family} {norm_place(module.path)}"
+    return f"{module.family} {norm_place(module.says)}"
 
 
 def _offset(ours: set[int], theirs: set[int]) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +29,16 @@ from regraft.matching.tables import Around, Flags, Kinds, Places, Positions, Sai
 from regraft.matching.towers import in_company
 from regraft.matching.trees import Trees
 from regraft.tensors import Catalogue
+
+
+class Claim(NamedTuple):
+    """What modules say of themselves, how far an agreement counts, and its words; `sole`: whether
+    it tells layers of one block apart, so that their order does not."""
+
+    said: Said
+    weight: float
+    text: str
+    sole: bool
 
 
 class Observations:
@@ -76,6 +88,16 @@ class Observations:
     def strange(self) -> Kinds:
         return Kinds(self.sides, telling, self.names.other_words)
 
+    @cached_property
+    def told_by_names(self) -> bool:
+        """Whether layers that are called otherwise are other layers: nearly all have equal names,
+        and what is left is no complete set of counterparts, of several sorts."""
+        counts = [Counter(self._classes[id(m)] for m in side) for side in self.sides]
+        exact = self.names.exact_pairs
+        named = {id(m) for m in self.sides[1]} - {target for _, target in exact}
+        left = {self._classes[one] for one in named}
+        return self.names.told and (counts[0] != counts[1] or len(left) < 2)
+
     def equal_names(self, source: int, target: int) -> bool:
         """Whether the paths of two modules are equal under the prefixes that most vote for."""
         return (id(self.sides[0][source]), id(self.sides[1][target])) in self.names.exact_pairs
@@ -112,19 +134,30 @@ class Observations:
         return Kinds(self.sides, lambda m: prints.get(id(m)), similar)
 
     @cached_property
-    def claims(self) -> list[tuple[Said, float, str]]:
-        ways: list[tuple[Callable[[tuple[str, ...]], str], float, str]] = [
-            (projection_of, 0.8, "both are called the {} projection"),
-            (edge_of, 0.5, "both are called the {} of a model"),
+    def pooled(self) -> tuple[Places, ...]:
+        """By module, 1 or 0 for whether it reads a pooled map; -1 where the graphs do not say."""
+        sides = zip(self._catalogues, self.sides, strict=True)
+        found = [dataflow.pooled(catalogue.flow, side) for catalogue, side in sides]
+        said = all(found)
+        return tuple(
+            np.array([int(told[id(m)]) if said and id(m) in told else -1 for m in side], np.intp)
+            for told, side in zip(found, self.sides, strict=True)
+        )
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        ways: list[tuple[Callable[[tuple[str, ...]], str], float, str, bool]] = [
+            (projection_of, 0.8, "both are called the {} projection", True),
+            (edge_of, 0.5, "both are called the {} of a model", False),
         ]
         # With a third norm in blocks, `norm2` may be another one's.
         lasts = (m.says[-1].lower() for side in self.sides for m in side if m.path)
         if not any(map(THIRD_NORM.match, lasts)):
-            ways.append((norm_place, 0.8, "both are called the norm of the {} layers"))
+            ways.append((norm_place, 0.8, "both are called the norm of the {} layers", True))
         halves = [{half_of(m.says) for m in side} for side in self.sides]
         if all({"encoder", "decoder"} <= told for told in halves):
-            ways.append((half_of, 0.5, "both are in the {} of a model that has two halves"))
-        return [(Said(self.sides, of), weight, text) for of, weight, text in ways]
+            ways.append((half_of, 0.5, "both are in the {} of a model that has two halves", False))
+        return [Claim(Said(self.sides, of), weight, text, sole) for of, weight, text, sole in ways]
 
     @cached_property
     def running(self) -> tuple[Flags, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +24,15 @@ from regraft.matching.modules import Module
 from regraft.matching.names import automatic
 from regraft.matching.observations import Observations
 from regraft.matching.order import sequence
+from regraft.matching.projections import at_odds
 from regraft.matching.scoring import Scorer
 from regraft.plans import Evidence
 from regraft.tensors import Catalogue
 
 # A pairing is settled when the best answer that says otherwise scores less by this much.
 MARGIN = 0.8
+# Margins are sums of numbers with three places.
+_ROUNDING = 1e-6
 # Candidates of an open pairing that are kept.
 _KEPT = 64
 
@@ -50,7 +54,7 @@ class Pairing(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        return self.margin >= MARGIN
+        return self.margin >= MARGIN - _ROUNDING
 
 
 class Pairer:
@@ -63,6 +67,7 @@ class Pairer:
         target: Catalogue,
         targets: Sequence[Module],
     ) -> None:
+        self._target = target
         self._sources, self._targets = sequence(source, sources), sequence(target, targets)
         fits: dict[tuple[object, object], bool] = {}
         self._classes = number_classes(self._sources, self._targets, fits)
@@ -115,7 +120,32 @@ class Pairer:
             for (number, row, column), why in zip(equal, told, strict=True):
                 best = Candidate(self._sources[plain[number].sources[column]], 0.0, why)
                 self._note(plain[number].targets[row], (best,), sum(e.weight for e in why))
-        self._note_all(cells, list(self._choices(cells)))
+        while cells:
+            self._note_all(cells, list(self._choices(cells)))
+            cells = [rest for cell in cells for rest in self._rest(cell)]
+
+    def _rest(self, cell: Cell) -> Iterator[Cell]:
+        """What of a cell is open once some of it is settled, where it is as many on both sides:
+        numbers and order may tell these apart that did not tell all. Or the cell without layers for
+        which nothing was left and that are tied to one that has got it: which it is is the same."""
+        settled = [p for p in cell.targets if (found := self._found.get(p)) and found.settled]
+        taken = {int(self._scorer.partners[place]) for place in settled}
+        served = {self._tied[p] for p in cell.targets if p in self._found and p in self._tied}
+        spare = {p for p in cell.targets if p not in self._found and self._tied.get(p) in served}
+        rest = Cell(
+            [place for place in cell.sources if place not in taken],
+            [place for place in cell.targets if place not in settled and place not in spare],
+        )
+        if (settled and rest.square) or (spare and rest.targets):
+            yield rest
+
+    @cached_property
+    def _tied(self) -> dict[int, str]:
+        """By target, where all it holds is one tensor that others hold as well, which one it is."""
+        first = {name: names[0] for names in self._target.ties for name in names}
+        lone = {p: leaf.info.name for p, m in enumerate(self._targets) if len(m.leaves) == 1
+                for leaf in m.leaves.values()}  # fmt: skip
+        return {place: first[name] for place, name in lone.items() if name in first}
 
     def _note_all(self, cells: list[Cell], choices: list[tuple[int, int, Choice]]) -> None:
         listed = [(n, row, column) for n, row, choice in choices for column, _ in choice.near]
@@ -156,7 +186,8 @@ class Pairer:
 
     def _cells(self, cell: Cell) -> Iterator[Cell]:
         """Modules of one class parted by the paired containers they are in, innermost first; those
-        that no container parts, or that are not as many on both sides, stay together."""
+        that no container parts, that are not as many on both sides, or of which none can be the
+        other by what they say, stay together."""
         trees = self._seen.trees
         rest: tuple[list[int], list[int]] = ([*cell.sources], [*cell.targets])
         sides = self._sources, self._targets
@@ -172,7 +203,7 @@ class Pairer:
                         parted.setdefault(around[depth - 1], ([], []))[side].append(place)
             done: tuple[set[int], set[int]] = (set(), set())
             for left, right in parted.values():
-                if len(left) == len(right):
+                if len(left) == len(right) and self._may_meet(left, right):
                     yield Cell(left, right)
                     done[0].update(left)
                     done[1].update(right)
@@ -182,6 +213,10 @@ class Pairer:
         )
         if right:
             yield Cell(left, right)
+
+    def _may_meet(self, left: Iterable[int], right: Sequence[int]) -> bool:
+        says = [self._targets[place].says for place in right]
+        return any(not at_odds(self._sources[p].says, other) for p in left for other in says)
 
     def _ways(self, cell: Cell) -> Iterator[Cell]:
         """A cell parted by the way that recurrent layers run, where all of them say it."""

@@ -29,8 +29,9 @@ _WORDS = {
 # Whole names of layers, where their words do not tell.
 _NAMES = {
     "wi_0": "gate", "wi_1": "up", "fc1_g": "gate", "fc1_x": "up", "linear_gate": "gate",
-    "feedforward_gate_dense": "gate", "attention_output": "o", "w1": "w1", "w3": "w3",
-    "fc_1": "gate", "fc_2": "up",
+    "feedforward_gate_dense": "gate", "feedforward_intermediate_dense": "up",
+    "attention_output": "o", "w1": "w1", "w3": "w3",
+    "fc_1": "gate", "fc_2": "up", "ffw_gating": "gate", "ffw_gating_2": "up",
 }  # fmt: skip
 # The output projection, right below an attention.
 OUTPUTS = frozenset(
@@ -177,8 +178,9 @@ def _snake(part: str) -> str:
 _BRANCHES = (
     ("shortcut", re.compile(
         r"\d(\..*)?\.(downsample|(conv|norm|bn)_(proj|shortcut|skip)|shortcut)(\.(\d|conv|bn|norm))?$|"
-        r"\d\.proj(\.(\d|conv|bn|norm))?$")),
-    ("counted", re.compile(r"(^|\.)(conv|bn|norm)_?\d(\.(conv|bn|norm))?$")),
+        r"\d\.proj(\.(\d|conv|bn|norm))?$|block\d+_0_conv$")),
+    ("counted", re.compile(
+        r"(^|\.)(conv|bn|norm)_?\d(\.(conv|bn|norm))?$|block\d+_[1-9]_conv$")),
 )  # fmt: skip
 
 
@@ -198,9 +200,12 @@ _EDGES = (
     ("last norm", re.compile(r"^(ln|norm|layer_?norm)_post$|^post_(ln|norm|layer_?norm)$")),
     ("final norm", re.compile(r"^(ln|norm)_(f|final|out)$|^final_(layer_?)?norm$")),
     ("distillation head", re.compile(r"^(head|classifier)_dist\w*$|^dist\w*_(head|classifier)$")),
-    ("head", re.compile(r"^(lm_head|out_head|output_head|head|embed_out|logits|output|"
+    ("head", re.compile(r"^(lm_head|out_head|output_head|head|embed_out|logits(_dense)?|output|"
                         r"output_projection|unembed\w*|classifier)$")),
 )  # fmt: skip
+
+
+_NORM = re.compile(r"^(layer_?)?norm$|^ln$")
 
 
 @lru_cache(maxsize=65536)
@@ -208,6 +213,8 @@ def edge_of(path: tuple[str, ...]) -> str:
     """Which of the first and last layers of a model a layer is, by its name; `""` if it does not
     say."""
     last = path[-1].lower() if len(path) < 4 and path else ""
+    if len(path) > 1 and _NORM.match(last) and path[-2].lower().startswith("emb"):
+        last = f"embeddings_{last}"  # BERT's `embeddings.LayerNorm`
     return next((edge for edge, pattern in _EDGES if pattern.search(last)), "")
 
 
@@ -236,13 +243,13 @@ _SAME = {"w1": "gate", "w3": "up"}
 # The norm before (or behind) an attention, and the one of the feed-forward layers, in a block of
 # two norms.
 _ATTENTION_NORM = re.compile(
-    r"^(layer_?)?norm_?1$|^ln_?1$|^(layer_?norm|norm|ln)_before$|^(pre_?)?(self_)?att(entio)?n_"
+    r"^(layer_?)?norm_?1$|^ln_?1$|^(layer_?norm|norm|ln)_before$|^before_(layer_?)?norm$|^(pre_?)?(self_)?att(entio)?n_"
     r"(layer_?)?(norm|ln)$|^input_(layer)?_?norm(alization)?$|^sa_layer_norm$|^ln_attn$|"
     r"^self_attention_layer_norm$|^(layer_)?norm_att(n|ention)$|^pre_?att(n|ention)$"
 )
 _FORWARD_NORM = re.compile(
-    r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
-    r"(layer_?)?(norm|ln)$|^post_attention_layer_?norm(alization)?$|^output_layer_norm$|"
+    r"^(layer_?)?norm_?2$|^ln_?2$|^(layer_?norm|norm|ln)_after$|^after_(layer_?)?norm$|^(pre_?)?(ffn?|mlp|feed_?forward)_"
+    r"(layer_?)?(norm|ln)$|^post_(self_)?attention_layer_?norm(alization)?$|^output_layer_norm$|"
     r"^ln_(mlp|ffn?)$|^feedforward_layer_norm$|^final_layer_norm$|^(layer_)?norm_(mlp|ffn?|feed_?forward)$|"
     r"^pre_?(mlp|ffn?|feed|feed_?forward)$"
 )

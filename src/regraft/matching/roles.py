@@ -68,6 +68,7 @@ _KEYS = sorted(_WORDS, key=len, reverse=True)
 _ENDING = re.compile(rf"^(?:(.*?)_)??({'|'.join(_KEYS)})$")
 _RECURRENT = re.compile(r"^((?:weight|bias)_[ih]h)_l(\d+)(_reverse)?$")
 
+_TABLES = re.compile(r"Embedding(Bag)?$")  # those of one's own, too: BartLearnedPositionalEmbedding
 NORMS = re.compile(r"norm", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"(conv|convolution)\dd?_?transpose|convtranspose|deconv", re.IGNORECASE)
 
@@ -112,7 +113,7 @@ def of(word: str, rank: int, sisters: frozenset[str], module: str) -> Role:
     normalises = bool(NORMS.search(module)) or any(
         set(_WORDS.get(sister, ())) & {"mean", "var"} for sister in sisters
     )
-    if module == "Embedding":
+    if module == "Embedding" or (rank == 2 and _TABLES.search(module)):
         return "embedding"
     if module == "PReLU":
         return "slope"

@@ -25,6 +25,8 @@ from regraft.plans import Evidence
 
 # Below this share of modules that fit somewhere, a fit may be chance.
 _COVERAGE = 0.5
+# What a layer loses of its fit that shares no tensor but the largest with many others.
+_SERVED = 0.9
 # Evidence with a smaller weight is not worth a line.
 _MENTIONED = 0.05
 
@@ -67,7 +69,7 @@ class Scorer:
 
     def _possible(self, pairs: Pairs) -> Flags:
         possible = (self._seen.fitting.value(pairs) > 0) & (self._seen.odd.value(pairs) == 0)
-        if self._seen.names.told:
+        if self._seen.told_by_names:
             # Names tell the two apart, and no block that both are in says otherwise.
             other = (self._seen.strange.value(pairs) > 0) & ~self._seen.exact(pairs)
             possible &= ~other | (self._seen.around.agreement(pairs)[0] > 0)
@@ -123,6 +125,15 @@ class Scorer:
                 else "what leads to it or follows from it agrees"
             ),
         )
+        ours, theirs = (
+            pooled[at]
+            for pooled, at in zip(self._seen.pooled, (pairs.sources, pairs.targets), strict=True)
+        )
+        yield Ground(
+            "dataflow",
+            0.45 * ((ours >= 0) & (ours == theirs)),
+            lambda k: "both read a pooled map" if ours[k] else "both read a map as it is",
+        )
         tied = exact | (words >= 0.2) | (self._seen.order.belief >= 0.5) | self._called_alike(pairs)
         yield Ground(
             "numbers",
@@ -132,11 +143,11 @@ class Scorer:
 
     def _called_alike(self, pairs: Pairs) -> Flags:
         """Whether both say that they are the same projection, in whatever words."""
-        return self._seen.claims[0][0].agrees(pairs)
+        return self._seen.claims[0].said.agrees(pairs)
 
     def _claimed(self, pairs: Pairs) -> Iterator[Ground]:
         """Names that say which part of an attention, of a model or of a block a layer is."""
-        for said, weight, text in self._seen.claims:
+        for said, weight, text, _ in self._seen.claims:
             yield Ground(
                 "names",
                 weight * said.agrees(pairs),
@@ -156,8 +167,12 @@ class Scorer:
         )
 
     def _in_order(self, pairs: Pairs, same_rank: Flags) -> Iterator[Ground]:
-        # Which is the gate, and which it gates, is no question of order.
+        # Which is the gate, and which it gates, is no question of order; nor do layers whose names
+        # say that they are two different ones have one place.
         spoken = ~(self._seen.mute[0][pairs.sources] | self._seen.mute[1][pairs.targets])
+        for claim in self._seen.claims:
+            if claim.sole:
+                spoken &= ~claim.said.differs(pairs)
         told = pairs.each(self._seen.places_told) * spoken
         yield Ground(
             "numbers",
@@ -194,4 +209,6 @@ class Scorer:
                 return "the only two layers with these roles and shapes"
             return f"{len(cell.sources)} layers have these roles and shapes"
 
-        return Ground("shape", fit * (1 + self._seen.served.value(pairs)) / 2, text)
+        # Among several, one that lacks a tensor is less likely than one that has the same.
+        share = np.where(pairs.each(lambda cell: cell.alone) > 0, 0.5, _SERVED)
+        return Ground("shape", fit * (1 - share * (1 - self._seen.served.value(pairs))), text)

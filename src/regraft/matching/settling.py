@@ -16,7 +16,7 @@ from regraft.matching.flattening import Flat, variants
 from regraft.matching.layouts import Conversion, conversions
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.pairing import Pairing
-from regraft.operations import AnyOp, Cast, Keep, dtype_of
+from regraft.operations import AnyOp, Cast, Fill, Keep, dtype_of
 from regraft.plans import Alternative, Evidence, Graft, Spec, Undecided, kind_of
 from regraft.tensors import TensorInfo, numpy_dtype
 
@@ -68,6 +68,13 @@ def graft(
     return Graft(target.name, spec_of(target), kind, names, tuple(ops), tuple(evidence))
 
 
+# What a norm with statistics does that has no scale, or no shift, of its own.
+_IDENTITY = {
+    "scale": (1.0, "a norm without a scale multiplies by one"),
+    "bias": (0.0, "a norm without a shift adds nothing"),
+}
+
+
 def take_pairings(pairings: Iterable[Pairing], state: Settled) -> None:
     """Sorts pairings into pairs of tensors and undecided ones; what nothing fits is left."""
     for number, pairing in enumerate(pairings):
@@ -84,6 +91,11 @@ def _take_settled(pairing: Pairing, state: Settled) -> None:
     for leaf in pairing.target.leaves.values():
         if leaf in served:
             state.pairs.append(Pair(served[leaf], leaf, best.evidence))
+        elif "var" in best.source.leaves and leaf.role in _IDENTITY:
+            value, text = _IDENTITY[leaf.role]
+            says = (Evidence("role", 1.0, f"{best.source.name} has none: {text}"),)
+            ops = (Fill(leaf.info.shape, value, leaf.info.dtype),)
+            state.grafts[leaf.info.name] = graft(leaf.info, [], ops, says)
         else:
             state.undecided[leaf.info.name] = Undecided(
                 spec_of(leaf.info), f"{best.source.name} has no tensor for this role and shape"

@@ -69,6 +69,11 @@ class Said:
         ours = self._codes[0][pairs.sources]
         return (ours > 0) & (ours == self._codes[1][pairs.targets])
 
+    def differs(self, pairs: Pairs) -> Flags:
+        """Whether both say something, and not the same."""
+        ours, theirs = self._codes[0][pairs.sources], self._codes[1][pairs.targets]
+        return (ours > 0) & (theirs > 0) & (ours != theirs)
+
     def word(self, pairs: Pairs, k: int) -> str:
         return self._words[self._codes[0][pairs.sources[k]]]
 

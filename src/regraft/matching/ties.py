@@ -12,8 +12,9 @@ import msgspec
 from regraft.matching.modules import parts_of
 from regraft.matching.projections import edge_of
 from regraft.matching.settling import Settled, alternative, spec_of
-from regraft.plans import Alternative, Evidence, Undecided
-from regraft.tensors import Catalogue
+from regraft.operations import Transpose, simplify
+from regraft.plans import Alternative, Evidence, Graft, Undecided, kind_of
+from regraft.tensors import Catalogue, TensorInfo
 
 _TIED = "tie_word_embeddings"
 
@@ -44,12 +45,12 @@ def settle_heads(source: Catalogue, target: Catalogue, state: Settled) -> None:
         missing = name in state.undecided or (graft is not None and not graft.written)
         if not missing or edge_of(_path(name)) != "head":
             continue
-        fitting = [g for g in embeddings if g.spec == spec_of(info)]
+        fitting = [tied for g in embeddings if (tied := _as_head(g, info))]
         if len(fitting) != 1:
             continue
-        tied = msgspec.structs.replace(fitting[0], target=name)
+        tied, table = fitting[0], next(g.target for g in embeddings if _as_head(g, info))
         if source.metadata.get(_TIED, "").lower() == "true":
-            says = (Evidence("rewrite", 2.0, f"the config ties it to {fitting[0].target}"),)
+            says = (Evidence("rewrite", 2.0, f"the config ties it to {table}"),)
             state.undecided.pop(name, None)
             state.grafts[name] = msgspec.structs.replace(tied, evidence=says)
             continue
@@ -57,11 +58,26 @@ def settle_heads(source: Catalogue, target: Catalogue, state: Settled) -> None:
         kept = Alternative((), (), 0.0, f"rg.fresh({name!r})")
         state.undecided[name] = Undecided(
             spec_of(info),
-            f"the source has no output layer: it may be tied to {fitting[0].target}, or be missing",
+            f"the source has no output layer: it may be tied to {table}, or be missing",
             (alternative(tied, 0.5), kept),
             "tied head",
         )
 
 
+def _as_head(table: Graft, head: TensorInfo) -> Graft | None:
+    """The graft of an embedding as that of an output layer, whose kernel `[in, out]` lies turned
+    against it; `None` where it does not fit."""
+    turned = head.name.rpartition("/")[2].partition(":")[0] == "kernel"
+    wanted = msgspec.structs.replace(spec_of(head), shape=head.shape[:: -1 if turned else 1])
+    if table.spec != wanted:
+        return None
+    if not turned:
+        return msgspec.structs.replace(table, target=head.name)
+    ops = simplify((*table.ops, Transpose((1, 0))))
+    kind = table.kind if table.kind == "adapt" else kind_of(ops)
+    return msgspec.structs.replace(table, target=head.name, spec=spec_of(head), ops=ops, kind=kind)
+
+
 def _path(name: str) -> tuple[str, ...]:
-    return tuple(parts_of(name)[:-1])
+    parts = parts_of(name)[:-1]
+    return tuple(parts[1:] if parts[:1] == ["params"] else parts)

@@ -24,6 +24,7 @@ import numpy as np
 
 from regraft.matching.modules import Module, number_of
 from regraft.matching.names import canonical_words
+from regraft.matching.projections import sublayer_of
 
 STRONG, WEAK = 1.0, 0.4
 
@@ -164,6 +165,21 @@ class Trees:
                 return
         if len(ours) == len(theirs) == 1:
             yield from self._in_order(left, right)
+        elif len(left) == 2 and 1 in (len(ours), len(theirs)):
+            yield from self._two_attentions(left, right)
+
+    def _two_attentions(self, left: list[Container], right: list[Container]) -> Iterable[Aligned]:
+        """A decoder's two attentions, which one side counts and of which the other calls one the
+        attention to itself: that is the first one."""
+        sides: list[list[Container]] = []
+        for side in (left, right):
+            if len(_families(side)) == 1 and _numbered(side):
+                sides.append(sorted(side, key=lambda c: c.numbers))
+            elif sum(map(_is_to_itself, side)) == 1:
+                sides.append(sorted(side, key=_is_to_itself, reverse=True))
+        if len(sides) == 2:
+            for a, b in zip(*sides, strict=True):
+                yield self._pair(a, b, STRONG)
 
     def _in_order(self, left: list[Container], right: list[Container]) -> Iterable[Aligned]:
         """By their numbers, which are positions; weak where they do not grow along. Containers
@@ -206,6 +222,11 @@ def _numbered(containers: Sequence[Container]) -> bool:
                if len(set(place)) > 1]  # fmt: skip
     counted = [list(range(start, start + len(containers))) for start in (0, 1)]
     return len(varying) == 1 and list(varying[0]) in counted
+
+
+def _is_to_itself(container: Container) -> bool:
+    """Whether all of its layers say that they are in a self-attention."""
+    return all(sublayer_of(m.path[:-1]) == "self-attention" for m in container.members)
 
 
 def _families(containers: Iterable[Container]) -> dict[str, list[Container]]:

@@ -100,5 +100,7 @@ def _charts(tuned: Tuned | None, diff: Diff | None) -> Mapping[str, str]:
     if tuned is not None and len(tuned.curve) > 1:
         drawn["curve"] = charts.learning_curve(tuned, first=True)
     if diff is not None and moved:
+        if len(diff.modules()) > 1:
+            drawn["drift"] = charts.drift(diff, first=not drawn)
         drawn["diff"] = charts.changes(diff, first=not drawn)
     return drawn

@@ -60,6 +60,23 @@ def learning_curve(tuned: Tuned, *, first: bool) -> str:
     return _html(figure, first, 340)
 
 
+def drift(diff: Diff, *, first: bool) -> str:
+    """How far each module moved, in the file's order: from the input to the output in most."""
+    modules = {path: m for path, m in diff.modules().items() if m.rel_l2 == m.rel_l2}
+    figure = _figure()
+    figure.add_scatter(
+        x=list(range(1, len(modules) + 1)),
+        y=[module.rel_l2 for module in modules.values()],
+        text=[path or "(root)" for path in modules],
+        mode="lines+markers",
+        line={"color": _ACCENT, "width": 2},
+        hovertemplate="%{text}<br>relative L2 %{y:.3g}<extra></extra>",
+    )
+    figure.update_xaxes(title="module, in the file's order")
+    figure.update_yaxes(title="‖after − before‖ / ‖before‖", rangemode="tozero")
+    return _html(figure, first, 320)
+
+
 def changes(diff: Diff, *, first: bool) -> str:
     """How far each tensor moved, relative to its size; in the file's order."""
     moved = {name: entry for name, entry in diff.items() if entry.status == "moved"}

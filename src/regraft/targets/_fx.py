@@ -25,6 +25,13 @@ _REARRANGES = {
     "moveaxis": "permute", "swapaxes": "permute", "swapdims": "permute", "t": "permute",
 }  # fmt: skip
 
+# Steps that take a mean or the largest of a window.
+_POOLS = {
+    f"{kind}{join}pool{rank}d"
+    for kind in ("avg", "max")
+    for join in ("_", "")
+    for rank in (1, 2, 3)
+}
 
 # What stands in for a size where the model computes with sizes in plain Python.
 _SOME_SIZE = 64
@@ -126,6 +133,8 @@ def _rearranges(node: Any, model: Any) -> tuple[str, ...]:
         name = _function(node)
     else:
         return ()
+    if name in _POOLS:
+        return ("pool",)
     step = _REARRANGES.get(name)
     # x.view(n, -1), x.reshape(x.shape[0], -1): two sizes, the last one all that is left
     sizes = node.args[1:] if len(node.args) != 2 else node.args[1]

@@ -34,7 +34,14 @@ def dtype_name(leaf: Any, name: str) -> str:
 
 
 def to_numpy(leaf: Any, name: str) -> Array:
-    """A copy of the values. **Raises** `TargetError` where there are none yet, or where other
+    """A copy of the values; raises as `seen` does."""
+    return np.array(seen(leaf, name))
+
+
+def seen(leaf: Any, name: str) -> Array:
+    """The values, in the array's own memory where that is the CPU's.
+
+    **Raises** `TargetError` where there are none yet, or where other
     processes hold a part of them."""
     import jax
 
@@ -47,7 +54,7 @@ def to_numpy(leaf: Any, name: str) -> Array:
             expected="an array whose shards are all here",
             hint="gather it first: jax.experimental.multihost_utils.process_allgather",
         )
-    return np.array(leaf)
+    return np.asarray(leaf)
 
 
 def like(array: Array, leaf: Any) -> Any:

@@ -147,6 +147,9 @@ class TreeSink(Sink):
     def read(self, name: str) -> Array:
         return _jax_arrays.to_numpy(self._held[name], name)
 
+    def look(self, name: str) -> Array:
+        return _jax_arrays.seen(self._held[name], name)
+
     def undo(self, name: str) -> Callable[[], None]:
         before = self._held[name]  # arrays of JAX do not change: the old one is its own copy
         return lambda: self._held.__setitem__(name, before)

@@ -93,6 +93,9 @@ class ModuleSink(Sink):
     def read(self, name: str) -> Array:
         return _jax_arrays.to_numpy(self._variables[name].get_raw_value(), name)
 
+    def look(self, name: str) -> Array:
+        return _jax_arrays.seen(self._variables[name].get_raw_value(), name)
+
     def undo(self, name: str) -> Callable[[], None]:
         variable = self._variables[name]
         before = variable.get_raw_value()  # arrays of JAX do not change

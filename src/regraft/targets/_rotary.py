@@ -10,8 +10,8 @@ Of the value projection and the one behind the attention, rows and columns of on
 that can be turned at will, those of two heads are not: the outputs stay the same where planes
 lie within heads, and so the widest ones that do so are as wide as a head.
 
-The model is run on a few tokens, or on vectors in their place where that is what its first layer
-takes; its weights are put back.
+The model is run on a few tokens, or on an image or on vectors in their place where that is what its
+first layer takes; its weights are put back.
 """
 
 from __future__ import annotations
@@ -131,11 +131,19 @@ def _bias(rows: Rows) -> Rows:
 
 
 def _inputs(model: Any) -> Iterator[Any]:
-    """What a model of sequences may take: tokens, or vectors for its first dense layer."""
+    """What a model may take: tokens, images for its first convolution, or vectors for its first
+    dense layer."""
     import torch
 
     yield torch.arange(1, _TOKENS + 1)[None]
     generator = torch.Generator().manual_seed(1)
+    first = next(
+        (m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))), None
+    )
+    if isinstance(first, torch.nn.Conv2d):
+        for size in _image_sizes(model):
+            shape = (1, first.in_channels, *size)
+            yield torch.randn(shape, generator=generator, dtype=first.weight.dtype)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             weight = module.weight
@@ -143,6 +151,18 @@ def _inputs(model: Any) -> Iterator[Any]:
                 (1, _TOKENS, module.in_features), generator=generator, dtype=weight.dtype
             )
             return
+
+
+def _image_sizes(model: Any) -> Iterator[tuple[int, int]]:
+    """Sizes that a model of images says it takes, and one that most take."""
+    for holder in (getattr(model, "config", None), getattr(model, "patch_embed", None), model):
+        for name in ("image_size", "img_size"):
+            size = getattr(holder, name, None)
+            if isinstance(size, int):
+                yield size, size
+            elif isinstance(size, (tuple, list)) and len(size) == 2:
+                yield int(size[0]), int(size[1])
+    yield 64, 64
 
 
 def _experiment(model: Any, inputs: Any, pairs: Sequence[tuple[Any, ...]]) -> Rotary | None:

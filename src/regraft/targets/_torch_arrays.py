@@ -71,6 +71,16 @@ def new_like(tensor: Any, array: Array) -> Any:
     return made.copy_(to_torch(array))
 
 
+def is_plain(tensor: Any) -> bool:
+    """Whether a tensor's values lie in the CPU's memory in row-major order, and nothing else
+    happens when they are set (a subclass may do more)."""
+    import torch
+
+    known = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    strided = tensor.layout is torch.strided and not tensor.is_conj() and not tensor.is_neg()
+    return known and tensor.device.type == "cpu" and strided and tensor.is_contiguous()
+
+
 def is_spread(tensor: Any) -> bool:
     """Whether a tensor is a DTensor, as `fully_shard` and tensor parallelism make them."""
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")

@@ -110,6 +110,13 @@ class ArraySink(Sink):
             return _torch_arrays.to_numpy(value).copy()
         return np.array(value)
 
+    def memory(self, name: str) -> Array | None:
+        value = self._places[name].value
+        if _is_tensor(value):
+            return _torch_arrays.to_numpy(value) if _torch_arrays.is_plain(value) else None
+        plain = type(value) is np.ndarray and value.flags.writeable and value.flags.c_contiguous
+        return value if plain else None
+
     @property
     def model(self) -> object:
         return self._model

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,6 +125,7 @@ class _KerasSink(Sink):
     def __init__(self, model: Any) -> None:
         self._model = model
         self._variables = {name: variable for name, (variable, _) in named(model).items()}
+        self._spare = _free_memory() // 4
 
     def write(self, name: str, array: Array) -> None:
         self._variables[name].assign(array)
@@ -130,18 +133,44 @@ class _KerasSink(Sink):
     def read(self, name: str) -> Array:
         return to_numpy(self._variables[name].value)
 
-    def undo(self, name: str) -> Callable[[], None]:
+    def look(self, name: str) -> Array:
+        return _seen(self._variables[name].value)
+
+    def undo(self, name: str) -> Callable[[], None] | None:
+        """Buffers of TensorFlow and JAX are replaced, not changed: the old one is kept as long as
+        memory is plenty."""
         import keras
 
-        if keras.backend.backend() != "jax":
-            return super().undo(name)
         variable = self._variables[name]
-        before = variable.value  # arrays of JAX do not change
-        return lambda: variable.assign(before)
+        before = variable.value
+        if keras.backend.backend() == "tensorflow":
+            before = before.read_value() if hasattr(before, "read_value") else before
+        elif keras.backend.backend() != "jax":
+            return None
+        self._spare -= int(getattr(before, "nbytes", 0)) or np.asarray(before).nbytes
+        return (lambda: variable.assign(before)) if self._spare >= 0 else None
+
+    def memory(self, name: str) -> Array | None:
+        """With PyTorch as backend values are set in its tensors' own memory."""
+        from regraft.targets import _torch_arrays
+
+        value = self._variables[name].value
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(value, torch.Tensor) or value.is_meta:
+            return None
+        return _torch_arrays.to_numpy(value) if _torch_arrays.is_plain(value) else None
 
     @property
     def model(self) -> object:
         return self._model
+
+
+def _free_memory() -> int:
+    """Bytes that no process uses; a gigabyte where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 30
 
 
 def sink(model: object) -> Sink:
@@ -151,13 +180,23 @@ def sink(model: object) -> Sink:
 
 def to_numpy(value: Any) -> Array:
     """A copy of a tensor of any backend as numpy array."""
+    return np.array(_seen(value))
+
+
+def _seen(value: Any) -> Array:
+    """A tensor of any backend as numpy array, in its own memory where the backend shows it."""
     import keras
 
-    if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which torch cannot give to numpy
+    backend = keras.backend.backend()
+    if backend == "torch":
         from regraft.targets import _torch_arrays
 
-        return _torch_arrays.to_numpy(value).copy()
-    return np.array(keras.ops.convert_to_numpy(value))
+        return _torch_arrays.to_numpy(value)
+    if backend == "tensorflow":
+        with suppress(BufferError, TypeError, ValueError):  # bfloat16, or not in the CPU's memory
+            tensor: Any = keras.ops.convert_to_tensor(value)
+            return np.asarray(memoryview(tensor))
+    return np.asarray(value) if backend == "jax" else np.asarray(keras.ops.convert_to_numpy(value))
 
 
 def run(model: object, inputs: Inputs) -> dict[str, Array]:

@@ -12,10 +12,18 @@ import numpy as np
 
 from regraft.errors import TargetError
 from regraft.targets._layer_settings import settings_of
-from regraft.targets._torch_arrays import copy_into, dtype_name, new_like, to_numpy, to_torch
+from regraft.targets._torch_arrays import (
+    copy_into,
+    dtype_name,
+    is_plain,
+    new_like,
+    to_numpy,
+    to_torch,
+)
 from regraft.targets._torch_modules import Names, replace, tensors_of, unwrapped
 from regraft.targets._torch_taps import TorchTaps
 from regraft.tensors import Rows, Sink, Skeleton, TensorInfo
+from regraft.values import can_be_private, private
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
@@ -99,7 +107,9 @@ class _TorchSink(Sink):
     def write(self, name: str, array: Array) -> None:
         tensor = self._tensors[name]
         if tensor.is_meta:
-            self._put(tensor, new_like(tensor, array))
+            adopted = self.adopts(name, array)
+            new = to_torch(private(array)) if adopted else new_like(tensor, array)
+            self._put(tensor, new)
         else:
             copy_into(tensor, array)
 
@@ -124,11 +134,22 @@ class _TorchSink(Sink):
             )
         return to_numpy(tensor).copy()
 
-    def undo(self, name: str) -> Callable[[], None]:
+    def look(self, name: str) -> Array:
+        tensor = self._tensors[name]
+        return self.read(name) if tensor.is_meta else to_numpy(tensor)
+
+    def memory(self, name: str) -> Array | None:
+        tensor = self._tensors[name]
+        return to_numpy(tensor) if is_plain(tensor) else None
+
+    def adopts(self, name: str, array: Array) -> bool:
+        return self._tensors[name].is_meta and can_be_private(array)
+
+    def undo(self, name: str) -> Callable[[], None] | None:
         before = self._tensors[name]
         if before.is_meta:
             return lambda: self._put(self._tensors[name], before)
-        return super().undo(name)
+        return None
 
     @property
     def model(self) -> object:

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 
 from regraft.matching.fitting import number_classes, served
 from regraft.matching.rewrites import (
+    axis_of_parts,
     cells,
     folded,
     fused,
+    loose_biases,
     recurrent,
     reparametrised,
     rotary,
@@ -33,6 +35,8 @@ KINDS: tuple[Callable[[Sight, Sight], Sequence[Finding]], ...] = (
     cells.find_directions,
     recurrent.find,
     stacked.find,
+    axis_of_parts.find,
+    loose_biases.find,
     fused.find,
     fused.find_partly,
     folded.find,

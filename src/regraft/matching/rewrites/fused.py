@@ -24,7 +24,7 @@ from regraft.matching.projections import fused_of, order_of, projection_of
 from regraft.matching.rewrites.finding import Finding, Sight, kernel_of
 from regraft.matching.rewrites.heads import HeadCounts, head_counts
 from regraft.matching.views import Expression, Rewrite, composed
-from regraft.operations import AnyOp, Concat, Each, Fill, Reshape, Slice, Stack, Unstack
+from regraft.operations import AnyOp, Concat, Each, Fill, Reshape, Slice
 from regraft.tensors import TensorInfo
 
 # Names whose parts lie one after another without spelling it, and those whose parts lie by head.
@@ -135,9 +135,6 @@ def _fused(module: Module, split: Sequence[_Parts], alone: bool) -> _Fused | Non
     if not names:
         return None
     shape = kernel.info.shape
-    if len(shape) == 4 and shape[1] == len(names):  # [d, 3, h, k]
-        wanted = (names, (shape[2] * shape[3],) * len(names), shape[0])
-        return next((_Fused(module, parts, 1) for parts in split if parts[:3] == wanted), None)
     if len(shape) != 2:
         return None
     axis = int(kernel.inputs_first)
@@ -249,9 +246,7 @@ def _rewrites(fused: _Fused, here: Sight, order: Sequence[str], groups: int) -> 
         if leaf.kind == "matmul" and not info.module:  # a part's own name would not tell
             info = info._replace(module=kinds.MATMULS.get(leaf.framework, ""))
         new = [_part(info, name, fused, axis, here) for name in fused.parts.names]
-        if len(leaf.info.shape) > 2 or (leaf.role == "bias" and len(leaf.info.shape) > 1):
-            down, up = _stacked(leaf.info, new, axis)
-        elif groups:
+        if groups:
             down, up = _grouped(leaf.info, new, axis, groups, fused.parts)
         else:
             down, up = _in_blocks(leaf.info, new, axis, order, fused.parts)
@@ -278,10 +273,7 @@ def _part(info: TensorInfo, name: str, fused: _Fused, axis: int, here: Sight) ->
     if own in here.catalogue:
         own = separator.join([*path, f"{name}_part", leaf])
     size = fused.parts.sizes[fused.parts.names.index(name)]
-    if len(info.shape) > 2 or (len(info.shape) == 2 and axis == 0 and "bias" in leaf.lower()):
-        shape = (*info.shape[:axis], *info.shape[axis + 1 :])
-    else:
-        shape = (*info.shape[:axis], size, *info.shape[axis + 1 :])
+    shape = (*info.shape[:axis], size, *info.shape[axis + 1 :])
     return info._replace(name=own, shape=shape)
 
 
@@ -318,12 +310,6 @@ def _in_blocks(
         start = stop
     ordered = tuple(new[parts.names.index(name)].name for name in order)
     return down, {info.name: Expression(ordered, (Concat(axis),))}
-
-
-def _stacked(info: TensorInfo, new: Sequence[TensorInfo], axis: int) -> Ways:
-    """An axis of its own for the parts."""
-    down = {part.name: Expression((info.name,), (Unstack(axis, i),)) for i, part in enumerate(new)}
-    return down, {info.name: Expression(tuple(part.name for part in new), (Stack(axis),))}
 
 
 def _grouped(

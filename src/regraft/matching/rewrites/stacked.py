@@ -2,7 +2,8 @@
 
 A subtree in which all tensors begin with the same size L is seen as L subtrees, numbered where
 the subtree's name ends; so are matrices of experts that lie beside other layers (`router.weight`,
-`w_in`, `w_out`). It is taken where the other side then has counterparts for more layers.
+`w_in`, `w_out`). It is taken where the other side then has counterparts for more layers. T5X and
+MaxText scan over the second axis, `[d, L, …]`: there even the scales of norms are matrices.
 
 A stack that is no layer but a parameter of its own has its inputs before its outputs as often as
 behind them, and no framework says which: `x @ w_in[e]` or `linear(x, w_in[e])`. Its name says
@@ -45,7 +46,12 @@ def find(here: Sight, there: Sight) -> Sequence[Finding]:
         if longest >= infos[0].shape[0]:
             names = ",".join(sorted({_leaf(info.name) for info in infos}))
             families[re.sub(r"\d+", "#", f"{prefix} {names}")].append((prefix, infos))
-    return [_finding(here, there, members) for members in families.values()]
+    second = [
+        Finding([_unstacked(prefix, info, axis=1) for info in infos])
+        for prefix, infos in _second_axes(here)
+        if longest >= infos[0].shape[1]
+    ]
+    return [_finding(here, there, members) for members in families.values()] + second
 
 
 def _finding(here: Sight, there: Sight, members: Sequence[tuple[str, list[TensorInfo]]]) -> Finding:
@@ -63,13 +69,7 @@ def _finding(here: Sight, there: Sight, members: Sequence[tuple[str, list[Tensor
 
 def _subtrees(here: Sight) -> Iterator[tuple[str, list[TensorInfo]]]:
     """Subtrees in which all tensors begin alike, by what their names begin with."""
-    below: dict[str, list[TensorInfo]] = defaultdict(list)
-    for name, info in here.catalogue.items():
-        if info.kind != "weight":
-            continue
-        for cut in (m.end() for m in re.finditer(r"[./]", name)):
-            below[name[:cut]].append(info)
-    for prefix, infos in below.items():
+    for prefix, infos in _below(here).items():
         sizes = {info.shape[0] if info.shape else 0 for info in infos}
         count = next(iter(sizes))
         if len(sizes) != 1 or not 1 < count <= _MOST:
@@ -79,6 +79,26 @@ def _subtrees(here: Sight) -> Iterator[tuple[str, list[TensorInfo]]]:
         if 2 * sum(len(info.shape) == 1 for info in infos) >= len(infos):
             continue  # layers whose tensors are single values
         yield prefix, infos
+
+
+def _second_axes(here: Sight) -> Iterator[tuple[str, list[TensorInfo]]]:
+    """Subtrees in which all tensors have a second axis of one size, the scales of norms, too."""
+    for prefix, infos in _below(here).items():
+        sizes = {info.shape[1] if len(info.shape) > 1 else 0 for info in infos}
+        norms = any(len(i.shape) == 2 and _leaf(i.name) in ("scale", "gamma") for i in infos)
+        kernels = any(len(info.shape) > 2 for info in infos)
+        if len(sizes) == 1 and 1 < min(sizes) <= _MOST and norms and kernels:
+            yield prefix, infos
+
+
+def _below(here: Sight) -> dict[str, list[TensorInfo]]:
+    """Weights by all that their names begin with."""
+    below: dict[str, list[TensorInfo]] = defaultdict(list)
+    for name, info in here.catalogue.items():
+        if info.kind == "weight":
+            for cut in (m.end() for m in re.finditer(r"[./]", name)):
+                below[name[:cut]].append(info)
+    return below
 
 
 def _loose(here: Sight) -> Iterator[tuple[str, list[TensorInfo]]]:
@@ -149,16 +169,18 @@ def _widths(there: Sight) -> Iterator[int]:
             yield inputs if place == "into" else outputs
 
 
-def _unstacked(prefix: str, info: TensorInfo, way: str, *, turned: bool = False) -> Rewrite:
+def _unstacked(
+    prefix: str, info: TensorInfo, way: str = "", *, axis: int = 0, turned: bool = False
+) -> Rewrite:
     """`turned`: the matrices are square and lie the other way."""
-    count, rest = info.shape[0], info.name[len(prefix) :]
+    count, rest = info.shape[axis], info.name[len(prefix) :]
     separator = prefix[-1] if prefix else "."
     # `experts.down_proj` is a tensor by the name of its layer: each part is that layer's weight.
     leaf = "" if roles.known(_leaf(rest)) else f"{separator}weight"
     new = [
         info._replace(
             name=f"{prefix}{i}{separator}{rest}{leaf}",
-            shape=info.shape[1:],
+            shape=(*info.shape[:axis], *info.shape[axis + 1 :]),
             module=(_is_parameter(info) and _CLASSES.get(way)) or info.module,
         )
         for i in range(count)
@@ -168,7 +190,10 @@ def _unstacked(prefix: str, info: TensorInfo, way: str, *, turned: bool = False)
     return Rewrite(
         (info,),
         tuple(new),
-        {part.name: Expression((info.name,), (Unstack(0, i), *turn)) for i, part in enumerate(new)},
-        {info.name: Expression(tuple(part.name for part in new), (Stack(0), *back))},
+        {
+            part.name: Expression((info.name,), (Unstack(axis, i), *turn))
+            for i, part in enumerate(new)
+        },
+        {info.name: Expression(tuple(part.name for part in new), (Stack(axis), *back))},
         f"one of {count} layers that are stacked",
     )

@@ -1,0 +1,135 @@
+"""Lossless deltas: a tuned file stored as what it adds to its base."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from regraft import checkpoints, folders, locations, shards
+from regraft._api.access import paired
+from regraft.atomic import replacing
+from regraft.checkpoints import Checkpoint
+from regraft.errors import FormatError
+from regraft.lineage import delta_applying, delta_making, deltas
+from regraft.plans import Plan
+from regraft.tensors import TensorInfo
+from regraft.transfer import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from regraft.tensors import Array
+
+
+def make_delta(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes what `tuned` adds to `base`: `apply_delta` makes the tuned file of it, to the bit.
+
+    The whole file comes back, whatever its format. Tensors whose bytes lie plain in the file
+    (safetensors, PyTorch's, GGUF's and numpy's arrays, uncompressed HDF5) are stored as their
+    difference; where a format compresses its tensors or quantises them, the file is one zstd frame.
+    Tensors are paired as by `diff`. The delta is never larger than the file and 1 % (in files of
+    some tens of kilobytes or more).
+
+    **Raises** `FormatError` where `tuned` is no single file (make a delta for each shard), or where
+    the path exists and `force` is False.
+    """
+    where = Path(path)
+    _free(where, force)
+    found = paired(base, tuned, plan)
+    ours, theirs = found.before.catalogue, found.after.catalogue
+    assert isinstance(ours, Checkpoint)
+    assert isinstance(theirs, Checkpoint)
+    file = folders.found(locations.where(tuned)).path
+    if not (locations.is_local(file) and file.is_file()) or shards.files_of(file):
+        raise FormatError(
+            str(tuned), found="a checkpoint of several files", expected="one local file",
+            hint="make a delta for each of its files, with the whole base as BASE",
+        )  # fmt: skip
+    hashes = ours.sha256, theirs.sha256
+    with tempfile.TemporaryFile(dir=where.parent) as scratch:
+        kept = delta_making.make(
+            found.plan, ours, found.before.reader(), theirs, found.after.reader(), file, hashes,
+            scratch, progress,
+        )  # fmt: skip
+        items = [
+            (TensorInfo(name, (size,), "uint8"), _frame(scratch, start, size))
+            for name, (start, size) in kept.frames.items()
+        ]
+        metadata = deltas.encode(kept.delta)
+        return checkpoints.write(where, items, metadata, format="safetensors", force=force)
+
+
+def _frame(scratch: IO[bytes], start: int, size: int) -> Callable[[], Array]:
+    def get() -> Array:
+        scratch.seek(start)
+        return np.frombuffer(scratch.read(size), np.uint8)
+
+    return get
+
+
+def apply_delta(
+    base: str | os.PathLike[str],
+    delta: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes the tuned file that a delta was made of, byte for byte; whole or not at all.
+
+    `base` is the file that the delta was made from, or one that holds the same tensors.
+
+    **Raises** `StalePlan` for another base; `CorruptFile` for a delta that is damaged, or was made
+    to be; `FormatError` where `delta` is none, or the path exists and `force` is False.
+    """
+    where = Path(path)
+    _free(where, force)
+    with checkpoints.open(delta) as frames:
+        listing = deltas.decode(frames)
+        with _part(base, listing.container) as ours:
+            _room_for(listing, where)
+            with replacing(where) as out:
+                delta_applying.rebuild(listing, frames, frames.read, ours, ours.read, out, progress)
+    return where
+
+
+def _part(base: str | os.PathLike[str], container: str) -> Checkpoint:
+    """The part of the base that the delta was made from, where the file has parts."""
+    found = checkpoints.open(base)
+    if container in ("", found.container) or container not in found.containers:
+        return found
+    found.close()
+    return checkpoints.open(base, container=container)
+
+
+def _room_for(listing: deltas.Delta, where: Path) -> None:
+    """Before a byte is written: a listing may say any size."""
+    import shutil
+
+    free = shutil.disk_usage(where.parent).free
+    if listing.size > free:
+        raise FormatError(
+            str(where), found=f"{free:,} bytes free", expected=f"{listing.size:,} for the file"
+        )
+
+
+def _free(where: Path, force: bool) -> None:
+    if where.exists() and not force:
+        raise FormatError(
+            str(where), found="a file that exists",
+            hint="choose another name, or overwrite it with force=True (--force)",
+        )  # fmt: skip
+    if not where.parent.is_dir():
+        raise FormatError(str(where), found="no such folder", hint="make the folder first")

@@ -1,0 +1,240 @@
+"""Ways back: tensors rewound to what they were, tuned weights in the source's own terms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from regraft import checkpoints, keras_layout, lineage, transfer
+from regraft._api.access import Pairing, lineage_of, maker, paired, pretrained
+from regraft._sides import Given, Side, source_side
+from regraft.errors import FormatError, IncompletePlan, RuleMatchedNothing, StalePlan
+from regraft.lineage import Lineage, Origin
+from regraft.lineage.returning import Return, way_back
+from regraft.plans import Plan, Spec
+from regraft.tensors import TensorInfo
+from regraft.transfer import Receipt
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array
+
+    Item = tuple[TensorInfo, Callable[[], Array]]
+
+_KEPT = (lineage.KEY, keras_layout.KEY)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `restore` wrote: names that were rewound, and those that were wanted but have no
+    pretrained values (fresh ones), which stay as they are."""
+
+    path: Path
+    rewound: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote: the names in the file, those of the tuned model that have no place there
+    (fresh heads), and those that were taken from the base since the tuned model has none."""
+
+    path: Path
+    written: tuple[str, ...]
+    left: tuple[str, ...]
+    filled: tuple[str, ...]
+
+
+def restore(
+    tuned: Given,
+    base: Given,
+    path: str | os.PathLike[str],
+    *,
+    tensors: Iterable[str],
+    plan: Plan | str | os.PathLike[str] | None = None,
+    format: str | None = None,
+    force: bool = False,
+) -> Restored:
+    """Writes the tuned file with some tensors rewound to their pretrained values.
+
+    **Arguments:**
+
+    - `tensors`: glob patterns for names of the tuned model (`layer4.*`).
+    - `plan`: how `tuned` was made from `base`, where it holds no lineage and names do not tell.
+
+    The lineage, where there is one, says afterwards that these are as they were loaded.
+
+    **Raises** `RuleMatchedNothing` for a pattern that matches no name, `StalePlan` where `base` is
+    not the file that the lineage speaks of, `IncompletePlan` where none of the tensors has
+    pretrained values; `FormatError`.
+    """
+    found = paired(base, tuned, plan)
+    patterns = tuple(tensors)
+    wanted = _wanted(found.after, patterns)
+    told = _lineage(found.after)
+    if told is not None and plan is None:
+        held = pretrained(found.after.catalogue, found.before.catalogue)
+        before = {name: _getter(held, name) for name in wanted if name in held}
+    else:
+        grafts = found.plan.grafts
+        before = {name: maker(found, name) for name in wanted if grafts[name].written}
+    if not before:
+        raise IncompletePlan(
+            found.after.catalogue.label,
+            found=f"{len(wanted)} tensors without pretrained values",
+            expected="tensors that came from the base",
+            problems=[f"{name}: fresh" for name in wanted],
+        )
+    metadata = {k: v for k, v in found.after.catalogue.metadata.items() if k in _KEPT}
+    if told is not None:
+        metadata |= lineage.encode(_rewound(told, before))
+    read = found.after.reader()
+    items = (
+        (info, before.get(name) or _reader(read, name))
+        for name, info in found.after.catalogue.items()
+    )
+    framework = found.after.catalogue.framework
+    written = checkpoints.write(
+        path, items, metadata, format=format, force=force, framework=framework
+    )
+    kept = tuple(name for name in wanted if name not in before)
+    return Restored(written, tuple(before), kept)
+
+
+def _wanted(side: Side, patterns: tuple[str, ...]) -> list[str]:
+    names = list(side.catalogue)
+    idle = [p for p in patterns if not any(n == p or fnmatchcase(n, p) for n in names)]
+    if idle or not patterns:
+        raise RuleMatchedNothing(
+            f"tensors {idle[0]!r}" if idle else "tensors",
+            found="no tensor of such a name",
+            expected=f"a pattern for names such as {next(iter(names), '')!r}",
+            problems=idle,
+        )
+    return [n for n in names if any(n == p or fnmatchcase(n, p) for p in patterns)]
+
+
+def _lineage(side: Side) -> Lineage | None:
+    try:
+        return lineage_of(side)
+    except FormatError:
+        return None
+
+
+def _rewound(told: Lineage, names: Iterable[str]) -> Lineage:
+    tensors = dict(told.tensors)
+    for name in names:
+        origin = tensors[name]
+        tensors[name] = msgspec.structs.replace(origin, state="loaded", hash=origin.loaded_hash)
+    return msgspec.structs.replace(told, tensors=tensors)
+
+
+def _getter(held: object, name: str) -> Callable[[], Array]:
+    return lambda: held[name]  # pyright: ignore
+
+
+def _reader(read: Callable[[str, None], Array], name: str) -> Callable[[], Array]:
+    return lambda: read(name, None)
+
+
+def export(
+    tuned: Given,
+    path: str | os.PathLike[str],
+    *,
+    to: str = "source",
+    base: Given | None = None,
+    format: str | None = None,
+    force: bool = False,
+) -> Exported:
+    """Writes the tuned weights under the names and in the layout of the file they came from.
+
+    **Arguments:**
+
+    - `path`: its ending names the format, which is the source's own where it is the same.
+    - `to`: `"source"`, the only one so far.
+    - `base`: the source file, from which what the tuned model does not hold (the original head) is
+      taken as it is there, along with what its format needs to be loaded by its library.
+
+    The dtype is that of the tuned weights. Its lineage says that each tensor came from `tuned`.
+
+    **Raises** `FormatError` where `tuned` holds no lineage; `IncompletePlan` where tensors were
+    adapted to the model (resized, merged, cut), so that there is no way back for them.
+    """
+    if to != "source":
+        raise FormatError(f"to={to!r}", found="no such form", expected="'source'")
+    side = source_side(tuned)
+    told = lineage_of(side)
+    back = way_back(told, side.catalogue)
+    if back.lost:
+        raise IncompletePlan(
+            told.source,
+            found=f"{len(back.lost)} tensors for which there is no way back",
+            expected="tensors that were copied or converted",
+            hint="fine-tune without adapt=True to keep the source's shapes",
+            problems=[f"{name}: {reason}" for name, reason in back.lost.items()],
+        )
+    opened = None if base is None else source_side(base, told.container or None)
+    items, metadata, filled = _items(side, back, told, opened)
+    framework = opened.catalogue.framework if opened else ""
+    written = checkpoints.write(
+        path, items, metadata, format=format, force=force, framework=framework
+    )
+    return Exported(written, tuple(info.name for info, _ in items), back.left, filled)
+
+
+def _items(
+    side: Side, back: Return, told: Lineage, opened: Side | None
+) -> tuple[list[Item], dict[str, str], tuple[str, ...]]:
+    """The tensors in the source's order, and the metadata of the file."""
+    made = back.plan
+    pairing = Pairing(side, side, made, True)
+    ours = {name: maker(pairing, name) for name in made.grafts}
+    hashes = {name: transfer.fingerprint(get()) for name, get in ours.items()}
+    catalogue = side.catalogue
+    parent = catalogue.metadata.get(lineage.KEY, "")
+    receipt = Receipt(made, None, hashes, hashing=side.content, parent=parent)
+    new = lineage.describe(receipt, ((name, get()) for name, get in ours.items()))
+    specs = {name: graft.spec for name, graft in made.grafts.items()}
+    metadata: dict[str, str] = {}
+    filled: tuple[str, ...] = ()
+    if opened is not None:
+        _hold_to(told, opened)
+        theirs = opened.catalogue
+        filled = tuple(name for name in theirs if name not in ours)
+        read = opened.reader()
+        ours |= {name: _reader(read, name) for name in filled}
+        specs = {n: specs.get(n) or Spec(i.shape, i.dtype) for n, i in theirs.items()}
+        metadata = {k: v for k, v in theirs.metadata.items() if k == keras_layout.KEY}
+        new = _with_filled(new, opened, told, ours, filled)
+    items: list[Item] = [
+        (TensorInfo(name, spec.shape, spec.dtype), ours[name]) for name, spec in specs.items()
+    ]
+    return items, metadata | lineage.encode(new), filled
+
+
+def _hold_to(told: Lineage, base: Side) -> None:
+    if not lineage.speaks_of(told, base.catalogue):
+        raise StalePlan(
+            base.catalogue.label,
+            found="other tensors than the lineage speaks of",
+            expected=f"{told.source}, sha256 {told.source_hash or 'unknown'}",
+        )
+
+
+def _with_filled(
+    new: Lineage, base: Side, told: Lineage, makers: dict[str, Callable[[], Array]],
+    filled: tuple[str, ...],
+) -> Lineage:  # fmt: skip
+    """With origins for what came from the base itself."""
+    tensors = dict(new.tensors)
+    label = base.catalogue.label
+    for name in filled:
+        digest = transfer.fingerprint(makers[name]())
+        tensors[name] = Origin("loaded", digest, (name,), (), "copy", digest, label)
+    also = {**new.also, label: base.content()}
+    return msgspec.structs.replace(new, tensors=tensors, also=also)

@@ -1,0 +1,191 @@
+"""Ways back: pretrained values and differences as arrays, restore, export, trace and its sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import regraft as rg
+from regraft.lineage import parent_of, sidecar
+
+
+def net(classes: int = 4, width: int = 6) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(),
+        nn.Linear(width * 36, classes),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = net()
+    nn.init.uniform_(model[1].weight)
+    model[1].running_mean.uniform_(-1, 1)
+    model[1].running_var.uniform_(0.5, 2)
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "base.pth")
+    return tmp_path / "base.pth"
+
+
+@pytest.fixture
+def tuned(base: Path, tmp_path: Path) -> Path:
+    model = net(9)
+    receipt = rg.load(base, model, fresh=["4.*"], unused=["module.4.*"])
+    with torch.no_grad():
+        model[0].weight.add_(0.01 * torch.randn(6, 3, 3, 3))
+        model[1].weight.mul_(2)
+    return rg.save(model, tmp_path / "tuned.safetensors", receipt=receipt)
+
+
+def state(path: Path) -> dict[str, np.ndarray]:
+    with rg.open(path) as found:
+        return {name: found.read(name).copy() for name in found}
+
+
+def test_differences_as_arrays(base: Path, tuned: Path) -> None:
+    before, change, after = rg.pretrained(tuned, base), rg.delta(tuned, base), state(tuned)
+    assert set(before) == set(change) == set(after) - {"4.weight", "4.bias"}
+    for name in before:
+        np.testing.assert_allclose(before[name] + change[name], after[name], atol=1e-6)
+    assert change["0.weight"].dtype == np.float32
+    assert change["1.num_batches_tracked"].dtype == np.int64
+    assert np.abs(change["0.weight"]).max() > 0
+    assert not change["0.bias"].any()
+
+
+def test_restore(base: Path, tuned: Path, tmp_path: Path) -> None:
+    done = rg.restore(tuned, base, tmp_path / "r.safetensors", tensors=["0.*", "4.bias"])
+    assert done.rewound == ("0.weight", "0.bias")
+    assert done.kept == ("4.bias",)
+    told = rg.trace(done.path)
+    assert told.tensors["0.weight"].state == "loaded"
+    assert told.tensors["1.weight"].state == "tuned"
+    assert "changed" not in told.counts()
+    found = rg.diff(base, done.path)
+    assert found["0.weight"].status == "identical"
+    assert found["1.weight"].status == "moved"
+    kept, rewound = state(tuned), state(done.path)
+    assert all((kept[n] == rewound[n]).all() for n in kept if not n.startswith("0."))
+
+
+def test_restore_says_what_it_cannot_do(base: Path, tuned: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.safetensors"
+    with pytest.raises(rg.RuleMatchedNothing):
+        rg.restore(tuned, base, out, tensors=["layer9.*"])
+    with pytest.raises(rg.IncompletePlan, match="fresh"):
+        rg.restore(tuned, base, out, tensors=["4.*"])
+    other = torch.load(base)
+    other["state_dict"]["module.0.bias"] += 1
+    torch.save(other, tmp_path / "other.pth")
+    with pytest.raises(rg.StalePlan):
+        rg.restore(tuned, tmp_path / "other.pth", out, tensors=["0.*"])
+    assert not out.exists()
+
+
+def test_restore_without_lineage_by_names(base: Path, tmp_path: Path) -> None:
+    plain = torch.load(base)["state_dict"]
+    changed = {n: t + 1 if t.is_floating_point() else t for n, t in plain.items()}
+    torch.save(changed, tmp_path / "plain.pth")
+    done = rg.restore(tmp_path / "plain.pth", base, tmp_path / "r.pth", tensors=["*.1.*"])
+    found = rg.diff(base, done.path)
+    assert [n for n, e in found.items() if e.status == "moved"] == [
+        n for n in plain if ".1." not in n and "tracked" not in n
+    ]
+
+
+def test_export_in_the_source_s_terms(base: Path, tuned: Path, tmp_path: Path) -> None:
+    done = rg.export(tuned, tmp_path / "back.pth")
+    assert done.left == ("4.weight", "4.bias")
+    assert all(name.startswith("module.") for name in done.written)
+    back, ours = torch.load(done.path), state(tuned)
+    np.testing.assert_array_equal(back["module.0.weight"].numpy(), ours["0.weight"])
+    whole = rg.export(tuned, tmp_path / "whole.pth", base=base)
+    assert whole.filled == ("module.4.weight", "module.4.bias")
+    assert list(torch.load(whole.path)) == list(torch.load(base)["state_dict"])
+    assert rg.diff(base, whole.path).counts() == {"identical": 7, "moved": 2}
+    assert set(rg.trace(whole.path).counts()) == {"loaded"}
+
+
+def test_export_from_another_layout(tmp_path: Path) -> None:
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(5, 3), keras.layers.Flatten(),
+              keras.layers.Dense(4)]  # fmt: skip
+    source = keras.Sequential(layers)
+    source.save_weights(tmp_path / "k.weights.h5")
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(180, 4))
+    receipt = rg.load(tmp_path / "k.weights.h5", model, probe=None, partial=True)
+    with torch.no_grad():
+        model[0].weight.add_(0.5)
+    tuned = rg.save(model, tmp_path / "t.safetensors", receipt=receipt)
+    done = rg.export(tuned, tmp_path / "e.weights.h5", base=tmp_path / "k.weights.h5")
+    again = keras.Sequential(layers)
+    again.load_weights(done.path)
+    kernel = model[0].weight.detach().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(np.asarray(again.weights[0]), kernel)
+
+
+def test_export_refuses_what_was_adapted(base: Path, tmp_path: Path) -> None:
+    narrow = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)
+    )
+    receipt = rg.load(base, narrow, adapt=True)
+    tuned = rg.save(narrow, tmp_path / "t.safetensors", receipt=receipt)
+    with pytest.raises(rg.IncompletePlan, match=r"module\.0\.weight: 0\.weight was made of it by"):
+        rg.export(tuned, tmp_path / "e.pth")
+
+
+def test_lower_precision_is_not_forced_on_tuned_weights(tmp_path: Path) -> None:
+    model = net()
+    half = {n: t.bfloat16() if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    torch.save(half, tmp_path / "half.pth")
+    fresh = net()
+    receipt = rg.load(tmp_path / "half.pth", fresh)
+    with torch.no_grad():
+        fresh[0].weight.add_(1e-4)
+    tuned = rg.save(fresh, tmp_path / "t.safetensors", receipt=receipt)
+    done = rg.export(tuned, tmp_path / "e.pth")
+    assert torch.equal(torch.load(done.path)["0.weight"], fresh[0].weight)
+
+
+def test_chains_of_parents(base: Path, tuned: Path, tmp_path: Path) -> None:
+    model = net(9)
+    receipt = rg.load(tuned, model)
+    with torch.no_grad():
+        model[0].bias.add_(1)
+    last = rg.save(model, tmp_path / "last.safetensors", receipt=receipt)
+    told = rg.trace(last)
+    parent = parent_of(told)
+    assert (told.source, parent.source) == ("tuned.safetensors", "base.pth")
+    sources = rg.sources_of(last)
+    assert [(s.name, s.depth, s.state) for s in sources] == [
+        ("tuned.safetensors", 0, "verified"), ("base.pth", 1, "verified"),
+    ]  # fmt: skip
+    found = rg.diff(base, last)
+    assert found["0.bias"].base == "module.0.bias"
+    assert found.counts() == {"identical": 4, "moved": 3, "fresh": 2, "gone": 2}
+    base.write_bytes(base.read_bytes() + b"x")
+    assert [s.state for s in rg.sources_of(last)] == ["verified", "changed"]
+    base.unlink()
+    assert [s.state for s in rg.sources_of(last)] == ["verified", "absent"]
+
+
+def test_a_lineage_beside_its_file(base: Path, tuned: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.pth"
+    torch.save({n: torch.from_numpy(a) for n, a in state(tuned).items()}, bare)
+    assert not rg.has_lineage(bare)
+    with pytest.raises(rg.FormatError, match="no lineage"):
+        rg.trace(bare)
+    sidecar.write(bare, rg.trace(tuned))
+    assert rg.has_lineage(bare)
+    assert rg.trace(bare).counts() == rg.trace(tuned).counts()
+    assert rg.diff(base, bare)["0.bias"].base == "module.0.bias"
+    sidecar.path_of(bare).write_text("{")
+    with pytest.raises(rg.FormatError, match="cannot be read"):
+        rg.trace(bare)
