@@ -71,7 +71,13 @@ class Report:
       magnitude of its output; inf where outputs cannot be compared.
     - `rows`: one per output. `tolerance`: what was allowed and why.
     - `warnings`: why equality may mean less than it seems.
-    - `first_divergence`, `causes`: the module where outputs part, and why, once that is sought.
+    - `first_divergence`: path of the target's module where the two part, `""` for the code of the
+      model itself; None where there is none, or nothing is known of the source but outputs.
+    - `causes`: why. `steps`: the calls that were compared, in order, with their errors.
+    - `passes`: how many runs of the whole target it took.
+
+    Where the source was run as well, a report can be `different` although outputs are within the
+    tolerance: a setting was proven to differ, and this probe shows little of it.
     """
 
     equal: bool
@@ -85,7 +91,6 @@ class Report:
     causes: tuple[Cause, ...] = ()
     steps: tuple[Any, ...] = ()
     passes: int = 0
-    notes: tuple[str, ...] = ()
 
     @classmethod
     def failed(cls, reason: str) -> Report:
@@ -102,6 +107,7 @@ class Report:
             for row in self.rows
         ]
         rows += [("warning", "", text, "", "", "") for text in self.warnings]
+        rows += [("cause", "", str(cause), cause.error, "", cause.fix) for cause in self.causes]
         head = ("output", "shape", "verdict", "largest error", "relative", "")
         return markup.table(str(self).split("\n")[0], head, rows, len(rows))
 
@@ -112,6 +118,10 @@ class Report:
             lines[0] += f" (allowed {told.atol:.3g} + {told.rtol:.3g} × expected: {told.reason})"
         for row in self.rows:
             lines.append(f"  {row.name}  {list(row.shape)}  {row.verdict}  {row.reason}".rstrip())
+        if self.first_divergence is not None:
+            lines.append(f"  first divergence  {self.first_divergence or 'the model itself'}")
+        for cause in self.causes:
+            lines += [f"  {cause}", *(f"    fix  {line}" for line in cause.fix.split("\n")[:4])]
         return "\n".join([*lines, *(f"  warning  {text}" for text in self.warnings)])
 
 
