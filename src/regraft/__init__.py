@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         make_delta,
         plan,
         pretrained,
+        record,
         restore,
         save,
         sources_of,
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
     "_api": "apply apply_delta convert delta diff export family_tree finetune has_lineage load "
-    "make_delta plan pretrained restore save sources_of trace verify",
+    "make_delta plan pretrained record restore save sources_of trace verify",
     "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "

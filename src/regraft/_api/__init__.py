@@ -8,8 +8,9 @@ training.
 from regraft._api.access import delta, diff, has_lineage, pretrained, sources_of, trace
 from regraft._api.deltas import apply_delta, make_delta
 from regraft._api.heritage import family_tree
-from regraft._api.loading import apply, load, verify
+from regraft._api.loading import apply, load
 from regraft._api.planning import plan
+from regraft._api.proving import record, verify
 from regraft._api.restoring import export, restore
 from regraft._api.training import finetune
 from regraft._api.writing import convert, save
@@ -28,6 +29,7 @@ __all__ = [
     "make_delta",
     "plan",
     "pretrained",
+    "record",
     "restore",
     "save",
     "sources_of",

@@ -9,7 +9,7 @@ from typing import Any
 
 from regraft import lineage, transfer
 from regraft._api.planning import Rules, both_sides, compared, plan_sides, reader_apart, rules_of
-from regraft._sides import Given, Side, target_side
+from regraft._sides import Given, Side
 from regraft.checkpoints import Checkpoint
 from regraft.errors import IncompletePlan, VerificationFailed
 from regraft.journal import Journal
@@ -18,7 +18,7 @@ from regraft.rules import Fresh, Leave, matches
 from regraft.rules import fresh as fresh_rule
 from regraft.rules import leave as leave_rule
 from regraft.transfer import Progress, Receipt
-from regraft.verification import Probe, Report
+from regraft.verification import Probe
 
 
 def apply(
@@ -162,12 +162,3 @@ def _allowed(made: Plan, adapt: bool, accept: set[str]) -> None:
             "(see rg.plan(source, model).why(name)), or load with partial=True",
             problems=problems,
         )
-
-
-def verify(model: Given, probe: Probe, *, arguments: Mapping[str, object] | None = None) -> Report:
-    """Runs the model on the probe's inputs and compares its outputs with the expected ones.
-
-    **Raises** `TargetError` where the model cannot be had; a difference is a Report, no error.
-    """
-    side = target_side(model, arguments=arguments)
-    return compared(side.sink(), probe)

@@ -1,4 +1,4 @@
-"""`plan`, `why`, `apply`, `load`, `convert`, `verify`: from a file into a model."""
+"""`plan`, `why`, `apply`, `load`, `convert`: from a file into a model."""
 
 from __future__ import annotations
 
@@ -251,46 +251,3 @@ def convert(
             progress=lambda name, _bytes: advance(1, name),
         )
     show(f"written to {written}")
-
-
-@click.command(epilog="Example:  regraft verify base.h5 mymodels:net probe.npz")
-@click.argument("source")
-@click.argument("target")
-@click.argument("probe_path", metavar="PROBE")
-@settings_option
-@said_options
-@allowing_options
-@container_option
-@as_json_option
-def verify(
-    source: str,
-    target: str,
-    probe_path: str,
-    settings: tuple[str, ...],
-    rules_path: str | None,
-    rename: tuple[tuple[str, str], ...],
-    fresh: tuple[str, ...],
-    leave: tuple[str, ...],
-    widen: tuple[str, ...],
-    adapt: bool,
-    accept: tuple[str, ...],
-    container: str | None,
-    as_json: bool,
-) -> int:
-    """Load SOURCE into the model that TARGET makes and compare its outputs with PROBE's.
-
-    PROBE holds arrays input and output (or inputs.<name>, outputs.<name>). Status 1: different.
-    """
-    model, _ = built(target, settings)
-    probe = probe_of(probe_path)
-    assert probe is not None
-    rules = rules_of(rules_path, rename, fresh, leave, widen)
-    rg.load(source, model, rules=rules, adapt=adapt, accept=accept, container=container)
-    report = rg.verify(model, probe)
-    if as_json:
-        show_json(report.to_json())
-    else:
-        tone = "green" if report.equal else "red"
-        first, *rest = str(report).split("\n")
-        show("\n".join([click.style(first, fg=tone), *rest]))
-    return 0 if report.equal else NEGATIVE

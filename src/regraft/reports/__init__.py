@@ -67,7 +67,7 @@ def report(
         diff=diff,
         lineage=lineage,
         tables=tables,
-        charts=_charts(tuned, diff),
+        charts=_charts(tuned, diff, verification),
     )
     with replacing(where) as file:
         file.write(page.encode())
@@ -89,10 +89,13 @@ def _render(**facts: Any) -> str:
     return environment.get_template(_TEMPLATE).render(**facts)
 
 
-def _charts(tuned: Tuned | None, diff: Diff | None) -> Mapping[str, str]:
+def _charts(
+    tuned: Tuned | None, diff: Diff | None, verification: Report | None = None
+) -> Mapping[str, str]:
     """Charts as HTML by name; the drawing library's script comes with the first of them."""
     moved = [name for name, entry in diff.items() if entry.status == "moved"] if diff else []
-    if not moved and (tuned is None or len(tuned.curve) < 2):
+    steps = verification is not None and len(verification.steps) > 1
+    if not moved and not steps and (tuned is None or len(tuned.curve) < 2):
         return {}
     from regraft.reports import charts
 
@@ -103,4 +106,6 @@ def _charts(tuned: Tuned | None, diff: Diff | None) -> Mapping[str, str]:
         if len(diff.modules()) > 1:
             drawn["drift"] = charts.drift(diff, first=not drawn)
         drawn["diff"] = charts.changes(diff, first=not drawn)
+    if verification is not None and steps:
+        drawn["steps"] = charts.errors(verification, first=not drawn)
     return drawn

@@ -10,10 +10,13 @@ from regraft.errors import MissingDependency
 if TYPE_CHECKING:
     from regraft.lineage import Diff
     from regraft.tuning import Tuned
+    from regraft.verification import Report
 
 _INK, _ACCENT, _SECOND, _GRID = "#57606a", "#0969da", "#bc4c00", "rgba(128,128,128,0.25)"
 # More bars than this cannot be read; the largest changes are drawn.
 _BARS = 60
+# Errors of nothing at all, on a scale that has no zero.
+_LEAST = 1e-9
 
 
 def _figure() -> Any:
@@ -93,3 +96,20 @@ def changes(diff: Diff, *, first: bool) -> str:
     figure.update_yaxes(autorange="reversed", tickfont={"family": "ui-monospace, monospace"})
     figure.update_xaxes(title="‖after − before‖ / ‖before‖")
     return _html(figure, first, 110 + 20 * len(names))
+
+
+def errors(report: Report, *, first: bool) -> str:
+    """The error of each module's results on the source's own inputs, in the order of the calls."""
+    figure = _figure()
+    names = [f"{step.path or 'the model'} ({step.number})" for step in report.steps]
+    figure.add_scatter(
+        x=list(range(len(names))),
+        y=[max(step.output, _LEAST) for step in report.steps],
+        text=names,
+        mode="lines+markers",
+        line={"color": _ACCENT, "width": 1},
+        hovertemplate="%{text}<br>relative error %{y:.3g}<extra></extra>",
+    )
+    figure.update_xaxes(title="calls of modules")
+    figure.update_yaxes(title="relative error", type="log")
+    return _html(figure, first, 340)

@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import TargetError
-from regraft.targets import _jax_arrays, _jax_trees, _nnx
+from regraft.targets import _jax_arrays, _jax_taps, _jax_trees, _nnx
 from regraft.tensors import Sink, Skeleton
 
 if TYPE_CHECKING:
+    from regraft.calls import Taps
     from regraft.targets import Inputs
     from regraft.tensors import Array
 
@@ -30,11 +31,29 @@ def _is_linen(model: object) -> bool:
     return linen is not None and isinstance(model, linen.Module)
 
 
+def is_bound(model: object) -> bool:
+    """Whether it is a linen module with its variables, as `module.bind(variables)` gives it."""
+    return _is_linen(model) and getattr(model, "scope", None) is not None
+
+
+def _variables(model: Any) -> Any:
+    return model.variables
+
+
+def taps(model: object) -> Taps | None:
+    """A Flax module, or a tree that a function of the caller runs, under observation."""
+    if _nnx.is_module(model):
+        return _jax_taps.NnxTaps(model)
+    return _jax_taps.LinenTaps(model) if "flax" in sys.modules else None
+
+
 def skeleton(model: object) -> Skeleton:
     """The arrays, named by the keys that lead to them joined with `/`.
 
-    **Raises** `TargetError` for a linen module, which holds no arrays.
+    **Raises** `TargetError` for a linen module that is not bound, which holds no arrays.
     """
+    if is_bound(model):
+        return _jax_trees.skeleton(_variables(model))
     if _is_linen(model):
         raise TargetError(
             type(model).__name__,
@@ -57,6 +76,8 @@ def abstract(model: object) -> bool:
 def sink(model: object) -> Sink:
     """Sets an NNX module's variables in place, or builds a new tree of the same structure. Sharded
     arrays keep their sharding: each device is sent its own slice only."""
+    if is_bound(model):
+        return _jax_trees.TreeSink(_variables(model))
     return _nnx.ModuleSink(model) if _nnx.is_module(model) else _jax_trees.TreeSink(model)
 
 
@@ -82,6 +103,11 @@ def run(model: object, inputs: Inputs) -> dict[str, Array]:
     else:
         result = live(*inputs) if isinstance(inputs, tuple) else live(inputs)
     return dict(_outputs(result, ""))
+
+
+def outputs_of(value: Any) -> dict[str, Array]:
+    """Outputs of any nesting by name."""
+    return dict(_outputs(value, ""))
 
 
 def _outputs(value: Any, name: str) -> Iterator[tuple[str, Array]]:

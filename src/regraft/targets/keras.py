@@ -14,6 +14,7 @@ import numpy as np
 from regraft import keras_layout
 from regraft.errors import TargetError
 from regraft.targets._keras_paths import layout_of
+from regraft.targets._keras_taps import KerasTaps
 from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo
 
 if TYPE_CHECKING:
@@ -205,6 +206,16 @@ def run(model: object, inputs: Inputs) -> dict[str, Array]:
     if isinstance(given, list) and len(given) == 1:
         given = given[0]
     return dict(_outputs(live(given, training=False), ""))
+
+
+def outputs_of(value: Any) -> dict[str, Array]:
+    """Outputs of any nesting by name."""
+    return dict(_outputs(value, ""))
+
+
+def taps(model: object) -> KerasTaps:
+    """The model under observation; see `regraft.calls`."""
+    return KerasTaps(model)
 
 
 def _outputs(value: Any, name: str) -> Iterator[tuple[str, Array]]:

@@ -21,6 +21,7 @@ from regraft.targets._torch_arrays import (
     to_torch,
 )
 from regraft.targets._torch_modules import Names, replace, tensors_of, unwrapped
+from regraft.targets._torch_taps import TorchTaps
 from regraft.tensors import Rows, Sink, Skeleton, TensorInfo
 from regraft.values import can_be_private, private
 
@@ -186,19 +187,33 @@ def _evaluating(model: Any) -> Generator[None]:
 
 def run(model: object, inputs: Inputs) -> dict[str, Array]:
     """Outputs by name: `output`, `output.0` … or the keys of a dict."""
+    with _evaluating(model):
+        return called(model, inputs)
+
+
+def called(model: object, inputs: Inputs | Callable[[object], object]) -> dict[str, Array]:
+    """Outputs by name, in the modes that the model's modules have. `inputs` may be a function that
+    calls the model."""
     import torch
     from torch.nn.parameter import is_lazy
 
     live: Any = model
-    with _evaluating(live), torch.no_grad():
+    with torch.no_grad():
         known = (parameter for parameter in live.parameters() if not is_lazy(parameter))
         first = next(known, None)
-        if isinstance(inputs, dict):
+        if callable(inputs):
+            result = inputs(model)
+        elif isinstance(inputs, dict):
             result = live(**{key: _input(value, first) for key, value in inputs.items()})
         else:
             several = inputs if isinstance(inputs, tuple) else (inputs,)
             result = live(*(_input(value, first) for value in several))
     return dict(_outputs(result, ""))
+
+
+def taps(model: object) -> TorchTaps:
+    """The model under observation; see `regraft.calls`."""
+    return TorchTaps(model)
 
 
 def rotary(model: object, projections: Sequence[tuple[Rows, Rows]]) -> tuple[str, int] | None:

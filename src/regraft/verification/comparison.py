@@ -37,6 +37,32 @@ class OutputRow:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """Why outputs differ.
+
+    - `kind`: one of the closed list of `docs/causes.md`. `modules`: the target's, by path.
+    - `proven`: whether outputs agree with the change and with no change of another kind; what is
+      not proven is a suspicion, with its `reason`.
+    - `text`: what is different. `fix`: the change as code, a line for each module.
+    - `error`: the relative error at the first of the modules.
+    """
+
+    kind: str
+    modules: tuple[str, ...]
+    proven: bool
+    text: str
+    fix: str
+    error: float = 0.0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        state = "proven" if self.proven else f"suspected ({self.reason})"
+        where = self.modules[0] or "the model itself"
+        more = f" and {len(self.modules) - 1} more" if len(self.modules) > 1 else ""
+        return f"{self.kind}  {state}: {self.text}, in {where}{more}"
+
+
+@dataclass(frozen=True)
 class Report:
     """The comparison of a target's outputs with a probe's.
 
@@ -45,7 +71,13 @@ class Report:
       magnitude of its output; inf where outputs cannot be compared.
     - `rows`: one per output. `tolerance`: what was allowed and why.
     - `warnings`: why equality may mean less than it seems.
-    - `first_divergence`, `causes`: the module where outputs part, and why, once that is sought.
+    - `first_divergence`: path of the target's module where the two part, `""` for the code of the
+      model itself; None where there is none, or nothing is known of the source but outputs.
+    - `causes`: why. `steps`: the calls that were compared, in order, with their errors.
+    - `passes`: how many runs of the whole target it took.
+
+    Where the source was run as well, a report can be `different` although outputs are within the
+    tolerance: a setting was proven to differ, and this probe shows little of it.
     """
 
     equal: bool
@@ -56,7 +88,9 @@ class Report:
     tolerance: Tolerance | None
     warnings: tuple[str, ...] = ()
     first_divergence: str | None = None
-    causes: tuple[Any, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    steps: tuple[Any, ...] = ()
+    passes: int = 0
 
     @classmethod
     def failed(cls, reason: str) -> Report:
@@ -73,6 +107,7 @@ class Report:
             for row in self.rows
         ]
         rows += [("warning", "", text, "", "", "") for text in self.warnings]
+        rows += [("cause", "", str(cause), cause.error, "", cause.fix) for cause in self.causes]
         head = ("output", "shape", "verdict", "largest error", "relative", "")
         return markup.table(str(self).split("\n")[0], head, rows, len(rows))
 
@@ -83,6 +118,10 @@ class Report:
             lines[0] += f" (allowed {told.atol:.3g} + {told.rtol:.3g} × expected: {told.reason})"
         for row in self.rows:
             lines.append(f"  {row.name}  {list(row.shape)}  {row.verdict}  {row.reason}".rstrip())
+        if self.first_divergence is not None:
+            lines.append(f"  first divergence  {self.first_divergence or 'the model itself'}")
+        for cause in self.causes:
+            lines += [f"  {cause}", *(f"    fix  {line}" for line in cause.fix.split("\n")[:4])]
         return "\n".join([*lines, *(f"  warning  {text}" for text in self.warnings)])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from regraft.errors import RegraftError, VerificationFailed
 from regraft.tensors import Array, Arrays
 from regraft.verification.comparison import Report, compare
+from regraft.verification.traces import Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,7 @@ class Probe:
     - `outputs`: an array, a tuple or a (nested) dict of arrays, from the source model.
     - `run`: calls the target where that is not `model(inputs)`: `run(model)` returns outputs.
     - `rtol`, `atol`: tolerances in place of those that follow from the dtype.
+    - `trace`: what the source's modules were given and made, as `rg.record` keeps it.
     """
 
     inputs: Any = None
@@ -29,6 +31,7 @@ class Probe:
     run: Callable[[Any], Any] | None = None
     rtol: float | None = None
     atol: float | None = None
+    trace: Trace | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.outputs is None:
@@ -63,7 +66,9 @@ class Probe:
                     found=f"arrays {', '.join(list(arrays)[:8]) or 'none'}",
                     expected=f"'{side}', or '{side}s.<name>'",
                 )
-        return cls(sides["input"], sides["output"])
+        from regraft.verification.recording import trace_of
+
+        return cls(sides["input"], sides["output"], trace=trace_of(arrays, label))
 
     @property
     def expected(self) -> dict[str, Array]:

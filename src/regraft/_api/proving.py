@@ -1,0 +1,163 @@
+"""Proving: outputs compared, the first divergence found, and its cause named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from regraft import checkpoints, targets
+from regraft._api.planning import both_sides, compared, plan_sides
+from regraft._sides import Given, Side, source_side, target_side
+from regraft.calls import Taps
+from regraft.errors import RegraftError, TargetError
+from regraft.plans import Plan
+from regraft.tensors import TensorInfo
+from regraft.verification import Probe, Report
+from regraft.verification.explaining import Other, explain
+from regraft.verification.recording import encoded
+from regraft.verification.traces import Recorder
+
+
+def verify(
+    model: Given,
+    probe: Probe | Any,
+    source: Given | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    *,
+    arguments: Mapping[str, object] | None = None,
+) -> Report:
+    """Runs the model on the probe's inputs and compares its outputs with the expected ones; where
+    they differ, finds the first module that differs, and why.
+
+    **Arguments:**
+
+    - `probe`: inputs and outputs; with a live `source`, inputs as the source takes them are enough.
+    - `source`: the live model that the weights came from. Both run under observation, and each
+      explanation is tried: what makes the outputs agree is proven. Where the source is in inference
+      mode and the model is not, or only some of its modules are not, the model is run as it is, and
+      otherwise in inference mode.
+    - `plan`: what was loaded; without it one is made.
+
+    The model is as it was afterwards. **Raises** `TargetError` where the model cannot be had; a
+    difference is a Report, no error.
+    """
+    if source is not None and not isinstance(probe, Probe):
+        _, _, made = both_sides(source, model, None, arguments, probe)
+        assert made is not None
+        given: Probe = made
+    else:
+        given = probe
+    theirs = target_side(model, arguments=arguments, inputs=given.inputs)
+    live = theirs.model
+    taps = _taps(live)
+    if taps is None:
+        return compared(theirs.sink(), given)
+    ours = None if source is None else source_side(source)
+    taps.as_it_is = _as_it_is(taps, ours)
+    live_source = ours is not None and ours.model is not None
+    other = _other(ours, given, probe) if ours and live_source else _recorded(given, ours)
+    made_plan = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
+    if made_plan is None and ours is not None and ours.catalogue:
+        made_plan = _planned(ours, theirs)
+    return explain(
+        given, taps, _separator(theirs), theirs.reader(), theirs.catalogue, made_plan, other
+    )
+
+
+def record(
+    source: Given,
+    inputs: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    activations: bool = True,
+    arguments: Mapping[str, object] | None = None,
+    force: bool = False,
+) -> Probe:
+    """Runs a live model and keeps what it gives, as a probe for others.
+
+    **Arguments:**
+
+    - `inputs`: an array, a tuple of positional arrays or a dict, as the model takes them. They are
+      kept as they are: a target with channels elsewhere is given them with channels moved only
+      where it cannot take them otherwise.
+    - `path`: the file to write (`.npz`, `.safetensors`).
+    - `activations`: whether what every module was given and made is kept, too, so that a first
+      divergence can be found without the source.
+
+    **Raises** `TargetError` where the model cannot be had or observed, `FormatError`.
+    """
+    side = source_side(source, None, inputs) if not arguments else target_side(
+        source, arguments=arguments, inputs=inputs
+    )  # fmt: skip
+    taps = _taps(side.model) if side.model is not None else None
+    if taps is None:
+        raise TargetError(
+            side.catalogue.label, found="no live model that can be observed",
+            expected=f"a live model of {', '.join(targets.names())}, or 'module:callable'",
+        )  # fmt: skip
+    recorder = Recorder()
+    outputs = taps.run(inputs, recorder)
+    trace = recorder.trace(taps.modules(), taps.framework) if activations else None
+    given = next(iter(outputs.values())) if list(outputs) == ["output"] else outputs
+    probe = Probe(inputs, given, trace=trace)
+    if path is not None:
+        arrays = encoded(probe)
+        items = (
+            (TensorInfo(n, tuple(a.shape), a.dtype.name), lambda a=a: a) for n, a in arrays.items()
+        )
+        checkpoints.write(path, items, {}, force=force)
+    return probe
+
+
+def _recorded(probe: Probe, ours: Side | None) -> Other | None:
+    """The source as a recorded probe knows it, with the tensors of its file where that is given."""
+    if probe.trace is None:
+        return None
+    separator = "." if probe.trace.framework == "torch" else "/"
+    held = (ours.catalogue, ours.read) if ours else (None, None)
+    return Other(probe.trace, lambda name: name.rpartition(separator)[0], separator, *held)
+
+
+def _taps(model: object) -> Taps | None:
+    make = getattr(targets.find(model), "taps", None)
+    return make(model) if make else None
+
+
+def _separator(side: Side) -> str:
+    return "." if side.catalogue.framework in ("torch", "") else "/"
+
+
+def _as_it_is(taps: Taps, ours: Side | None) -> bool:
+    """Whether training modes are part of what is compared."""
+    modules = taps.modules()
+    root = modules[""].mode
+    mixed = not root and any(module.mode for module in modules.values())
+    if mixed or ours is None or ours.model is None or not root:
+        return mixed
+    source = _taps(ours.model)
+    return source is not None and not source.modules()[""].mode
+
+
+def _planned(ours: Side, theirs: Side) -> Plan | None:
+    try:
+        return plan_sides(ours, theirs, (), None)
+    except RegraftError:
+        return None
+
+
+def _other(ours: Side, probe: Probe, given: Any) -> Other | None:
+    """The source, run under observation."""
+    if ours.model is None:
+        return None
+    taps = _taps(ours.model)
+    if taps is None:
+        raise TargetError(
+            ours.catalogue.label, found="a model that cannot be observed",
+            expected=f"a live model of {', '.join(targets.names())}",
+        )  # fmt: skip
+    inputs = given if not isinstance(given, Probe) else probe.inputs
+    recorder = Recorder()
+    taps.run(inputs, recorder)
+    trace = recorder.trace(taps.modules(), taps.framework)
+    return Other(trace, taps.owner, _separator(ours), ours.catalogue, ours.read)

@@ -1,0 +1,94 @@
+"""A layer scale (a factor per channel on a branch), or another constant factor, is missing.
+
+ConvNeXt, CaiT, BEiT and DINO multiply a block's branch by a learned `gamma`; a port that leaves it
+out loads everything else. Also: one too many, and constant factors on a branch. The factor is found
+where what is missing is a multiple of a branch's result, the same at all places.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from regraft.calls import Rewritten
+from regraft.verification.causes._arrays import Array
+from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
+from regraft.verification.closeness import nearest
+
+_SCALE = re.compile(r"layer_?scale|^ls\d?$|gamma|drop_?path", re.IGNORECASE)
+_EXACT = 2e-4
+
+
+def propose(scene: Scene) -> Iterable[Hypothesis]:
+    site = scene.site
+    for path in scene.inner():
+        name = path.replace("/", ".").rpartition(".")[2]
+        if path and (_SCALE.search(name) or "scale" in scene.modules[path].kind.lower()):
+            yield Hypothesis(
+                "layer-scale",
+                (Rewritten(path, lambda inputs, outputs: [inputs[0], *outputs[1:]]),),
+                (path,),
+                "no layer scale instead of one",
+                f"{in_forward(site.module)}: without {path}",
+            )
+    missing: Array = site.expected.astype(np.float64) - site.actual.astype(np.float64)
+    for path, call in scene.children.items():
+        for output in call.outputs[:1]:
+            _, branch = nearest(output, site.actual)
+            if branch is None or branch.ndim < 2:
+                continue
+            for axis in dict.fromkeys((branch.ndim - 1, 1)):
+                share = _share(missing, branch.astype(np.float64), axis)
+                if share is None:
+                    continue
+                # The source scales a branch that the target does not, or the other way round.
+                yield _scaled(scene, path, 1 + share, axis)
+                if np.all(np.abs(1 - share) > 1e-6):
+                    yield _scaled(scene, path, 1 / (1 - share), axis)
+
+
+def _share(missing: Array, branch: Array, axis: int) -> Array | None:
+    """By channel, the number s with missing = s × branch, where there is one."""
+    others = tuple(i for i in range(branch.ndim) if i != axis)
+    size = np.square(branch).sum(others, keepdims=True)
+    if not size.all() or missing.size <= 4 * branch.shape[axis]:
+        return None
+    factor = (missing * branch).sum(others, keepdims=True) / size
+    left = np.square(missing - factor * branch).sum()
+    if left > _EXACT**2 * np.square(missing).sum():
+        return None
+    return factor
+
+
+def _scaled(scene: Scene, path: str, factor: Array, axis: int) -> Hypothesis:
+    flat = factor.reshape(-1)
+    held = next(
+        (
+            name
+            for name, array in scene.unused().items()
+            if array.size == flat.size and np.allclose(array.reshape(-1), flat, rtol=1e-3)
+        ),
+        None,
+    )
+    if held is not None:
+        array = scene.unused()[held].astype(np.float64)
+        factor, said = array.reshape(factor.shape), f"the source's {held}"
+    elif np.ptp(flat) < 1e-3 * np.abs(flat).max():
+        factor = np.full_like(factor, round(float(flat.mean()), 4))
+        said = f"{float(flat.mean()):.4g}"
+    else:
+        said = "one number a channel"
+
+    def scale(_: list[Array], outputs: list[Array]) -> list[Array]:
+        first = outputs[0]
+        shape = [1] * first.ndim
+        shape[axis if axis < first.ndim else -1] = factor.size if factor.size > 1 else 1
+        return [(first * factor.reshape(shape)).astype(first.dtype), *outputs[1:]]
+
+    return Hypothesis(
+        "layer-scale", (Rewritten(path, scale),), (scene.site.module,),
+        "the branch is scaled" + (", by one number a channel" if flat.size > 1 else ""),
+        f"{in_forward(scene.site.module)}: the result of {path} × {said}",
+    )  # fmt: skip

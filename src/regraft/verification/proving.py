@@ -1,0 +1,334 @@
+"""Proof of causes: each hypothesis about a divergence is tried where it happens, and then on the
+whole model.
+
+A walk along the source's trace finds every place where the target parts from it. There, one call of
+one module is run again with each change that a cause proposes; a cause is proven where with one
+change, and with no change of another kind, the values agree up to rounding, which did not before,
+and where the whole model agrees with it, too, or parts only later. The change then stays, so that
+what lies behind it can be found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+from regraft.calls import Composed, Edit, Entered, InFunction, Module, Rewritten, Taps
+from regraft.tensors import Array, Arrays
+from regraft.verification import causes
+from regraft.verification.causes import Hypothesis, Scene
+from regraft.verification.causes._scene import Tensor, Tie
+from regraft.verification.closeness import certain, noise
+from regraft.verification.comparison import Cause
+from regraft.verification.pairing import Pairs
+from regraft.verification.traces import Recorded, Trace
+from regraft.verification.walking import Site, Step, Walk
+
+# How much smaller the error has to be with the change, how much closer than the next it must be to
+# be preferred, rounds of walks, and sites that are looked at one by one.
+_SMALLER, _CLOSER, _ROUNDS, _SITES = 8.0, 3.0, 4, 200
+_TRIES = 400
+# Kinds that say how a tensor differs, where "weights" only says that it does.
+_OF_TENSORS = frozenset(
+    ("tied-head", "dtype", "qkv-order", "flatten-order", "channel-order", "spatial-transpose")
+)
+# Pairs of changes that are tried where no single one explains a place.
+_PAIRS = 150
+
+
+@dataclass
+class Found:
+    """What was found: sites in order, and what explains each."""
+
+    causes: list[Cause]
+    first: str | None
+    steps: list[Step]
+    edits: tuple[Edit, ...]
+    open: bool
+    passes: int
+
+
+class _Told(NamedTuple):
+    site: Site
+    chosen: list[Hypothesis]
+    rivals: list[Hypothesis]
+
+
+@dataclass
+class _Try:
+    hypothesis: Hypothesis
+    error: float
+    left: int
+    more: Hypothesis | None = None
+
+
+@dataclass
+class Prover:
+    """A target that is compared with a trace of its source.
+
+    - `inputs`: what the target is run on, or a function that calls it; `arrays` the same as arrays.
+    - `tensors`, `ties`, `unused`: see `Scene`.
+    """
+
+    taps: Taps
+    trace: Trace
+    pairs: Pairs
+    inputs: Any
+    arrays: list[Array]
+    modules: dict[str, Module]
+    tensors: Callable[[str], list[Tensor]]
+    ties: Callable[[str], list[Tie]]
+    unused: Callable[[], dict[str, Array]]
+    agrees: Callable[[Arrays], bool]
+    calls_of: Mapping[str, tuple[str, ...]]
+    passes: int = 0
+    _memo: dict[tuple[str, int], Recorded | None] = field(
+        default_factory=dict[tuple[str, int], "Recorded | None"]
+    )
+
+    def search(self) -> Found:
+        """Walks, explains, and walks again until nothing new is found."""
+        edits: tuple[Edit, ...] = ()
+        told: list[_Told] = []
+        seen: set[tuple[str, str, int]] = set()
+        steps: list[Step] = []
+        for round_ in range(_ROUNDS):
+            walk, _ = self._walked(edits)
+            steps = steps or walk.steps
+            fresh = [site for site in walk.sites if site.place not in seen]
+            if not fresh:
+                break
+            added: list[Edit] = []
+            known: dict[str, Hypothesis] = {}
+            for site in fresh[:_SITES]:
+                seen.add(site.place)
+                chosen, rivals, site = self._explained(site, (*edits, *added), known)
+                if site.error <= noise(site.actual):
+                    continue  # gone with what was found before
+                if not chosen and not rivals and site.error < certain(site.actual):
+                    continue  # rounding, as far as anybody can tell
+                told.append(_Told(site, chosen, rivals))
+                added += [edit for hypothesis in chosen for edit in hypothesis.edits]
+            edits = (*edits, *added)
+            if not added:
+                break
+            del round_
+        return self._summed(told, edits, steps)
+
+    def _walked(self, edits: tuple[Edit, ...]) -> tuple[Walk, Arrays]:
+        walk = Walk(self.trace, self.pairs, self.modules, memo=self._memo)
+        self.passes += 1
+        outputs = self.taps.run(self.inputs, walk, edits)
+        walk.finish()
+        return walk, outputs
+
+    def _explained(
+        self, site: Site, edits: tuple[Edit, ...], known: dict[str, Hypothesis]
+    ) -> tuple[list[Hypothesis], list[Hypothesis], Site]:
+        """The change (rarely two) that makes a site agree, or those of several kinds that do."""
+        rivals: list[Hypothesis] = []
+        first = site
+        for seen in (site, site.instead):
+            if seen is None or self._gray_glue(seen):
+                continue
+            tries = self._tries(seen, edits, known)
+            chosen, rivals = _chosen(tries)
+            if chosen:
+                known.update((hypothesis.key, hypothesis) for hypothesis in chosen)
+                return chosen, [], _at(seen, chosen[0])
+            if rivals:
+                break
+        return [], rivals, first
+
+    def _gray_glue(self, site: Site) -> bool:
+        return not site.leaf and site.error <= noise(site.actual)
+
+    def _tries(
+        self, site: Site, edits: tuple[Edit, ...], known: Mapping[str, Hypothesis]
+    ) -> list[_Try]:
+        before = self._again(site, edits, keep=True)
+        site.error = before.errors.get(site.place, site.error) if before else site.error
+        if site.error <= noise(site.actual):
+            return []
+        scene = self._scene(site, before)
+        limit = min(noise(site.actual), site.error / _SMALLER)
+        proposed = list(_bounded(causes.proposals(scene)))
+        same = [h for h in proposed if h.key in known]
+        tried: list[_Try] = []
+        for hypotheses in (same, [h for h in proposed if h not in same]):
+            tried += [self._try(site, h.edits, h, edits) for h in hypotheses]
+            fitting = [t for t in tried if t.error <= limit]
+            if fitting:  # what explained the same elsewhere explains it here
+                return fitting
+        return list(self._both(site, tried, edits, limit))
+
+    def _try(
+        self, site: Site, change: tuple[Edit, ...], told: Hypothesis, edits: tuple[Edit, ...]
+    ) -> _Try:
+        walk = self._again(site, (*edits, *change))
+        error = walk.errors.get(site.place, float("inf")) if walk else float("inf")
+        return _Try(told, error, len(walk.sites) if walk else 0)
+
+    def _both(
+        self, site: Site, tried: list[_Try], edits: tuple[Edit, ...], limit: float
+    ) -> Iterator[_Try]:
+        """Two changes of different kinds at once, those that move the result most likely first."""
+        moved = [t for t in tried if t.error != site.error and t.error < float("inf")]
+        moved.sort(key=lambda t: t.error)
+        pairs = (
+            (a.hypothesis, b.hypothesis)
+            for i, b in enumerate(moved)
+            for a in moved[:i]
+            if a.hypothesis.kind != b.hypothesis.kind
+        )
+        for a, b in islice(pairs, _PAIRS):
+            made = self._try(site, (*a.edits, *b.edits), a, edits)
+            if made.error <= limit:
+                yield replace(made, more=b)
+
+    def _again(self, site: Site, edits: tuple[Edit, ...], *, keep: bool = False) -> Walk | None:
+        walk = Walk(self.trace, self.pairs, self.modules, memo=self._memo, keep=keep)
+        try:
+            self.taps.again(site.scope.frame, walk, edits)
+        except Exception:  # a change that the model's code does not bear is no explanation
+            return None
+        walk.finish()
+        return walk
+
+    def _scene(self, site: Site, before: Walk | None) -> Scene:
+        inside = {
+            path: call
+            for (path, _), call in self._memo.items()
+            if call is not None and _within(path, site.scope.path) and path != site.scope.path
+        }
+        own = dict.fromkeys((*inside,))
+        return Scene(
+            site,
+            self.taps.framework,
+            self.modules,
+            self.trace.modules,
+            self._pair_of,
+            before.functions if before else [],
+            {path: inside[path] for path in own},
+            self.tensors,
+            self.unused,
+            self.arrays,
+            self.ties,
+            self.calls_of,
+            self._earlier(site),
+            {
+                path: error
+                for (kind, path, _), error in (before.errors if before else {}).items()
+                if kind == "input"
+            },
+            {(kind, path): v for (kind, path, _), v in (before.values if before else {}).items()},
+        )
+
+    def _earlier(self, site: Site) -> list[Recorded]:
+        began = site.source.began if site.source else 0
+        return [call for call in self.trace.calls if 0 <= call.ended < began]
+
+    def _pair_of(self, path: str) -> str | None:
+        pair = self.pairs.get(path)
+        if pair is not None:
+            return pair.sources[0]
+        call = next((c for (p, _), c in self._memo.items() if p == path and c), None)
+        return call.path if call else None
+
+    def _summed(
+        self,
+        told: list[_Told],
+        edits: tuple[Edit, ...],
+        steps: list[Step],
+    ) -> Found:
+        told.sort(key=lambda entry: entry.site.time)
+        unexplained = [entry.site for entry in told if not entry.chosen]
+        agree = not told
+        if edits:
+            self.passes += 1
+            try:
+                agree = self.agrees(self.taps.run(self.inputs, None, edits))
+            except Exception:  # changes that bear each other only one by one
+                agree = False
+        proven = agree or bool(unexplained)
+        made: dict[str, Cause] = {}
+        for entry in told:
+            for hypothesis in entry.chosen or entry.rivals:
+                sure = bool(entry.chosen) and proven
+                cause = made.get(hypothesis.key)
+                paths = (*(cause.modules if cause else ()), *hypothesis.modules)
+                reason = "" if sure else "several changes explain it equally well"
+                if entry.chosen and not sure:
+                    reason = "the module agrees with it, and the model's outputs do not"
+                made[hypothesis.key] = Cause(
+                    hypothesis.kind, tuple(dict.fromkeys(paths)), sure, hypothesis.text,
+                    _joined(cause.fix if cause else "", hypothesis.fix), entry.site.error, reason,
+                )  # fmt: skip
+        first = told[0].site.module if told else None
+        return Found(list(made.values()), first, steps, edits, bool(unexplained), self.passes)
+
+
+def _chosen(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
+    """The best of what fits: what leaves least in the module, is closest, and changes a setting
+    rather than values. Of several kinds that are as good, none."""
+    if not tries:
+        return [], []
+    if any(t.more for t in tries):
+        return _chosen_pair(tries)
+    if any(t.hypothesis.kind in _OF_TENSORS for t in tries):
+        tries = [t for t in tries if t.hypothesis.kind != "weights"]
+    least = min(t.left for t in tries)
+    tries = [t for t in tries if t.left == least]
+    best = min(t.error for t in tries)
+    near = [t for t in tries if t.error <= _CLOSER * max(best, 1.2e-7)]
+    plain = min(_plainness(t.hypothesis) for t in near)
+    near = [t for t in near if _plainness(t.hypothesis) == plain]
+    kinds = {t.hypothesis.kind for t in near}
+    if len(kinds) == 1:
+        return [min(near, key=lambda t: round(t.error / 1.2e-7)).hypothesis], []
+    return [], [t.hypothesis for t in near]
+
+
+def _chosen_pair(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
+    """The pair of changes that fits, where all that fit are of the same two kinds."""
+    best = min(tries, key=lambda t: (t.left, round(t.error / 1.2e-7)))
+    both = [best.hypothesis, *([best.more] if best.more else [])]
+    kinds = {frozenset((t.hypothesis.kind, t.more.kind if t.more else "")) for t in tries}
+    return (both, []) if len(kinds) == 1 else ([], both)
+
+
+def _plainness(hypothesis: Hypothesis) -> int:
+    """0 for settings and tensors, more for values that are made anew."""
+
+    def of(edit: Edit) -> int:
+        if isinstance(edit, (Rewritten, Entered)):
+            return 2
+        if isinstance(edit, Composed):
+            return 1
+        return int(isinstance(edit, InFunction) and not edit.arguments)
+
+    return max(map(of, hypothesis.edits))
+
+
+def _at(site: Site, hypothesis: Hypothesis) -> Site:
+    """A change of a module without a pair says more exactly where the divergence is."""
+    if hypothesis.modules and hypothesis.modules[0] != site.module and site.place[0] == "input":
+        site.module = hypothesis.modules[0]
+    return site
+
+
+def _within(path: str, scope: str) -> bool:
+    return not scope or path == scope or path.startswith((f"{scope}.", f"{scope}/"))
+
+
+def _joined(fix: str, more: str) -> str:
+    return f"{fix}\n{more}" if fix else more
+
+
+def _bounded(proposed: Iterator[Hypothesis]) -> Iterator[Hypothesis]:
+    for count, hypothesis in enumerate(proposed):
+        if count >= _TRIES:
+            return
+        yield hypothesis

@@ -1,0 +1,131 @@
+"""Probes in files: inputs, outputs and, where wanted, what every module was given and made.
+
+A trace is kept as arrays by number and one text (JSON, as bytes), so that any format of named
+arrays holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from regraft.calls import Module
+from regraft.errors import VerificationFailed
+from regraft.tensors import Array
+from regraft.verification.probes import Probe, flat
+from regraft.verification.traces import Recorded, Trace
+
+KEY = "trace"
+_VALUE = "activations"
+_VERSION = 1
+
+
+class _Call(msgspec.Struct, array_like=True):
+    path: str
+    number: int
+    inside: tuple[str, ...]
+    began: int
+    ended: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    keys: tuple[str, ...]
+    whole: bool
+
+
+class _Kept(msgspec.Struct):
+    schema_version: int
+    framework: str
+    modules: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]
+    calls: list[_Call]
+    born: dict[str, int]
+
+
+def encoded(probe: Probe) -> dict[str, Array]:
+    """A probe as named arrays, as `Probe.from_arrays` reads them."""
+    arrays = {**_named("input", probe.inputs), **_named("output", probe.outputs)}
+    if probe.trace is not None:
+        arrays |= _encoded(probe.trace)
+    return arrays
+
+
+def _named(side: str, value: Any) -> dict[str, Array]:
+    if isinstance(value, Mapping):
+        return {f"{side}s.{name}": array for name, array in flat(value)}
+    if isinstance(value, (tuple, list)):
+        return {f"{side}s.{i}": np.asarray(array) for i, (_, array) in enumerate(flat(value))}
+    return {side: next(array for _, array in flat(value))}
+
+
+def _encoded(trace: Trace) -> dict[str, Array]:
+    numbers: dict[int, str] = {}
+    arrays: dict[str, Array] = {}
+
+    def keep(array: Array) -> str:
+        if id(array) not in numbers:
+            numbers[id(array)] = f"{_VALUE}.{len(numbers)}"
+            arrays[numbers[id(array)]] = array
+        return numbers[id(array)]
+
+    calls = [
+        _Call(
+            c.path, c.number, c.inside, c.began, c.ended, tuple(map(keep, c.inputs)),
+            tuple(map(keep, c.outputs)), tuple(c.keys), c.whole,
+        )
+        for c in trace.calls
+    ]  # fmt: skip
+    modules = {p: (m.kind, _plain(m.settings), m.children) for p, m in trace.modules.items()}
+    kept = _Kept(_VERSION, trace.framework, modules, calls, trace.born)
+    arrays[KEY] = np.frombuffer(msgspec.json.encode(kept), np.uint8)
+    return arrays
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that JSON holds; tables of numbers as lists."""
+    plain: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, np.ndarray):
+            if value.size <= 1024 and value.dtype.kind in "fiu":
+                plain[name] = {"array": value.tolist()}
+        elif not isinstance(value, float) or np.isfinite(value):
+            plain[name] = value
+    return plain
+
+
+def trace_of(arrays: Mapping[str, Array], label: str) -> Trace | None:
+    """The trace among a probe's arrays. **Raises** `VerificationFailed` where it does not fit."""
+    if KEY not in arrays:
+        return None
+    try:
+        kept = msgspec.json.decode(np.asarray(arrays[KEY], np.uint8).tobytes(), type=_Kept)
+        calls = list(_calls(kept, arrays))
+    except (msgspec.DecodeError, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise VerificationFailed(
+            label, found=f"a trace that cannot be read: {error}"[:300], expected="a recorded probe"
+        ) from error
+    if kept.schema_version != _VERSION:
+        raise VerificationFailed(
+            label, found=f"a trace of version {kept.schema_version}", expected=str(_VERSION)
+        )
+    modules = {
+        path: Module(path, kind, {k: _back(v) for k, v in settings.items()}, children)
+        for path, (kind, settings, children) in kept.modules.items()
+    }
+    return Trace(calls, modules, kept.framework, [], kept.born)
+
+
+def _back(value: Any) -> Any:
+    if isinstance(value, dict) and "array" in value:
+        return np.array(value["array"])
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _calls(kept: _Kept, arrays: Mapping[str, Array]) -> Iterator[Recorded]:
+    for call in kept.calls:
+        yield Recorded(
+            call.path, call.number, call.inside, call.began, call.ended,
+            [arrays[name] for name in call.inputs], [arrays[name] for name in call.outputs],
+            list(call.keys), call.whole,
+        )  # fmt: skip
