@@ -118,10 +118,10 @@ def keras_cnn(padding: str) -> Any:
 def test_keras_and_torch(padding: str, eps: float, where: Any, kinds: list[str]) -> None:
     source, target = distinct(Cnn(eps)), keras_cnn(padding)
     rg.load(source, target, accept=["epsilon-differs"])
-    before = [np.array(weight) for weight in target.weights]
+    before = [keras.ops.convert_to_numpy(weight) for weight in target.weights]
     call = keras.Layer.__call__
     assert told(rg.verify(target, IMAGES.transpose(0, 3, 1, 2), source=source)) == (where, kinds)
     assert told(rg.verify(source, IMAGES, source=target)) == (where, kinds)
     assert keras.Layer.__call__ is call
-    after = [np.array(weight) for weight in target.weights]
+    after = [keras.ops.convert_to_numpy(weight) for weight in target.weights]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))

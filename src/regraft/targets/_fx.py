@@ -70,6 +70,7 @@ def _graph(model: Any, sized: bool) -> Any:
         def proxy(self, node: Any) -> Any:
             return SizedProxy(node, self) if sized else super().proxy(node)
 
+    own = set(vars(model))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -77,6 +78,10 @@ def _graph(model: Any, sized: bool) -> Any:
     # Tracing runs the model's own Python on stand-ins: it may raise anything at all.
     except Exception:
         return None
+    finally:
+        # Tensors that the code makes were left at the model as `_tensor_constant0` ….
+        for name in [n for n in vars(model) if n not in own and n.startswith("_tensor_constant")]:
+            delattr(model, name)
 
 
 class _Sizes:

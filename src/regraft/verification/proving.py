@@ -10,10 +10,12 @@ what lies behind it can be found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import combinations, islice
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from regraft.calls import Composed, Edit, Entered, InFunction, Module, Rewritten, Taps
 from regraft.tensors import Array, Arrays
@@ -48,6 +50,10 @@ class Found:
     edits: tuple[Edit, ...]
     open: bool
     passes: int
+
+
+# Changes among which those that undo one another are looked for.
+_SEVERAL = 4
 
 
 class _Told(NamedTuple):
@@ -115,7 +121,33 @@ class Prover:
             if not added:
                 break
             del round_
+        told = self._without_void(told)
+        edits = tuple(edit for one in told for h in one.chosen for edit in h.edits)
         return self._summed(told, edits, steps)
+
+    def _without_void(self, told: list[_Told]) -> list[_Told]:
+        """Without changes that together change nothing: an activation taken away and given again,
+        where one side has it in the layer and the other behind it. Of changes that give the same
+        outputs as all of them the fewest are kept."""
+        every = [hypothesis for one in told for hypothesis in one.chosen]
+        if not 2 <= len(every) <= _SEVERAL:
+            return told
+
+        def outputs(chosen: Sequence[Hypothesis]) -> Arrays:
+            self.passes += 1
+            edits = tuple(edit for hypothesis in chosen for edit in hypothesis.edits)
+            return self.taps.run(self.inputs, None, edits)
+
+        try:
+            whole = outputs(every)
+            fewer = (few for n in range(len(every) - 1) for few in combinations(every, n))
+            enough = next((few for few in fewer if _alike(outputs(few), whole)), None)
+        except Exception:  # the model's own code, under changes that belong together
+            return told
+        if enough is None:
+            return told
+        kept = [one._replace(chosen=[h for h in one.chosen if h in enough]) for one in told]
+        return [now for now, one in zip(kept, told, strict=True) if now.chosen or not one.chosen]
 
     def _walked(self, edits: tuple[Edit, ...]) -> tuple[Walk, Arrays]:
         walk = Walk(self.trace, self.pairs, self.modules, memo=self._memo)
@@ -268,6 +300,21 @@ class Prover:
                 )  # fmt: skip
         first = told[0].site.module if told else None
         return Found(list(made.values()), first, steps, edits, bool(unexplained), self.passes)
+
+
+def _alike(some: Arrays, others: Arrays) -> bool:
+    """Whether outputs are the same but for the last digits."""
+    if some.keys() != others.keys():
+        return False
+    return all(_close(array, others[name]) for name, array in some.items())
+
+
+def _close(a: Array, b: Array) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or a.dtype.kind != "f":
+        return np.array_equal(a, b)
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    digits = 16 * float(np.spacing(np.ones((), a.dtype)))
+    return bool((np.abs(x - y) <= digits * np.abs(x).max(initial=0.0)).all())
 
 
 def _chosen(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
