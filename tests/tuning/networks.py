@@ -9,6 +9,13 @@ import torch
 from torch import nn
 
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+# torchvision built for CUDA beside a CPU torch lacks operators at import; see tests/conftest.py.
+SHIM = """
+import torch
+kept = torch.library.Library("torchvision", "FRAGMENT")
+for name in ("nms", "qnms"):
+    kept.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
 # What the trunk of `torch_net` is called, its BatchNorm's statistics among it.
 TRUNK = ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var",
          "1.num_batches_tracked")  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 # Decoded images are held in memory; beyond this a real data pipeline is called for.
 _MAX_BYTES = 8 << 30
+Inputs: TypeAlias = "Array | dict[str, Array]"
 Given: TypeAlias = "Data | str | os.PathLike[str] | tuple[Array, Array]"
 
 
@@ -25,14 +25,15 @@ Given: TypeAlias = "Data | str | os.PathLike[str] | tuple[Array, Array]"
 class Data:
     """Samples and answers, all in memory.
 
-    - `x`: `(n, …)` in the model's own layout. `y`: `(n,)` class numbers, or floats `(n, …)`.
+    - `x`: `(n, …)` in the model's own layout, or several such by the model's keyword.
+    - `y`: `(n,)` class numbers, or floats `(n, …)`.
     - `x_val`, `y_val`: held out; `None` for no validation.
     - `classes`: names of the classes, by number; may be empty.
     """
 
-    x: Array
+    x: Inputs
     y: Array
-    x_val: Array | None = None
+    x_val: Inputs | None = None
     y_val: Array | None = None
     classes: tuple[str, ...] = ()
 
@@ -40,10 +41,12 @@ class Data:
         for x, y, what in ((self.x, self.y, "x"), (self.x_val, self.y_val, "x_val")):
             if x is None or y is None:
                 continue
-            if len(x) != len(y) or len(x) == 0:
+            counts = {len(part) for part in (x.values() if isinstance(x, dict) else [x])}
+            if counts != {len(y)} or len(y) == 0:
+                told = " or ".join(map(str, sorted(counts)))
                 raise FormatError(
                     "training data",
-                    found=f"{len(x)} samples in {what} and {len(y)} answers",
+                    found=f"{told} samples in {what} and {len(y)} answers",
                     expected="as many answers as samples, and at least one",
                 )
 
@@ -77,19 +80,37 @@ class Data:
         mask[held] = True
         if not mask.any():
             return self
-        return Data(self.x[~mask], self.y[~mask], self.x[mask], self.y[mask], self.classes)
+        kept, out = taken(self.x, ~mask), taken(self.x, mask)
+        return Data(kept, self.y[~mask], out, self.y[mask], self.classes)
+
+    def first(self, count: int) -> Inputs:
+        """The first so many samples."""
+        return taken(self.x, slice(count))
 
 
-def load(
-    given: Given, *, channels_first: bool, size: Sequence[int] = (), gray: bool = False
-) -> Data:
+def taken(x: Inputs, index: Any) -> Inputs:
+    """Some of the samples."""
+    return {k: part[index] for k, part in x.items()} if isinstance(x, dict) else x[index]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become arrays.
+
+    - `size`: height and width to resize images to; they must agree where it is empty.
+    - `gray`: one channel instead of three.
+    """
+
+    size: tuple[int, ...] = ()
+    gray: bool = False
+
+
+def load(given: Given, *, channels_first: bool, reading: Reading | None = None) -> Data:
     """Data from a folder with one subfolder of images per class, an `.npz`, or a pair of arrays.
 
     **Arguments:**
 
     - `channels_first`: the layout for images of a folder: `(n, c, h, w)`, or `(n, h, w, c)`.
-    - `size`: height and width to resize images to; they must agree where it is empty.
-    - `gray`: one channel instead of three.
 
     Images become float32 between 0 and 1. An `.npz` holds `x` and `y`, and `x_val`, `y_val` where
     a split is given; its arrays are taken as they are. **Raises** `FormatError`.
@@ -99,8 +120,9 @@ def load(
     if isinstance(given, tuple):
         return Data(np.asarray(given[0]), np.asarray(given[1]))
     path = Path(given)
+    how = reading or Reading()
     if path.is_dir():
-        return _folder(path, channels_first, tuple(size), gray)
+        return _folder(path, channels_first, how.size, how.gray)
     if not path.exists():
         raise FormatError(str(path), found="no such file", expected="a folder or an .npz")
     return _npz(path)

@@ -151,7 +151,7 @@ class Course(Mapping[str, Treatment]):
     @property
     def frozen(self) -> list[str]:
         """What is the same bits after training as before it."""
-        measured = self.policy.batchnorm in ("recalibrate", "adapt")
+        measured = self.policy.batchnorm == "recalibrate"
         return [n for n, t in self.items() if t.since is None and not (t.statistic and measured)]
 
     def learning(self, epoch: int) -> list[str]:

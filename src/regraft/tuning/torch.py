@@ -16,7 +16,7 @@ passes over. Layers with frozen statistics are kept in evaluation mode however o
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from regraft.transfer import Receipt
 from regraft.tuning.policies import Course, Policy, course
 from regraft.tuning.receipts import TuningReceipt, Watch
 from regraft.tuning.references import Reference
+from regraft.tuning.torch_statistics import measure
 
 
 def course_of(model: torch.nn.Module, policy: Policy, receipt: Receipt | None = None) -> Course:
@@ -120,13 +121,11 @@ class Tuning:
         if self._watch is None:
             self._watch = Watch(self.course, self.read)
             self._flags = {n: p.requires_grad for n, p in self.parameters().items()}
-            self._handles += [
-                module.register_forward_pre_hook(self._stay(names))
-                for module, names in self._statistics()
-            ]
+            for module, names in self._statistics():
+                self._handles += self._stay(module, names)
         if self.policy.ema and not self.average:
             held = tensors_of(self.model)
-            self.average = {n: held[n].detach().clone() for n in self._averaged()}
+            self.average = {n: held[n].detach().clone() for n in self._moving()}
         for optimizer in optimizers:
             if id(optimizer) not in self._hooked:
                 self._hooked.add(id(optimizer))
@@ -164,15 +163,40 @@ class Tuning:
         finally:
             self._swap()
 
-    def finish(self) -> TuningReceipt:
+    def keep(self, values: Mapping[str, Any]) -> None:
+        """Puts these values (of the best epoch) into the model, in place of the average."""
+        self.average = {}
+        held = tensors_of(self.model)
+        with torch.no_grad():
+            for name, value in values.items():
+                held[name].copy_(value)
+
+    def moving(self) -> dict[str, Any]:
+        """Copies of all that is not frozen, the average where there is one; see `keep`."""
+        with self.averaged():
+            held = tensors_of(self.model)
+            return {n: held[n].detach().cpu().clone() for n in self._moving()}
+
+    def finish(self, batches: Iterable[Any] | None = None) -> TuningReceipt:
         """To be called after the last epoch: the moving average becomes the model's values, hooks
-        are removed, flags put back, and hashes compared."""
+        are removed, flags put back, and hashes compared.
+
+        `batches`: new data on which `batchnorm="recalibrate"` measures statistics.
+        """
         if self._watch is None:
             raise TargetError("Tuning.finish", found="no begin()", expected="begin() before it")
         if self.average:
             self._swap()
             self.average = {}
         self.release()
+        if self.policy.batchnorm == "recalibrate":
+            if batches is None:
+                raise TargetError(
+                    "batchnorm='recalibrate'",
+                    found="no data to measure statistics on",
+                    expected="tuning.finish(batches)",
+                )
+            measure(self.model, batches)
         return self._watch.receipt(self.read, self._epoch + 1)
 
     def release(self) -> None:
@@ -212,16 +236,27 @@ class Tuning:
                 found.append((module, own))
         return found
 
-    def _stay(self, names: list[str]) -> Any:
+    def _stay(self, module: Any, names: list[str]) -> list[Any]:
+        """Hooks that let a module run in evaluation mode while its statistics are frozen; its own
+        flag is as before when it has run, since trainers set it when they like."""
+        flags: list[bool] = []
+
         def before(module: Any, inputs: Any) -> None:
-            if module.training and not any(self.course[n].learns(self._epoch) for n in names):
+            flags.append(module.training)
+            if not any(self.course[name].learns(self._epoch) for name in names):
                 module.training = False
 
-        return before
+        def after(module: Any, inputs: Any, outputs: Any) -> None:
+            module.training = flags.pop()
 
-    def _averaged(self) -> list[str]:
+        return [
+            module.register_forward_pre_hook(before),
+            module.register_forward_hook(after, always_call=True),
+        ]
+
+    def _moving(self) -> list[str]:
         held = tensors_of(self.model)
-        moving = [n for n, t in self.course.items() if t.since is not None]
+        moving = [n for n, t in self.course.items() if t.since is not None and n in held]
         first: dict[int, str] = {}
         return [n for n in moving if first.setdefault(id(held[n]), n) == n]
 
