@@ -6,8 +6,9 @@ import pytest
 
 import regraft as rg
 from regraft.tensors import TensorInfo
+from regraft.tuning.courses import course
 from regraft.tuning.depths import depths
-from regraft.tuning.policies import Policy, course
+from regraft.tuning.policies import Policy
 
 
 def infos(*named: tuple[str, int] | str) -> list[TensorInfo]:
@@ -100,6 +101,19 @@ def test_rates_and_decay() -> None:
         False,
     ]
     assert "never" not in str(found)
+
+
+def test_sorted_names_need_a_stem_and_a_head() -> None:
+    """Trees that were rebuilt are sorted: what is no block may come before or after them."""
+    tensors = sorted(vit(12), key=lambda t: t.name)
+    head = ("head.*", "norm.*")
+    with pytest.raises(rg.TargetError, match="stem"):
+        course(tensors, Policy(layer_decay=0.5, head=head), order="sorted")
+    found = course(tensors, Policy(layer_decay=0.5, head=head, stem=("patch.*",)), order="sorted")
+    wanted = course(vit(12), Policy(layer_decay=0.5, head=head))
+    assert {n: t.rate for n, t in found.items()} == {n: t.rate for n, t in wanted.items()}
+    assert found["blocks.10.norm.weight"].depth == 11
+    course(tensors, Policy(freeze=("patch.*",)), order="sorted")
 
 
 def test_when_it_learns() -> None:

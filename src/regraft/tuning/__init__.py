@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from regraft.errors import MissingDependency, TargetError
-from regraft.tuning.policies import Course, Policy, course
+from regraft.tuning.courses import Course, course
+from regraft.tuning.policies import Policy
 
 if TYPE_CHECKING:
     from pathlib import Path

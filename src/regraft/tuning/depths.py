@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from regraft.errors import TargetError
 from regraft.tensors import TensorInfo
 
 # Words and numbers of a name with what joins them: `layer1.0.conv1` is layer, 1, 0, conv, 1.
@@ -25,6 +26,33 @@ class _Node:
 
     children: dict[str, _Node] = field(default_factory=dict[str, "_Node"])
     tensors: list[TensorInfo] = field(default_factory=list[TensorInfo])
+
+
+def defined(
+    tensors: Iterable[TensorInfo], *, stem: Collection[str], head: Collection[str]
+) -> list[TensorInfo]:
+    """Tensors that are sorted by name, in the order in which they must have been defined: the stem,
+    blocks by number, the head.
+
+    **Raises** `TargetError`, with all findings, where some are none of these.
+    """
+    listed = list(tensors)
+    middle = [t for t in listed if t.name not in stem and t.name not in head]
+    blocks = blocks_of(middle)
+    unknown = [t.name for t in middle if t.name not in blocks]
+    if unknown:
+        raise TargetError(
+            "the policy",
+            found=f"depths of a model whose tensors are sorted by name, such as {unknown[0]!r}",
+            expected="the order in which layers were made, or only numbered blocks, a stem and a "
+            "head",
+            hint="name what comes before the blocks and after them: Policy(stem=…, head=…)",
+            problems=unknown,
+        )
+    numbered = sorted(middle, key=lambda t: [(int(w), "") if w.isdigit() else (-1, w)
+                                             for w in _TOKEN.findall(t.name)])  # fmt: skip
+    first = [t for t in listed if t.name in stem]
+    return [*first, *numbered, *(t for t in listed if t.name in head and t.name not in stem)]
 
 
 def depths(
@@ -55,7 +83,7 @@ def depths(
     found |= {name: depth + longest + 1 for name, depth in _counted(main).items()}
     top = max(found.values(), default=-1)
     # What follows the last block (a norm, a pooler) is one unit with the head.
-    blocks = _blocks(main)
+    blocks = blocks_of(main)
     follows = bool(blocks) and not any(found[name] == top for name in blocks)
     chosen = [t.name for t in rest if t.name in head]
     found |= dict.fromkeys(chosen, top if follows else top + 1)
@@ -64,7 +92,7 @@ def depths(
 
 def _counted(tensors: list[TensorInfo]) -> dict[str, int]:
     """Depths of the tensors of one chain of layers, in order of definition."""
-    blocks = _blocks(tensors)
+    blocks = blocks_of(tensors)
     # Between blocks one run is one unit; where there are no blocks, a unit is a layer.
     units: dict[str, list[TensorInfo]] = {}
     runs, before = 0, True
@@ -83,7 +111,7 @@ def _counted(tensors: list[TensorInfo]) -> dict[str, int]:
     return found
 
 
-def _blocks(tensors: list[TensorInfo]) -> dict[str, str]:
+def blocks_of(tensors: list[TensorInfo]) -> dict[str, str]:
     """By tensor, the block that it belongs to; tensors of none are left out."""
     root = _Node()
     for tensor in tensors:

@@ -20,19 +20,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from regraft.errors import TargetError
 from regraft.targets import keras as keras_target
 from regraft.transfer import Receipt
+from regraft.tuning.courses import Course, course
+from regraft.tuning.keras_optimizers import Paced, Pull
 from regraft.tuning.keras_statistics import measure
-from regraft.tuning.policies import Course, Policy, course
+from regraft.tuning.policies import Policy
 from regraft.tuning.receipts import TuningReceipt, Watch
 from regraft.tuning.references import Reference
 
 
 def course_of(model: Any, policy: Policy, receipt: Receipt | None = None) -> Course:
-    """A policy worked out for a built model; see `regraft.tuning.policies.course`."""
+    """A policy worked out for a built model; see `regraft.tuning.courses.course`."""
     weights = keras_target.named(model)
     statistics = [
         name
@@ -122,7 +123,7 @@ class Tuning:
             config["learning_rate"] = base._learning_rate
         if self.policy.ema:
             config |= {"use_ema": True, "ema_momentum": self.policy.ema}
-        made: Any = type(type(base).__name__, (_Paced, type(base)), {}).from_config(config)
+        made: Any = type(type(base).__name__, (Paced, type(base)), {}).from_config(config)
         weights = {n: v for n, (v, _) in keras_target.named(self.model).items()}
         made.rates = {id(v): self.course[n].rate for n, v in weights.items()}
         made.overwrite = overwrite
@@ -177,22 +178,6 @@ class Tuning:
             variable.regularizer = Pull(policy.l2_sp_fresh, None, variable.regularizer)
 
 
-class Pull(keras.Regularizer):
-    """L2-SP (Li et al. 2018): ½α‖w − w⁰‖², beside what was there before.
-
-    `pretrained` is w⁰, in the variable's layout; `None`: 0.
-    """
-
-    def __init__(self, strength: float, pretrained: Any = None, beside: Any = None) -> None:
-        self.strength, self._pretrained, self._beside = strength, pretrained, beside
-
-    def __call__(self, x: Any) -> Any:
-        away = x if self._pretrained is None else x - np.asarray(self._pretrained)
-        squares: Any = keras.ops.sum(keras.ops.square(away))
-        term = 0.5 * self.strength * squares
-        return term if self._beside is None else term + self._beside(x)
-
-
 class Follow(keras.callbacks.Callback):
     """Tells a Tuning which epoch it is, so that its receipt knows how many there were."""
 
@@ -210,47 +195,3 @@ class Follow(keras.callbacks.Callback):
                 expected="a fit for each of tuning.phases(epochs), compiled anew",
             )
         self._tuning.now = epoch
-
-
-class _Paced:
-    """Mixed into an optimizer's class: each variable has a rate of its own."""
-
-    rates: dict[int, float]
-    overwrite: bool
-
-    def _rate(self, variable: Any) -> float:
-        return self.rates.get(id(variable), 1.0)
-
-    def _backend_update_step(
-        self, grads: Any, trainable_variables: Any, learning_rate: Any
-    ) -> None:
-        groups: dict[float, list[tuple[Any, Any]]] = {}
-        for gradient, variable in zip(grads, trainable_variables, strict=True):
-            groups.setdefault(self._rate(variable), []).append((gradient, variable))
-        above: Any = super()
-        for rate, members in groups.items():
-            ours, variables = zip(*members, strict=True)
-            above._backend_update_step(list(ours), list(variables), learning_rate * rate)
-
-    def _apply_weight_decay(self, variables: Any) -> None:
-        this: Any = self
-        if this.weight_decay is None:
-            return
-        for variable in variables:
-            if this._use_weight_decay(variable):
-                share = this.weight_decay * self._rate(variable)
-                lr = keras.ops.cast(this.learning_rate, variable.dtype)
-                variable.assign(variable - variable * (lr * share))
-
-    def finalize_variable_values(self, var_list: Any) -> None:
-        above: Any = super()
-        if self.overwrite:
-            above.finalize_variable_values(var_list)
-
-    def averages(self) -> list[tuple[Any, Any]]:
-        """Pairs of a variable and its moving average."""
-        this: Any = self
-        if not this.use_ema:
-            return []
-        pairs = zip(this._trainable_variables, this._model_variables_moving_average, strict=True)
-        return list(pairs)

@@ -14,15 +14,13 @@ import numpy as np
 
 from regraft.errors import TargetError
 from regraft.targets import keras as keras_target
-from regraft.tensors import numpy_dtype
-from regraft.tuning import Epoch, Job, Outcome, Settings, best_of, runs, seeds, stopped, sweeps
-from regraft.tuning.data import taken
+from regraft.tuning import Epoch, Job, Outcome, best_of, runs, seeds, stopped, sweeps
 from regraft.tuning.keras import Tuning
+from regraft.tuning.keras_data import Batches, Schedule, assign, precision
 from regraft.tuning.keras_statistics import measure
 from regraft.tuning.metrics import measured, probabilities
 
 EXTRA = "keras"
-_PRECISION = {"bf16": "mixed_bfloat16", "16": "mixed_float16"}
 
 
 def fit(job: Job) -> Outcome:
@@ -38,34 +36,13 @@ def fit(job: Job) -> Outcome:
             expected="one, or model.fit under keras.distribution",
         )
     run = _Run(job)
-    with _precision(job.model, job.settings):
+    with precision(job.model, job.settings):
         run.start()
         while not stopped(run.curve, job.settings):
             run.epoch(len(run.curve))
         run.end()
-    receipt = run.tuning.finish(_Batches(job, None)).check()
+    receipt = run.tuning.finish(Batches(job, None)).check()
     return Outcome(run.curve, run.tuning.course, receipt, run.lr)
-
-
-class _Batches(keras.utils.PyDataset):
-    """The samples of one epoch, in its order, or first sample first."""
-
-    def __init__(self, job: Job, epoch: int | None) -> None:
-        super().__init__()
-        count, size = len(job.data.y), job.settings.batch_size
-        drawn = range(count) if epoch is None else seeds.order(count, job.settings.seed, epoch)
-        self._job, self._order = job, np.asarray(drawn)
-        # A last batch of one sample would break BatchNorm.
-        odd = epoch is not None and count % size == 1 and count > size
-        self._count = count // size if odd else -(-count // size)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        size = self._job.settings.batch_size
-        chosen = self._order[index * size : (index + 1) * size]
-        return taken(self._job.data.x, chosen), self._job.data.y[chosen]
 
 
 class _Run:
@@ -89,7 +66,7 @@ class _Run:
         """From the beginning, or from the checkpoint that there is."""
         kept = self._kept()
         if kept is None and self.job.policy.batchnorm == "adapt":
-            measure(self.model, _Batches(self.job, None))
+            measure(self.model, Batches(self.job, None))
         self.tuning.begin()
         if kept is None:
             self.lr = self._rate()
@@ -99,12 +76,12 @@ class _Run:
         self.lr = told["lr"]
         self.tuning.resume(told["watch"])
         for name, (variable, _) in keras_target.named(self.model).items():
-            _assign(variable, kept[f"model {name}"])
+            assign(variable, kept[f"model {name}"])
         self.best = {k[5:]: v for k, v in kept.items() if k.startswith("best ")}
         self.compile(len(self.curve) - 1)
         self._optimizer.build(list(self.model.trainable_variables))
         for number, variable in enumerate(self._optimizer.variables):
-            _assign(variable, kept[f"optimizer {number}"])
+            assign(variable, kept[f"optimizer {number}"])
         for epoch in self.curve:
             self.job.each(epoch)
 
@@ -117,8 +94,8 @@ class _Run:
         self._phase = learning
         settings = self.job.settings
         start = max((s for s in self.tuning.course.steps if s <= epoch), default=0)
-        each = len(_Batches(self.job, 0)) / settings.accumulate
-        rate = _Schedule(self.lr, settings, start * each, settings.epochs * each)
+        each = len(Batches(self.job, 0)) / settings.accumulate
+        rate = Schedule(self.lr, settings, start * each, settings.epochs * each)
         self._optimizer = self.tuning.optimizer(self._adamw(rate), overwrite=False)
         self.model.compile(self._optimizer, self._loss())
 
@@ -126,7 +103,7 @@ class _Run:
         """One pass over the data, its validation, and a checkpoint."""
         self.compile(number)
         self._seed(number)
-        batches = _Batches(self.job, number)
+        batches = Batches(self.job, number)
         history = self.model.fit(batches, epochs=1, shuffle=False, verbose=0)
         with_average = self._swap()
         found = self._validated()
@@ -142,7 +119,7 @@ class _Run:
         """The best epoch's values."""
         weights = keras_target.named(self.model)
         for name, value in self.best.items():
-            _assign(weights[name][0], value)
+            assign(weights[name][0], value)
 
     def _moving(self) -> Iterator[str]:
         return (name for name, t in self.tuning.course.items() if t.since is not None)
@@ -238,7 +215,7 @@ class _Run:
         optimizer = self.tuning.optimizer(keras.optimizers.AdamW(1.0), overwrite=False)
         self.model.compile(optimizer, self._loss())
         self._seed(0)
-        batches = _Batches(self.job, 0)
+        batches = Batches(self.job, 0)
         number = 0
 
         def step(rate: float) -> float:
@@ -254,43 +231,3 @@ class _Run:
             weights = keras_target.named(self.model)
             for name, value in before.items():
                 weights[name][0].assign(value)
-
-
-def _assign(variable: Any, array: Any) -> None:
-    """Sets a variable. An `.npz` keeps the bits of bfloat16 and not its name."""
-    if array.dtype.kind == "V":
-        array = array.view(numpy_dtype(keras.backend.standardize_dtype(variable.dtype)))
-    variable.assign(array)
-
-
-class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """`Settings.share` at each step, as a table that the backend looks up."""
-
-    def __init__(self, lr: float, settings: Settings, first: float, steps: float) -> None:
-        count = max(1, round(steps - first))
-        rates = [lr * settings.share(round(first) + i, round(steps)) for i in range(count)]
-        self._rates = np.array(rates, np.float32)
-
-    def __call__(self, step: Any) -> Any:
-        index = keras.ops.minimum(keras.ops.cast(step, "int32"), len(self._rates) - 1)
-        return keras.ops.take(keras.ops.convert_to_tensor(self._rates), index)
-
-    def get_config(self) -> dict[str, Any]:
-        return {}
-
-
-class _precision:
-    """Lets layers compute in another precision for a while; variables stay as they are."""
-
-    def __init__(self, model: Any, settings: Settings) -> None:
-        self._name = _PRECISION.get(settings.precision)
-        self._layers = [x for x in model._flatten_layers() if x.variables] if self._name else []
-
-    def __enter__(self) -> None:
-        self._before = [layer.dtype_policy for layer in self._layers]
-        for layer in self._layers:
-            layer.dtype_policy = self._name
-
-    def __exit__(self, *_: object) -> None:
-        for layer, policy in zip(self._layers, self._before, strict=True):
-            layer.dtype_policy = policy

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.errors import VerificationFailed
 from regraft.transfer import fingerprint
-from regraft.tuning.policies import Course, Policy
+from regraft.tuning.courses import Course
+from regraft.tuning.policies import Policy
 
 if TYPE_CHECKING:
     from regraft.tensors import Array

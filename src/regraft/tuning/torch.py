@@ -17,7 +17,7 @@ passes over. Layers with frozen statistics are kept in evaluation mode however o
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,16 +25,18 @@ import torch
 from regraft.errors import TargetError
 from regraft.targets import torch as torch_target
 from regraft.targets._torch_arrays import to_numpy
-from regraft.targets._torch_modules import Names, tensors_of, unwrapped
+from regraft.targets._torch_modules import tensors_of
 from regraft.transfer import Receipt
-from regraft.tuning.policies import Course, Policy, course
+from regraft.tuning.courses import Course, course
+from regraft.tuning.policies import Policy
 from regraft.tuning.receipts import TuningReceipt, Watch
 from regraft.tuning.references import Reference
-from regraft.tuning.torch_statistics import measure
+from regraft.tuning.torch_averages import Average
+from regraft.tuning.torch_statistics import holders, measure, staying
 
 
 def course_of(model: torch.nn.Module, policy: Policy, receipt: Receipt | None = None) -> Course:
-    """A policy worked out for a module; see `regraft.tuning.policies.course`."""
+    """A policy worked out for a module; see `regraft.tuning.courses.course`."""
     catalogue = torch_target.skeleton(model)
     held = tensors_of(model)
     statistics = [n for n, tensor in held.items() if not isinstance(tensor, torch.nn.Parameter)]
@@ -68,8 +70,8 @@ class Tuning:
     ) -> None:
         self.model, self.policy, self.reference = model, policy, reference
         self.course = course_of(model, policy, receipt)
-        self.average: dict[str, Any] = {}
-        self._epoch = self._updates = 0
+        self.average: Average | None = None
+        self._epoch = 0
         self._handles: list[Any] = []
         self._hooked: set[int] = set()
         self._watch: Watch | None = None
@@ -121,16 +123,17 @@ class Tuning:
         if self._watch is None:
             self._watch = Watch(self.course, self.read)
             self._flags = {n: p.requires_grad for n, p in self.parameters().items()}
-            for module, names in self._statistics():
-                self._handles += self._stay(module, names)
-        if self.policy.ema and not self.average:
-            held = tensors_of(self.model)
-            self.average = {n: held[n].detach().clone() for n in self._moving()}
+            for module, names in holders(self.model, self.course):
+                self._handles += staying(module, lambda names=names: not self._learns(names))
+        if self.policy.ema and self.average is None:
+            exact = frozenset(name for name, t in self.course.items() if t.statistic)
+            moving = self._moving()
+            self.average = Average(lambda: tensors_of(self.model), moving, exact, self.policy.ema)
         for optimizer in optimizers:
             if id(optimizer) not in self._hooked:
                 self._hooked.add(id(optimizer))
                 self._handles.append(optimizer.register_step_pre_hook(self._pull))
-                self._handles.append(optimizer.register_step_post_hook(self._averages))
+                self._handles.append(optimizer.register_step_post_hook(self._follow))
         self.epoch(self._epoch)
 
     def epoch(self, number: int) -> None:
@@ -154,18 +157,12 @@ class Tuning:
     @contextmanager
     def averaged(self) -> Generator[None]:
         """The moving average in the model's place, where there is one; for validation."""
-        if not self.average:
+        with self.average.in_place() if self.average else nullcontext():
             yield
-            return
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
 
     def keep(self, values: Mapping[str, Any]) -> None:
         """Puts these values (of the best epoch) into the model, in place of the average."""
-        self.average = {}
+        self.average = None
         held = tensors_of(self.model)
         with torch.no_grad():
             for name, value in values.items():
@@ -186,8 +183,8 @@ class Tuning:
         if self._watch is None:
             raise TargetError("Tuning.finish", found="no begin()", expected="begin() before it")
         if self.average:
-            self._swap()
-            self.average = {}
+            self.average.swap()
+            self.average = None
         self.release()
         if self.policy.batchnorm == "recalibrate":
             if batches is None:
@@ -214,45 +211,17 @@ class Tuning:
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep besides the model: the average and the first hashes."""
         watch = self._watch.to_json() if self._watch else {}
-        return {"average": dict(self.average), "updates": self._updates, "watch": watch}
+        return {"average": self.average.state() if self.average else {}, "watch": watch}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state()`; after `begin`."""
-        self._updates = state["updates"]
-        for name, tensor in state["average"].items():
-            self.average[name].copy_(tensor)
+        if self.average and state["average"]:
+            self.average.resume(state["average"])
         if self._watch and state["watch"]:
             self._watch.take(state["watch"])
 
-    def _statistics(self) -> list[tuple[Any, list[str]]]:
-        """Modules with statistics, and the statistics' names."""
-        inner = unwrapped(self.model)
-        names = Names(inner)
-        found: list[tuple[Any, list[str]]] = []
-        for path, module in inner.named_modules():
-            prefix = f"{names.shown(path)}." if path else ""
-            own = [f"{prefix}{leaf}" for leaf, _ in module.named_buffers(recurse=False)]
-            if own := [name for name in own if name in self.course]:
-                found.append((module, own))
-        return found
-
-    def _stay(self, module: Any, names: list[str]) -> list[Any]:
-        """Hooks that let a module run in evaluation mode while its statistics are frozen; its own
-        flag is as before when it has run, since trainers set it when they like."""
-        flags: list[bool] = []
-
-        def before(module: Any, inputs: Any) -> None:
-            flags.append(module.training)
-            if not any(self.course[name].learns(self._epoch) for name in names):
-                module.training = False
-
-        def after(module: Any, inputs: Any, outputs: Any) -> None:
-            module.training = flags.pop()
-
-        return [
-            module.register_forward_pre_hook(before),
-            module.register_forward_hook(after, always_call=True),
-        ]
+    def _learns(self, names: list[str]) -> bool:
+        return any(self.course[name].learns(self._epoch) for name in names)
 
     def _moving(self) -> list[str]:
         held = tensors_of(self.model)
@@ -260,28 +229,9 @@ class Tuning:
         first: dict[int, str] = {}
         return [n for n in moving if first.setdefault(id(held[n]), n) == n]
 
-    def _averages(self, *_: Any) -> None:
-        if not self.average:
-            return
-        self._updates += 1
-        # The first averages are over what there is so far.
-        decay = min(self.policy.ema, self._updates / (self._updates + 9))
-        held = tensors_of(self.model)
-        with torch.no_grad():
-            for name, mean in self.average.items():
-                value = held[name].detach()
-                if mean.dtype.is_floating_point and not self.course[name].statistic:
-                    mean.lerp_(value.to(mean.dtype), 1 - decay)
-                else:
-                    mean.copy_(value)
-
-    def _swap(self) -> None:
-        held = tensors_of(self.model)
-        with torch.no_grad():
-            for name, mean in self.average.items():
-                value = held[name].detach().clone()
-                held[name].copy_(mean)
-                mean.copy_(value)
+    def _follow(self, *_: Any) -> None:
+        if self.average:
+            self.average.update()
 
     def _pull(self, *_: Any) -> None:
         with torch.no_grad():

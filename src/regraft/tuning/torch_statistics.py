@@ -1,11 +1,13 @@
-"""Statistics of BatchNorm, measured anew on other data, in PyTorch."""
+"""Statistics of BatchNorm in PyTorch: kept as they are, or measured anew on other data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
+
+from regraft.targets._torch_modules import Names, unwrapped
 
 _Norm = torch.nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 
@@ -48,3 +50,35 @@ def measure(model: torch.nn.Module, batches: Iterable[Any]) -> int:
         for module, flag in flags:
             module.training = flag
     return len(norms)
+
+
+def holders(model: torch.nn.Module, known: Collection[str]) -> list[tuple[Any, list[str]]]:
+    """Modules that hold buffers of these names, and which."""
+    inner = unwrapped(model)
+    names = Names(inner)
+    found: list[tuple[Any, list[str]]] = []
+    for path, module in inner.named_modules():
+        prefix = f"{names.shown(path)}." if path else ""
+        own = [f"{prefix}{leaf}" for leaf, _ in module.named_buffers(recurse=False)]
+        if own := [name for name in own if name in known]:
+            found.append((module, own))
+    return found
+
+
+def staying(module: Any, still: Callable[[], bool]) -> list[Any]:
+    """Hooks that let a module run in evaluation mode whenever `still` says so; its own flag is as
+    before when it has run, since trainers set it when they like."""
+    flags: list[bool] = []
+
+    def before(module: Any, inputs: Any) -> None:
+        flags.append(module.training)
+        if still():
+            module.training = False
+
+    def after(module: Any, inputs: Any, outputs: Any) -> None:
+        module.training = flags.pop()
+
+    return [
+        module.register_forward_pre_hook(before),
+        module.register_forward_hook(after, always_call=True),
+    ]

@@ -16,13 +16,13 @@ from torch.nn import functional
 
 from regraft.targets import torch as torch_target
 from regraft.targets._torch_arrays import to_numpy
-from regraft.targets._torch_modules import tensors_of
-from regraft.tuning import Epoch, Job, Outcome, Settings, best_of, runs, seeds, stopped, sweeps
+from regraft.tuning import Epoch, Job, Outcome, Settings, best_of, runs, seeds, stopped
 from regraft.tuning.data import Data
 from regraft.tuning.lightning import Follow
 from regraft.tuning.metrics import measured, probabilities
 from regraft.tuning.torch import Tuning
 from regraft.tuning.torch_data import in_order, training
+from regraft.tuning.torch_rates import rate_of
 from regraft.tuning.torch_statistics import measure
 
 EXTRA = "tune"
@@ -44,7 +44,7 @@ def fit(job: Job) -> Outcome:
         progress.find()
         if not progress.found and job.policy.batchnorm == "adapt":
             measure(model, in_order(job.data.x, job.data.y, settings))
-        task.lr = progress.lr or _rate(job, task)
+        task.lr = progress.lr or rate_of(job, task.outputs, task.loss)
         if not stopped(progress.curve, settings):
             trainer = lightning.Trainer(
                 max_epochs=settings.epochs,
@@ -213,47 +213,6 @@ def _processes(world: int) -> dict[str, Any]:
 
 def _validation(data: Data, settings: Settings) -> Any:
     return None if data.x_val is None else in_order(data.x_val, data.y_val, settings)
-
-
-def _rate(job: Job, task: _Task) -> float:
-    """The learning rate as given, or found; the model is as before afterwards."""
-    settings, model = job.settings, job.model
-    if settings.lr != "auto":
-        return settings.lr
-    before = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
-    tuning = Tuning(model, job.policy, receipt=job.loading, reference=job.reference)
-    optimizer = torch.optim.AdamW(tuning.groups(1.0, settings.weight_decay))
-    scales = [group["lr"] for group in optimizer.param_groups]
-    torch.manual_seed(seeds.derived(settings.seed, 0))
-    tuning.begin(optimizer)
-    batches = _forever(training(job.data.x, job.data.y, settings))
-    model.train()
-    device = next(model.parameters()).device
-
-    def step(rate: float) -> float:
-        for group, scale in zip(optimizer.param_groups, scales, strict=True):
-            group["lr"] = rate * scale
-        x, y = next(batches)
-        x = {k: v.to(device) for k, v in x.items()} if isinstance(x, dict) else x.to(device)
-        optimizer.zero_grad()
-        loss = task.loss(task.outputs(x), y.to(device))
-        loss.backward()
-        optimizer.step()
-        return float(loss)
-
-    try:
-        return sweeps.suggested(*sweeps.sweep(step))
-    finally:
-        tuning.release()
-        with torch.no_grad():
-            for name, tensor in tensors_of(model).items():
-                tensor.copy_(before[name])
-                tensor.grad = None
-
-
-def _forever(loader: Any) -> Any:
-    while True:
-        yield from loader
 
 
 class _quiet:
