@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         convert,
         diff,
         finetune,
+        interpolate,
         load,
         plan,
         pretrained,
         save,
+        soup,
         trace,
         verify,
     )
@@ -49,13 +51,13 @@ if TYPE_CHECKING:
     from regraft.rules import fresh, leave, load_rules, pin, rename, widen
     from regraft.tensors import Catalogue, Skeleton, TensorInfo
     from regraft.transfer import Receipt
-    from regraft.tuning import Settings, Tuned
-    from regraft.tuning.data import Data
+    from regraft.tuning import Policy, Settings, Tuned
+    from regraft.tuning.data import Data, Reading
     from regraft.verification import Probe, Report
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api": "apply convert diff finetune load plan pretrained save trace verify",
+    "_api": "apply convert diff finetune interpolate load plan pretrained save soup trace verify",
     "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "
@@ -66,8 +68,8 @@ _ROOMS = {
     "rules": "fresh leave load_rules pin rename widen",
     "tensors": "Catalogue Skeleton TensorInfo",
     "transfer": "Receipt",
-    "tuning": "Settings Tuned",
-    "tuning.data": "Data",
+    "tuning": "Policy Settings Tuned",
+    "tuning.data": "Data Reading",
     "verification": "Probe Report",
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}

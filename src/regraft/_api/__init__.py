@@ -5,6 +5,7 @@ verbs: planning, loading, writing, access (what became of weights), training.
 """
 
 from regraft._api.access import diff, pretrained, trace
+from regraft._api.blending import interpolate, soup
 from regraft._api.loading import apply, load, verify
 from regraft._api.planning import plan
 from regraft._api.training import finetune
@@ -15,10 +16,12 @@ __all__ = [
     "convert",
     "diff",
     "finetune",
+    "interpolate",
     "load",
     "plan",
     "pretrained",
     "save",
+    "soup",
     "trace",
     "verify",
 ]
