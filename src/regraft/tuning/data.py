@@ -1,22 +1,20 @@
-"""Training data: a folder of images by class, an `.npz` with `x` and `y`, or arrays."""
+"""Training data: images by class, `.npz`, tables, what the datasets library saved, or arrays."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from regraft.errors import FormatError, MissingDependency
+from regraft.errors import FormatError
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
 
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-# Decoded images are held in memory; beyond this a real data pipeline is called for.
-_MAX_BYTES = 8 << 30
 Inputs: TypeAlias = "Array | dict[str, Array]"
 Given: TypeAlias = "Data | str | os.PathLike[str] | tuple[Array, Array]"
 
@@ -97,34 +95,59 @@ def taken(x: Inputs, index: Any) -> Inputs:
 class Reading:
     """How files become arrays.
 
+    **Images:**
+
     - `size`: height and width to resize images to; they must agree where it is empty.
     - `gray`: one channel instead of three.
+
+    **Tables** (`.csv`, `.parquet`, a folder that the datasets library saved):
+
+    - `answer`: the column with the answers. `columns`: those with inputs; all others by default.
+    - `regression`: whole numbers among answers are numbers, and not those of classes.
+    - `tokenizer`: a folder with a tokenizer of transformers, for one column of text; the model then
+      gets `input_ids` and `attention_mask`, of at most `length` tokens (0: as the longest).
+    - `rows`: `module:callable`, or the function itself: makes of each row, a dict by column, an
+      array or a dict of arrays by the model's keyword; every row of the same shape.
     """
 
     size: tuple[int, ...] = ()
     gray: bool = False
+    answer: str = "label"
+    columns: tuple[str, ...] = ()
+    regression: bool = False
+    tokenizer: str = ""
+    length: int = 0
+    rows: str | Callable[[dict[str, Any]], Any] = ""
 
 
 def load(given: Given, *, channels_first: bool, reading: Reading | None = None) -> Data:
-    """Data from a folder with one subfolder of images per class, an `.npz`, or a pair of arrays.
+    """Data from files or arrays.
 
     **Arguments:**
 
-    - `channels_first`: the layout for images of a folder: `(n, c, h, w)`, or `(n, h, w, c)`.
+    - `given`: a folder with one subfolder of images per class; an `.npz` with `x` and `y`, and
+      `x_val`, `y_val` where a split is given, taken as they are; a table; a folder that the
+      datasets library saved, whose split named `validation` or `test` is held out; `(x, y)`.
+    - `channels_first`: the layout for images: `(n, c, h, w)`, or `(n, h, w, c)`.
 
-    Images become float32 between 0 and 1. An `.npz` holds `x` and `y`, and `x_val`, `y_val` where
-    a split is given; its arrays are taken as they are. **Raises** `FormatError`.
+    Images become float32 between 0 and 1. **Raises** `FormatError`, `MissingDependency`.
     """
     if isinstance(given, Data):
         return given
     if isinstance(given, tuple):
         return Data(np.asarray(given[0]), np.asarray(given[1]))
+    from regraft.tuning import images, tables
+
     path = Path(given)
     how = reading or Reading()
+    if tables.saved(path):
+        return tables.saved_data(path, how, channels_first)
     if path.is_dir():
-        return _folder(path, channels_first, how.size, how.gray)
+        return images.folder(path, channels_first, how.size, how.gray)
     if not path.exists():
-        raise FormatError(str(path), found="no such file", expected="a folder or an .npz")
+        raise FormatError(str(path), found="no such file", expected="a folder, an .npz or a table")
+    if path.suffix.lower() in tables.SUFFIXES:
+        return tables.table_data(path, how, channels_first)
     return _npz(path)
 
 
@@ -140,59 +163,3 @@ def _npz(path: Path) -> Data:
             str(path), found=f"arrays {', '.join(arrays) or 'none'}", expected="arrays x and y"
         )
     return Data(arrays["x"], arrays["y"], arrays.get("x_val"), arrays.get("y_val"))
-
-
-def _folder(path: Path, channels_first: bool, size: tuple[int, ...], gray: bool) -> Data:
-    classes = sorted(part.name for part in path.iterdir() if part.is_dir())
-    files = [
-        (file, number)
-        for number, name in enumerate(classes)
-        for file in sorted((path / name).rglob("*"))
-        if file.suffix.lower() in _IMAGES
-    ]
-    if len({number for _, number in files}) < 2:
-        raise FormatError(
-            str(path),
-            found=f"{len(files)} images in {len(classes)} folders",
-            expected="at least two subfolders with images, one for each class",
-        )
-    images: list[Array] = []
-    total = 0
-    for file, _ in files:
-        images.append(_image(file, size, gray))
-        total += images[-1].nbytes
-        if images[-1].shape != images[0].shape:
-            raise FormatError(
-                str(file),
-                found=f"an image of {images[-1].shape[:2]}",
-                expected=f"{images[0].shape[:2]}, as the first one",
-                hint="give a size to resize all of them to (--size 224)",
-            )
-        if total > _MAX_BYTES:
-            raise FormatError(
-                str(path),
-                found=f"more than {_MAX_BYTES >> 30} GiB of decoded images",
-                hint="give a smaller size, or train with a data loader of your own",
-            )
-    x = np.stack(images)
-    if channels_first:
-        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    y = np.array([number for _, number in files], np.int64)
-    return Data(x, y, classes=tuple(classes))
-
-
-def _image(file: Path, size: tuple[int, ...], gray: bool) -> Array:
-    """One image as float32 `(h, w, c)` between 0 and 1."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise MissingDependency("pillow", extra="tune", purpose="reading images") from error
-    try:
-        with Image.open(file) as opened:
-            image: Any = opened.convert("L" if gray else "RGB")
-            if size:
-                image = image.resize((size[-1], size[0]), Image.Resampling.BILINEAR)
-            array = np.asarray(image, np.float32) / 255.0
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise FormatError(str(file), found=str(error), expected="an image") from error
-    return array[..., None] if gray else array
