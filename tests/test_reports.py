@@ -11,7 +11,8 @@ from torch import nn
 
 import regraft as rg
 from regraft.reports import Table
-from regraft.tuning import Epoch, Tuned
+from regraft.tuning import Epoch, Policy, Tuned
+from regraft.tuning.receipts import TuningReceipt
 
 
 class Reader(HTMLParser):
@@ -37,7 +38,7 @@ def test_everything_on_one_page(tmp_path: Path) -> None:
         tmp_path / "x.html",
         title="<script>alert(1)</script>",
         receipt=receipt,
-        tuned=Tuned(model, curve, 3, {}, {"epochs": "3"}),
+        tuned=Tuned(model, curve, 3, {}, {"epochs": "3"}, TuningReceipt(Policy(), 3, {})),
         diff=rg.diff(tmp_path / "<b>base.pth", tmp_path / "t.pth"),
         lineage=rg.trace(tmp_path / "t.pth"),
         tables=[Table("Results", ("a", "b"), [("1", "2")])],
