@@ -135,7 +135,11 @@ def free(path: str | None, force: bool) -> None:
         )
 
 
-def built(target: str, settings: Iterable[str]) -> tuple[object, list[str]]:
+def built(
+    target: str, settings: Iterable[str], *, seed: int | None = None
+) -> tuple[object, list[str]]:
+    """The model; with a seed, what it draws for tensors without pretrained values is the same
+    every time."""
     from regraft.targets.callables import build
 
-    return build(target, arguments_of(settings))
+    return build(target, arguments_of(settings), seed=seed)

@@ -33,7 +33,11 @@ def parse_settings(settings: Iterable[str]) -> dict[str, object]:
 
 
 def build(
-    spec: str, arguments: Mapping[str, object] | None = None, *, meta: bool = False
+    spec: str,
+    arguments: Mapping[str, object] | None = None,
+    *,
+    meta: bool = False,
+    seed: int | None = None,
 ) -> tuple[object, list[str]]:
     """The model that `package.module:callable` or `path/to/file.py:callable` makes, and notes.
 
@@ -41,6 +45,7 @@ def build(
 
     - `spec`: what to import and call; an attribute that is a model already is taken as it is.
     - `meta`: build PyTorch models without memory for weights where they allow it.
+    - `seed`: of the generators that initial values are drawn from, set after the import.
 
     **Raises** `TargetError`, saying which step failed.
     """
@@ -51,9 +56,25 @@ def build(
             raise TargetError(
                 spec, found=f"{type(made).__name__}, which cannot be called", expected="a function"
             )
+        if seed is not None:
+            _seed(seed)
         made = _called(made, dict(arguments or {}), spec, meta, notes)
     targets.find(made)
     return made, notes
+
+
+def _seed(seed: int) -> None:
+    """Sets the generators of the frameworks that are imported, and Python's and numpy's."""
+    import random
+
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(seed)
+    if (keras := sys.modules.get("keras")) is not None:
+        keras.utils.set_random_seed(seed)
 
 
 def named(spec: str) -> Any:

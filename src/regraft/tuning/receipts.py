@@ -64,7 +64,7 @@ class TuningReceipt:
         }
 
     def __str__(self) -> str:
-        rows = [f"{len(self.learned)} tensors learned in {self.epochs} epochs"]
+        rows = [f"{len(self.learned)} tensors learned"]
         if self.frozen:
             same = len(self.frozen) - len(self.moved)
             rows.append(f"{same} of {len(self.frozen)} frozen tensors are the same bits as before")
