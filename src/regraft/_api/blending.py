@@ -119,7 +119,7 @@ def _told(
     what: str,
 ) -> dict[str, str]:
     """Lineage of a blend: from the first parent, as the last one's own lineage says of each tensor;
-    `also` names all parents with their sha256."""
+    `also` names the other parents with their sha256."""
     first, last = parents[0], parents[-1]
     shas = {
         side.catalogue.label: checkpoints.content_hash(side.path) if side.path else ""
@@ -145,9 +145,9 @@ def _told(
         source_tensors={t.name: Spec(t.shape, t.dtype) for t in first.catalogue.values()},
         training={"blend": what, "parents": ", ".join(shas)},
         parent=first.catalogue.metadata.get(lineage.KEY, ""),
+        also={label: digest for label, digest in shas.items() if label != first.catalogue.label},
     )
-    text = msgspec.json.encode(msgspec.to_builtins(made) | {"also": shas}).decode()
-    return {lineage.KEY: text}
+    return lineage.encode(made)
 
 
 def _lineage_of(side: Side) -> Lineage | None:
