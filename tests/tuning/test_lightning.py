@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,7 +19,7 @@ from regraft.tuning.policies import Policy
 from regraft.tuning.torch import Tuning
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import SHIM, TRUNK, changed, samples, torch_net, values
+from networks import TRUNK, changed, samples, torch_net, values
 
 
 class Task(lightning.LightningModule):
@@ -149,30 +145,9 @@ def test_a_run_that_goes_on_ends_the_same(after: int, tmp_path: Path) -> None:
         rg.finetune(dropout_net(), samples(38), policy=POLICY, checkpoints=tmp_path, **SETTINGS)
 
 
-_KILLED = """
-import os, signal, sys
-sys.path.insert(0, {here!r})
-import regraft as rg
-from test_lightning import POLICY, SETTINGS, dropout_net, samples
-def each(epoch):
-    if {kill} and epoch.number == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-model = dropout_net()
-rg.finetune(model, samples(), policy=POLICY, checkpoints={folder!r}, progress=each, **SETTINGS)
-rg.save(model, {out!r})
-"""
-
-
-def test_kill_9(tmp_path: Path) -> None:
-    whole = dropout_net()
-    rg.finetune(whole, samples(), policy=POLICY, **SETTINGS)
-    out = tmp_path / "out.safetensors"
-    here, folder = str(Path(__file__).parent), str(tmp_path / "run")
-    for kill in (True, False):
-        code = SHIM + _KILLED.format(here=here, folder=folder, out=str(out), kill=kill)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
-    with rg.open(out) as found:
-        for name, array in values(whole).items():
-            np.testing.assert_array_equal(found.read(name), array, err_msg=name)
-    assert sorted(os.listdir(folder)) == ["last.ckpt"]  # noqa: PTH208
+def test_what_starts_later_is_refused_in_several_processes() -> None:
+    """Gradients are shared by what learned at the start: the rest would go apart silently."""
+    tuning = Tuning(torch_net(), Policy(probe_epochs=1, head=("3.*",)))
+    trainer = type("Trainer", (), {"world_size": 2, "optimizers": []})
+    with pytest.raises(rg.TargetError, match="fit twice"):
+        Follow(tuning).on_train_start(trainer, None)

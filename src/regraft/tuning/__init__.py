@@ -66,7 +66,7 @@ class Settings:
             "epochs": self.epochs < 1,
             "batch_size": self.batch_size < 1,
             "accumulate": self.accumulate < 1,
-            "lr": self.lr != "auto" and not self.lr > 0,
+            "lr": self.lr != "auto" if isinstance(self.lr, str) else not self.lr > 0,
             "warmup": not 0 <= self.warmup < 1,
             "schedule": self.schedule not in ("constant", "linear", "cosine"),
             "precision": self.precision not in ("32", "bf16", "16"),

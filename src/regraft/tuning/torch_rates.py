@@ -37,7 +37,7 @@ def rate_of(job: Job, outputs: Callable[[Any], Any], loss_of: Callable[[Any, Any
         loss = loss_of(outputs(x), y.to(device))
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     try:
         return sweeps.suggested(*sweeps.sweep(step))

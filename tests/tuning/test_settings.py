@@ -1,0 +1,100 @@
+"""Settings and BatchNorm's policies in `rg.finetune` with PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import regraft as rg
+from regraft.tuning.metrics import measured
+from regraft.tuning.sweeps import suggested, sweep
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import changed, samples, torch_net, values
+
+
+def _statistics(net: Any, x: Any, size: int) -> tuple[Any, Any]:
+    """Of what goes into the norm, averaged over batches."""
+    hidden = net[0](torch.as_tensor(x)).detach().numpy()
+    parts = [hidden[i : i + size] for i in range(0, len(x), size)]
+    return np.mean([p.mean(0) for p in parts], 0), np.mean([p.var(0, ddof=1) for p in parts], 0)
+
+
+@pytest.mark.parametrize("policy", ["recalibrate", "adapt"])
+def test_statistics_of_the_new_data(policy: Any) -> None:
+    net, (x, y) = torch_net(), samples()
+    said = rg.Policy(batchnorm=policy, freeze=("0.*",), ema=0.5)
+    tuned = rg.finetune(net, (x, y), policy=said, epochs=2, batch_size=10, lr=0.05, validation=0)
+    mean, variance = _statistics(net, x, 10)
+    np.testing.assert_allclose(values(net)["1.running_mean"], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values(net)["1.running_var"], variance, rtol=1e-4)
+    assert ("1.running_mean" in tuned.receipt.frozen) == (policy == "adapt")
+    assert net[1].momentum == 0.1
+
+
+def test_precision_accumulation_and_rate() -> None:
+    net = torch_net()
+    before = values(net)
+    tuned = rg.finetune(net, samples(80), epochs=6, lr="auto", precision="bf16", accumulate=2,
+                        batch_size=8, freeze=["0.*"])  # fmt: skip
+    assert tuned.curve[-1].loss < tuned.curve[0].loss
+    assert 1e-6 < float(tuned.training["lr"]) < 1
+    assert {array.dtype.name for array in values(net).values()} == {"float32", "int64"}
+    assert not {"0.weight", "0.bias"} & changed(before, values(net))
+
+
+def test_accumulated_steps_are_those_of_a_larger_batch() -> None:
+    found: list[dict[str, Any]] = []
+    for size, steps in ((20, 1), (10, 2)):
+        net = torch_net()
+        rg.finetune(net, samples(), epochs=2, batch_size=size, accumulate=steps, validation=0,
+                    policy=rg.Policy(batchnorm="freeze"))  # fmt: skip
+        found.append(values(net))
+    for name, array in found[0].items():
+        np.testing.assert_allclose(array, found[1][name], atol=1e-5, err_msg=name)
+
+
+def test_schedules() -> None:
+    linear = rg.Settings(schedule="linear", warmup=0.5)
+    assert [round(linear.share(i, 4), 3) for i in range(4)] == [0.333, 0.667, 1.0, 0.5]
+    cosine = rg.Settings(schedule="cosine")
+    assert [round(cosine.share(i, 4), 3) for i in range(5)] == [1.0, 0.854, 0.5, 0.146, 0.0]
+    assert rg.Settings().share(3, 4) == 1
+    for wrong in (
+        {"lr": 0},
+        {"lr": "fast"},
+        {"epochs": 0},
+        {"schedule": "step"},
+        {"precision": "8"},
+    ):
+        with pytest.raises(rg.TargetError):
+            rg.Settings(**wrong)  # pyright: ignore
+
+
+def test_metrics() -> None:
+    outputs = np.eye(3)[[0, 0, 1, 2]]
+    found = measured(outputs, np.array([0, 1, 1, 2]), classification=True)
+    assert found == {"accuracy": 0.75, "f1": pytest.approx((2 / 3 + 2 / 3 + 1) / 3)}
+    assert measured(np.array([[1.0], [3.0]]), np.array([2.0, 1.0]), classification=False) == {
+        "mae": 1.5
+    }
+
+
+def test_the_finder_of_rates() -> None:
+    """On w² with plain steps the loss falls fastest below the rate at which it grows."""
+    w = 1.0
+
+    def step(rate: float) -> float:
+        nonlocal w
+        loss, w = w * w, w - 30 * rate * w
+        return loss
+
+    rate = suggested(*sweep(step))
+    assert 1e-4 < rate < 2 / 30
+    with pytest.raises(rg.TargetError):
+        suggested([0.1 * i for i in range(1, 20)], [float(i) for i in range(1, 20)])
