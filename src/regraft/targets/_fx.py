@@ -70,6 +70,7 @@ def _graph(model: Any, sized: bool) -> Any:
         def proxy(self, node: Any) -> Any:
             return SizedProxy(node, self) if sized else super().proxy(node)
 
+    before = set(vars(model))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -77,6 +78,10 @@ def _graph(model: Any, sized: bool) -> Any:
     # Tracing runs the model's own Python on stand-ins: it may raise anything at all.
     except Exception:
         return None
+    finally:
+        # The tracer leaves tensors that the code makes as attributes of the model.
+        for name in set(vars(model)) - before:
+            delattr(model, name)
 
 
 class _Sizes:

@@ -128,19 +128,50 @@ class Prover:
         self, site: Site, edits: tuple[Edit, ...], known: dict[str, Hypothesis]
     ) -> tuple[list[Hypothesis], list[Hypothesis], Site]:
         """The change (rarely two) that makes a site agree, or those of several kinds that do."""
-        rivals: list[Hypothesis] = []
-        first = site
-        for seen in (site, site.instead):
-            if seen is None or self._gray_glue(seen):
-                continue
-            tries = self._tries(seen, edits, known)
-            chosen, rivals = _chosen(tries)
-            if chosen:
-                known.update((hypothesis.key, hypothesis) for hypothesis in chosen)
-                return chosen, [], _at(seen, chosen[0])
-            if rivals:
-                break
-        return [], rivals, first
+        views = [view for view in self._views(site) if not self._gone(view, site, edits)]
+        if site.error <= noise(site.actual):
+            return [], [], site
+        tried = {id(view): self._tries(view, edits, known) for view in views[:1]}
+        # One change where the value is next used explains more than two where it is made.
+        for pairs in (False, True):
+            for view in views:
+                if id(view) not in tried:
+                    tried[id(view)] = self._tries(view, edits, known)
+                fitting = _fitting(view, tried[id(view)])
+                if not fitting and pairs:
+                    fitting = list(self._both(view, tried[id(view)], edits))
+                chosen, rivals = _chosen(fitting)
+                if chosen:
+                    known.update((hypothesis.key, hypothesis) for hypothesis in chosen)
+                    return chosen, [], _at(view, chosen[0])
+                if rivals:
+                    return [], rivals, site
+        return [], [], site
+
+    def _views(self, site: Site) -> list[Site]:
+        """Where a divergence can be looked at: the results of its module, and the place where they
+        are used next. That comes first where one side's layer applies an activation itself that
+        the other's code applies after it."""
+        if site.instead is None or self._gray_glue(site.instead):
+            return [site]
+        source = self._pair_of(site.module)
+        own = self.modules[site.module].settings.get("activation")
+        theirs = self.trace.modules[source].settings if source in self.trace.modules else {}
+        fused = own != theirs.get("activation") and {own, theirs.get("activation")} != {
+            None, "linear"
+        }  # fmt: skip
+        return [site.instead, site] if fused else [site, site.instead]
+
+    def _gone(self, view: Site, site: Site, edits: tuple[Edit, ...]) -> bool:
+        """Whether what was changed before has mended a place."""
+        if not edits:
+            return False
+        walk = self._again(view, edits)
+        view.error = walk.errors.get(view.place, view.error) if walk else view.error
+        if view.error > noise(view.actual):
+            return False
+        site.error = view.error
+        return True
 
     def _gray_glue(self, site: Site) -> bool:
         return not site.leaf and site.error <= noise(site.actual)
@@ -148,21 +179,15 @@ class Prover:
     def _tries(
         self, site: Site, edits: tuple[Edit, ...], known: Mapping[str, Hypothesis]
     ) -> list[_Try]:
-        before = self._again(site, edits, keep=True)
-        site.error = before.errors.get(site.place, site.error) if before else site.error
-        if site.error <= noise(site.actual):
-            return []
-        scene = self._scene(site, before)
-        limit = min(noise(site.actual), site.error / _SMALLER)
+        """Every change that is proposed, tried; what explained the same elsewhere at first, and
+        nothing else where that explains it here."""
+        scene = self._scene(site, self._again(site, edits, keep=True))
         proposed = list(_bounded(causes.proposals(scene)))
         same = [h for h in proposed if h.key in known]
-        tried: list[_Try] = []
-        for hypotheses in (same, [h for h in proposed if h not in same]):
-            tried += [self._try(site, h.edits, h, edits) for h in hypotheses]
-            fitting = [t for t in tried if t.error <= limit]
-            if fitting:  # what explained the same elsewhere explains it here
-                return fitting
-        return list(self._both(site, tried, edits, limit))
+        tried = [self._try(site, h.edits, h, edits) for h in same]
+        if not _fitting(site, tried):
+            tried += [self._try(site, h.edits, h, edits) for h in proposed if h not in same]
+        return tried
 
     def _try(
         self, site: Site, change: tuple[Edit, ...], told: Hypothesis, edits: tuple[Edit, ...]
@@ -171,9 +196,7 @@ class Prover:
         error = walk.errors.get(site.place, float("inf")) if walk else float("inf")
         return _Try(told, error, len(walk.sites) if walk else 0)
 
-    def _both(
-        self, site: Site, tried: list[_Try], edits: tuple[Edit, ...], limit: float
-    ) -> Iterator[_Try]:
+    def _both(self, site: Site, tried: list[_Try], edits: tuple[Edit, ...]) -> Iterator[_Try]:
         """Two changes of different kinds at once, those that move the result most likely first."""
         moved = [t for t in tried if t.error != site.error and t.error < float("inf")]
         moved.sort(key=lambda t: t.error)
@@ -185,7 +208,7 @@ class Prover:
         )
         for a, b in islice(pairs, _PAIRS):
             made = self._try(site, (*a.edits, *b.edits), a, edits)
-            if made.error <= limit:
+            if _fitting(site, [made]):
                 yield replace(made, more=b)
 
     def _again(self, site: Site, edits: tuple[Edit, ...], *, keep: bool = False) -> Walk | None:
@@ -268,6 +291,12 @@ class Prover:
                 )  # fmt: skip
         first = told[0].site.module if told else None
         return Found(list(made.values()), first, steps, edits, bool(unexplained), self.passes)
+
+
+def _fitting(site: Site, tries: list[_Try]) -> list[_Try]:
+    """Those after which the values agree up to rounding, and far better than before."""
+    limit = min(noise(site.actual), site.error / _SMALLER)
+    return [t for t in tries if t.error <= limit]
 
 
 def _chosen(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
