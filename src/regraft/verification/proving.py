@@ -15,25 +15,22 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from regraft.calls import Composed, Edit, Entered, InFunction, Module, Rewritten, Taps
+from regraft.calls import Edit, Module, Taps
 from regraft.tensors import Array, Arrays
 from regraft.verification import causes
 from regraft.verification.causes import Hypothesis, Scene
 from regraft.verification.causes._scene import Tensor, Tie
+from regraft.verification.choosing import Try, chosen_of, fitting
 from regraft.verification.closeness import certain, noise
 from regraft.verification.comparison import Cause
 from regraft.verification.pairing import Pairs
+from regraft.verification.sites import Site, Step
 from regraft.verification.traces import Recorded, Trace
-from regraft.verification.walking import Site, Step, Walk
+from regraft.verification.walking import Walk
 
-# How much smaller the error has to be with the change, how much closer than the next it must be to
-# be preferred, rounds of walks, and sites that are looked at one by one.
-_SMALLER, _CLOSER, _ROUNDS, _SITES = 8.0, 3.0, 4, 200
+# Rounds of walks, and sites that are looked at one by one in each.
+_ROUNDS, _SITES = 4, 200
 _TRIES = 400
-# Kinds that say how a tensor differs, where "weights" only says that it does.
-_OF_TENSORS = frozenset(
-    ("tied-head", "dtype", "qkv-order", "flatten-order", "channel-order", "spatial-transpose")
-)
 # Pairs of changes that are tried where no single one explains a place.
 _PAIRS = 150
 
@@ -54,14 +51,6 @@ class _Told(NamedTuple):
     site: Site
     chosen: list[Hypothesis]
     rivals: list[Hypothesis]
-
-
-@dataclass
-class _Try:
-    hypothesis: Hypothesis
-    error: float
-    left: int
-    more: Hypothesis | None = None
 
 
 @dataclass
@@ -137,10 +126,10 @@ class Prover:
             for view in views:
                 if id(view) not in tried:
                     tried[id(view)] = self._tries(view, edits, known)
-                fitting = _fitting(view, tried[id(view)])
-                if not fitting and pairs:
-                    fitting = list(self._both(view, tried[id(view)], edits))
-                chosen, rivals = _chosen(fitting)
+                fit = fitting(view, tried[id(view)])
+                if not fit and pairs:
+                    fit = list(self._both(view, tried[id(view)], edits))
+                chosen, rivals = chosen_of(fit)
                 if chosen:
                     known.update((hypothesis.key, hypothesis) for hypothesis in chosen)
                     return chosen, [], _at(view, chosen[0])
@@ -156,7 +145,9 @@ class Prover:
             return [site]
         source = self._pair_of(site.module)
         own = self.modules[site.module].settings.get("activation")
-        theirs = self.trace.modules[source].settings if source in self.trace.modules else {}
+        theirs = (
+            self.trace.modules[source].settings if source and source in self.trace.modules else {}
+        )
         fused = own != theirs.get("activation") and {own, theirs.get("activation")} != {
             None, "linear"
         }  # fmt: skip
@@ -178,25 +169,25 @@ class Prover:
 
     def _tries(
         self, site: Site, edits: tuple[Edit, ...], known: Mapping[str, Hypothesis]
-    ) -> list[_Try]:
+    ) -> list[Try]:
         """Every change that is proposed, tried; what explained the same elsewhere at first, and
         nothing else where that explains it here."""
         scene = self._scene(site, self._again(site, edits, keep=True))
         proposed = list(_bounded(causes.proposals(scene)))
         same = [h for h in proposed if h.key in known]
         tried = [self._try(site, h.edits, h, edits) for h in same]
-        if not _fitting(site, tried):
+        if not fitting(site, tried):
             tried += [self._try(site, h.edits, h, edits) for h in proposed if h not in same]
         return tried
 
     def _try(
         self, site: Site, change: tuple[Edit, ...], told: Hypothesis, edits: tuple[Edit, ...]
-    ) -> _Try:
+    ) -> Try:
         walk = self._again(site, (*edits, *change))
         error = walk.errors.get(site.place, float("inf")) if walk else float("inf")
-        return _Try(told, error, len(walk.sites) if walk else 0)
+        return Try(told, error, len(walk.sites) if walk else 0)
 
-    def _both(self, site: Site, tried: list[_Try], edits: tuple[Edit, ...]) -> Iterator[_Try]:
+    def _both(self, site: Site, tried: list[Try], edits: tuple[Edit, ...]) -> Iterator[Try]:
         """Two changes of different kinds at once, those that move the result most likely first."""
         moved = [t for t in tried if t.error != site.error and t.error < float("inf")]
         moved.sort(key=lambda t: t.error)
@@ -208,7 +199,7 @@ class Prover:
         )
         for a, b in islice(pairs, _PAIRS):
             made = self._try(site, (*a.edits, *b.edits), a, edits)
-            if _fitting(site, [made]):
+            if fitting(site, [made]):
                 yield replace(made, more=b)
 
     def _again(self, site: Site, edits: tuple[Edit, ...], *, keep: bool = False) -> Walk | None:
@@ -291,54 +282,6 @@ class Prover:
                 )  # fmt: skip
         first = told[0].site.module if told else None
         return Found(list(made.values()), first, steps, edits, bool(unexplained), self.passes)
-
-
-def _fitting(site: Site, tries: list[_Try]) -> list[_Try]:
-    """Those after which the values agree up to rounding, and far better than before."""
-    limit = min(noise(site.actual), site.error / _SMALLER)
-    return [t for t in tries if t.error <= limit]
-
-
-def _chosen(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
-    """The best of what fits: what leaves least in the module, is closest, and changes a setting
-    rather than values. Of several kinds that are as good, none."""
-    if not tries:
-        return [], []
-    if any(t.more for t in tries):
-        return _chosen_pair(tries)
-    if any(t.hypothesis.kind in _OF_TENSORS for t in tries):
-        tries = [t for t in tries if t.hypothesis.kind != "weights"]
-    least = min(t.left for t in tries)
-    tries = [t for t in tries if t.left == least]
-    best = min(t.error for t in tries)
-    near = [t for t in tries if t.error <= _CLOSER * max(best, 1.2e-7)]
-    plain = min(_plainness(t.hypothesis) for t in near)
-    near = [t for t in near if _plainness(t.hypothesis) == plain]
-    kinds = {t.hypothesis.kind for t in near}
-    if len(kinds) == 1:
-        return [min(near, key=lambda t: round(t.error / 1.2e-7)).hypothesis], []
-    return [], [t.hypothesis for t in near]
-
-
-def _chosen_pair(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
-    """The pair of changes that fits, where all that fit are of the same two kinds."""
-    best = min(tries, key=lambda t: (t.left, round(t.error / 1.2e-7)))
-    both = [best.hypothesis, *([best.more] if best.more else [])]
-    kinds = {frozenset((t.hypothesis.kind, t.more.kind if t.more else "")) for t in tries}
-    return (both, []) if len(kinds) == 1 else ([], both)
-
-
-def _plainness(hypothesis: Hypothesis) -> int:
-    """0 for settings and tensors, more for values that are made anew."""
-
-    def of(edit: Edit) -> int:
-        if isinstance(edit, (Rewritten, Entered)):
-            return 2
-        if isinstance(edit, Composed):
-            return 1
-        return int(isinstance(edit, InFunction) and not edit.arguments)
-
-    return max(map(of, hypothesis.edits))
 
 
 def _at(site: Site, hypothesis: Hypothesis) -> Site:
