@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         family_tree,
         finetune,
         has_lineage,
+        interpolate,
         load,
         make_delta,
         plan,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         record,
         restore,
         save,
+        soup,
         sources_of,
         trace,
         verify,
@@ -59,14 +61,14 @@ if TYPE_CHECKING:
     from regraft.rules import fresh, leave, load_rules, pin, rename, widen
     from regraft.tensors import Catalogue, Skeleton, TensorInfo
     from regraft.transfer import Receipt
-    from regraft.tuning import Settings, Tuned
-    from regraft.tuning.data import Data
+    from regraft.tuning import Policy, Settings, Tuned
+    from regraft.tuning.data import Data, Reading
     from regraft.verification import Probe, Report
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api": "apply apply_delta convert delta diff export family_tree finetune has_lineage load "
-    "make_delta plan pretrained record restore save sources_of trace verify",
+    "_api": "apply apply_delta convert delta diff export family_tree finetune has_lineage "
+    "interpolate load make_delta plan pretrained record restore save soup sources_of trace verify",
     "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "
@@ -78,8 +80,8 @@ _ROOMS = {
     "rules": "fresh leave load_rules pin rename widen",
     "tensors": "Catalogue Skeleton TensorInfo",
     "transfer": "Receipt",
-    "tuning": "Settings Tuned",
-    "tuning.data": "Data",
+    "tuning": "Policy Settings Tuned",
+    "tuning.data": "Data Reading",
     "verification": "Probe Report",
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}

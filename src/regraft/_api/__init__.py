@@ -6,6 +6,7 @@ training.
 """
 
 from regraft._api.access import delta, diff, has_lineage, pretrained, sources_of, trace
+from regraft._api.blending import interpolate, soup
 from regraft._api.deltas import apply_delta, make_delta
 from regraft._api.heritage import family_tree
 from regraft._api.loading import apply, load
@@ -25,6 +26,7 @@ __all__ = [
     "family_tree",
     "finetune",
     "has_lineage",
+    "interpolate",
     "load",
     "make_delta",
     "plan",
@@ -33,6 +35,7 @@ __all__ = [
     "restore",
     "save",
     "sources_of",
+    "soup",
     "trace",
     "verify",
 ]

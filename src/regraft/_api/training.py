@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from regraft import targets
-from regraft._sides import Given, target_side
-from regraft.errors import RuleMatchedNothing, TargetError
-from regraft.rules import matches
-from regraft.tensors import Catalogue
+from regraft._sides import Given, source_side, target_side
+from regraft.errors import TargetError
 from regraft.transfer import Receipt
-from regraft.tuning import Epoch, Settings, Tuned, best_of, trainer_of
+from regraft.tuning import Epoch, Job, Policy, Settings, Tuned, best_of, logs, trainer_of
 from regraft.tuning import data as training_data
+from regraft.tuning.references import Reference
 
 
 def finetune(
@@ -21,12 +22,18 @@ def finetune(
     data: Any,
     *,
     receipt: Receipt | None = None,
+    policy: Policy | None = None,
     freeze: Iterable[str] = (),
     linear_probe: bool = False,
     settings: Settings | None = None,
+    source: Given | None = None,
     validation: float = 0.2,
+    reading: training_data.Reading | None = None,
     size: Iterable[int] = (),
     gray: bool = False,
+    checkpoints: str | os.PathLike[str] | None = None,
+    log: str | os.PathLike[str] | None = None,
+    tensorboard: bool = False,
     progress: Callable[[Epoch], None] | None = None,
     **options: Any,
 ) -> Tuned:
@@ -34,17 +41,23 @@ def finetune(
 
     **Arguments:**
 
-    - `data`: a folder of images by class, an `.npz` with `x` and `y`, `(x, y)` or a `Data`.
+    - `data`: a folder of images by class, an `.npz` with `x` and `y`, a table (`.csv`,
+      `.parquet`), a folder that the datasets library saved, `(x, y)` or a `Data`.
     - `receipt`: what loading gave; `linear_probe` needs it.
-    - `freeze`: templates of tensors that are not to learn.
-    - `linear_probe`: learn only what is fresh, so that the pretrained weights stay as they are.
+    - `policy`: what learns, when and how fast. `freeze` (templates of tensors that are not to
+      learn) and `linear_probe` (only what is fresh learns) are short for two of its fields.
     - `settings`: a `Settings`, or its fields as further keyword arguments (`epochs=10`).
+    - `source`: the file that the model was loaded from, for L2-SP.
     - `validation`: share of each class that is held out where the data brings no split.
-    - `size`, `gray`: how images of a folder are read.
+    - `reading`: how files become arrays; `size`, `gray` are short for two of its fields.
+    - `checkpoints`: a folder; a run that was killed and is started again goes on from there, to
+      the same weights that it would have come to.
+    - `log`: a folder for `curve.csv`, and for TensorBoard's events where `tensorboard` asks for it.
     - `progress`: called with each finished `Epoch`.
 
     **Raises** `TargetError`, `FormatError` for data that does not fit, `RuleMatchedNothing` for a
-    template that names no tensor, `MissingDependency`.
+    template that names no tensor, `StalePlan` where the checkpoint is another run's,
+    `VerificationFailed` where something frozen moved, `MissingDependency`.
     """
     chosen = settings or Settings(**options)
     side = target_side(model)
@@ -53,48 +66,86 @@ def finetune(
     if live is None:
         raise TargetError(side.catalogue.label, found="no model", expected="a live model")
     trainer = trainer_of(framework)
-    samples = training_data.load(
-        data, channels_first=framework == "torch", size=tuple(size), gray=gray
-    ).split(validation, chosen.seed)
-    learns = _learning(side.catalogue, receipt, tuple(freeze), linear_probe)
-    targets.find(live).trainable(live, [name for name, yes in learns.items() if yes])
+    wanted = _policy(policy or Policy(), tuple(freeze), linear_probe, receipt, len(side.catalogue))
+    how = reading or training_data.Reading(size=tuple(size), gray=gray)
+    samples = training_data.load(data, channels_first=framework == "torch", reading=how)
+    samples = samples.split(validation, chosen.seed)
     _answers_fit(live, samples)
-    curve = trainer.fit(live, samples, chosen, progress or (lambda _: None))
+    reference = None
+    if source is not None and receipt is not None:
+        container = receipt.plan.source.container or None
+        reference = Reference(receipt, source_side(source, container).reader())
+    folder = None if checkpoints is None else Path(checkpoints)
+    with _Told(progress, None if log is None else Path(log), tensorboard) as each:
+        job = Job(live, samples, chosen, wanted, receipt, reference, each, folder)
+        outcome = trainer.fit(job)
     told = {key: str(value) for key, value in asdict(chosen).items()}
-    told |= {"samples": str(len(samples.x)), "trainer": framework}
-    if freeze or linear_probe:
-        told["frozen"] = "all but the fresh" if linear_probe else ", ".join(freeze)
-    return Tuned(live, tuple(curve), best_of(curve), learns, told)
+    told |= {"lr": f"{outcome.lr:g}", "samples": str(len(samples.y)), "trainer": framework}
+    told |= {f"policy.{key}": value for key, value in _said(wanted).items()}
+    learns = {name: name not in outcome.receipt.frozen for name in side.catalogue}
+    best = best_of(outcome.curve)
+    return Tuned(live, tuple(outcome.curve), best, learns, told, outcome.receipt)
 
 
-def _learning(
-    catalogue: Catalogue, receipt: Receipt | None, freeze: tuple[str, ...], linear_probe: bool
-) -> dict[str, bool]:
-    """By tensor, whether it may learn."""
-    idle = [t for t in freeze if not any(matches(t, name) for name in catalogue)]
-    if idle:
-        raise RuleMatchedNothing(
-            f"freeze {idle[0]!r}",
-            found="no tensor of such a name",
-            expected=f"a template for names such as {next(iter(catalogue), '')!r}",
-            problems=idle,
-        )
-    if not linear_probe:
-        return {name: not any(matches(t, name) for t in freeze) for name in catalogue}
-    if receipt is None or not receipt.fresh:
+def _policy(
+    policy: Policy, freeze: tuple[str, ...], linear_probe: bool, receipt: Receipt | None, count: int
+) -> Policy:
+    """The policy with its two short forms."""
+    if linear_probe and not policy.head and (receipt is None or not receipt.fresh):
         raise TargetError(
-            catalogue.label,
+            f"a model of {count} tensors",
             found="nothing fresh" if receipt else "no receipt",
             expected="a receipt with fresh tensors, which alone learn in a linear probe",
             hint="load with fresh=['head.*'] first, and give receipt=",
         )
-    fresh = set(receipt.fresh)
-    return {name: name in fresh for name in catalogue}
+    return replace(
+        policy,
+        freeze=(*policy.freeze, *freeze),
+        linear_probe=policy.linear_probe or linear_probe,
+    )
+
+
+def _said(policy: Policy) -> dict[str, str]:
+    """What the policy says beyond its defaults, as text."""
+    plain = asdict(Policy())
+    return {key: str(value) for key, value in asdict(policy).items() if value != plain[key]}
+
+
+class _Told:
+    """Tells the caller and the logs of each epoch."""
+
+    def __init__(
+        self, progress: Callable[[Epoch], None] | None, folder: Path | None, board: bool
+    ) -> None:
+        self._progress, self._folder = progress, folder
+        self._curve: list[Epoch] = []
+        # Where `torchrun` started several processes, the first one writes.
+        if os.environ.get("RANK", "0") != "0":
+            self._folder = None
+        self._board: logs.Board | None = None
+        if board and self._folder is not None:
+            self._board = logs.Board(self._folder / "tensorboard")
+
+    def __enter__(self) -> Callable[[Epoch], None]:
+        return self._each
+
+    def __exit__(self, *_: object) -> None:
+        if self._board:
+            self._board.close()
+
+    def _each(self, epoch: Epoch) -> None:
+        self._curve.append(epoch)
+        if self._folder is not None:
+            logs.table(self._folder, self._curve)
+        if self._board:
+            self._board.add(epoch)
+        if self._progress:
+            self._progress(epoch)
 
 
 def _answers_fit(model: Any, data: training_data.Data) -> None:
     """Raises `TargetError` where the model has too few outputs, before training fails on it."""
-    outputs = targets.find(model).run(model, data.x[:1])
+    outputs = targets.find(model).run(model, data.first(1))
     shapes = [array.shape for array in outputs.values()]
     if data.classification and (not shapes or shapes[0][-1] < data.count):
         raise TargetError(

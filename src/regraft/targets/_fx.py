@@ -70,7 +70,7 @@ def _graph(model: Any, sized: bool) -> Any:
         def proxy(self, node: Any) -> Any:
             return SizedProxy(node, self) if sized else super().proxy(node)
 
-    before = set(vars(model))
+    own = set(vars(model))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -79,8 +79,8 @@ def _graph(model: Any, sized: bool) -> Any:
     except Exception:
         return None
     finally:
-        # The tracer leaves tensors that the code makes as attributes of the model.
-        for name in set(vars(model)) - before:
+        # Tensors that the code makes were left at the model as `_tensor_constant0` ….
+        for name in [n for n in vars(model) if n not in own and n.startswith("_tensor_constant")]:
             delattr(model, name)
 
 

@@ -69,6 +69,11 @@ def _leaves(
         )
 
 
+def leaf_names(tree: Any) -> list[str]:
+    """The names of all leaves, in JAX' order: those of `jax.tree_util.tree_leaves`."""
+    return [leaf.name for leaf in _leaves(tree)]
+
+
 def _text(key: Any) -> str:
     """`DictKey`, `SequenceKey`, `GetAttrKey` and `FlattenedIndexKey` as plain text."""
     for attribute in ("key", "idx", "name"):

@@ -44,10 +44,7 @@ def build(
 
     **Raises** `TargetError`, saying which step failed.
     """
-    where, _, name = spec.rpartition(":")
-    if not where or not name:
-        raise TargetError(spec, expected="module:callable or file.py:callable")
-    made: Any = _attribute(_module(where, spec), name, spec)
+    made: Any = named(spec)
     notes: list[str] = []
     if not _is_model(made):
         if not callable(made):
@@ -57,6 +54,17 @@ def build(
         made = _called(made, dict(arguments or {}), spec, meta, notes)
     targets.find(made)
     return made, notes
+
+
+def named(spec: str) -> Any:
+    """What `package.module:name` or `path/to/file.py:name` names, such as a function, as it is.
+
+    **Raises** `TargetError`, saying which step failed.
+    """
+    where, _, name = spec.rpartition(":")
+    if not where or not name:
+        raise TargetError(spec, expected="module:callable or file.py:callable")
+    return _attribute(_module(where, spec), name, spec)
 
 
 def _is_model(value: object) -> bool:

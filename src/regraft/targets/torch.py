@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from regraft.targets import Inputs
     from regraft.tensors import Array
 
+_UNTRACED = "torch.fx cannot trace the model's Python: the order of its layers' use is no evidence"
 _CONSTANTS = ("position_ids", "token_type_ids", "relative_position_index")
 
 
@@ -58,6 +59,7 @@ def skeleton(model: object) -> Skeleton:
             )
         )  # fmt: skip
         same[id(tensor)].append(name)
+    flow = _fx.flow_of(inner)
     layers = ((names.shown(path), module) for path, module in inner.named_modules())
     return Skeleton(
         infos,
@@ -65,7 +67,8 @@ def skeleton(model: object) -> Skeleton:
         order="definition",
         ties=[tuple(names) for names in same.values() if len(names) > 1],
         label=type(inner).__name__,
-        flow=[node._replace(owner=names.shown(node.owner)) for node in _fx.flow_of(inner)],
+        flow=[node._replace(owner=names.shown(node.owner)) for node in flow],
+        notes=[] if flow or not list(inner.children()) else [_UNTRACED],
         settings=settings_of(layers, "."),
     )
 

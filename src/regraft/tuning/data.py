@@ -1,23 +1,21 @@
-"""Training data: a folder of images by class, an `.npz` with `x` and `y`, or arrays."""
+"""Training data: images by class, `.npz`, tables, what the datasets library saved, or arrays."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from regraft.errors import FormatError, MissingDependency
+from regraft.errors import FormatError
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
 
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-# Decoded images are held in memory; beyond this a real data pipeline is called for.
-_MAX_BYTES = 8 << 30
+Inputs: TypeAlias = "Array | dict[str, Array]"
 Given: TypeAlias = "Data | str | os.PathLike[str] | tuple[Array, Array]"
 
 
@@ -25,14 +23,15 @@ Given: TypeAlias = "Data | str | os.PathLike[str] | tuple[Array, Array]"
 class Data:
     """Samples and answers, all in memory.
 
-    - `x`: `(n, …)` in the model's own layout. `y`: `(n,)` class numbers, or floats `(n, …)`.
+    - `x`: `(n, …)` in the model's own layout, or several such by the model's keyword.
+    - `y`: `(n,)` class numbers, or floats `(n, …)`.
     - `x_val`, `y_val`: held out; `None` for no validation.
     - `classes`: names of the classes, by number; may be empty.
     """
 
-    x: Array
+    x: Inputs
     y: Array
-    x_val: Array | None = None
+    x_val: Inputs | None = None
     y_val: Array | None = None
     classes: tuple[str, ...] = ()
 
@@ -40,10 +39,12 @@ class Data:
         for x, y, what in ((self.x, self.y, "x"), (self.x_val, self.y_val, "x_val")):
             if x is None or y is None:
                 continue
-            if len(x) != len(y) or len(x) == 0:
+            counts = {len(part) for part in (x.values() if isinstance(x, dict) else [x])}
+            if counts != {len(y)} or len(y) == 0:
+                told = " or ".join(map(str, sorted(counts)))
                 raise FormatError(
                     "training data",
-                    found=f"{len(x)} samples in {what} and {len(y)} answers",
+                    found=f"{told} samples in {what} and {len(y)} answers",
                     expected="as many answers as samples, and at least one",
                 )
 
@@ -77,32 +78,76 @@ class Data:
         mask[held] = True
         if not mask.any():
             return self
-        return Data(self.x[~mask], self.y[~mask], self.x[mask], self.y[mask], self.classes)
+        kept, out = taken(self.x, ~mask), taken(self.x, mask)
+        return Data(kept, self.y[~mask], out, self.y[mask], self.classes)
+
+    def first(self, count: int) -> Inputs:
+        """The first so many samples."""
+        return taken(self.x, slice(count))
 
 
-def load(
-    given: Given, *, channels_first: bool, size: Sequence[int] = (), gray: bool = False
-) -> Data:
-    """Data from a folder with one subfolder of images per class, an `.npz`, or a pair of arrays.
+def taken(x: Inputs, index: Any) -> Inputs:
+    """Some of the samples."""
+    return {k: part[index] for k, part in x.items()} if isinstance(x, dict) else x[index]
 
-    **Arguments:**
 
-    - `channels_first`: the layout for images of a folder: `(n, c, h, w)`, or `(n, h, w, c)`.
+@dataclass(frozen=True)
+class Reading:
+    """How files become arrays.
+
+    **Images:**
+
     - `size`: height and width to resize images to; they must agree where it is empty.
     - `gray`: one channel instead of three.
 
-    Images become float32 between 0 and 1. An `.npz` holds `x` and `y`, and `x_val`, `y_val` where
-    a split is given; its arrays are taken as they are. **Raises** `FormatError`.
+    **Tables** (`.csv`, `.parquet`, a folder that the datasets library saved):
+
+    - `answer`: the column with the answers. `columns`: those with inputs; all others by default.
+    - `regression`: whole numbers among answers are numbers, and not those of classes.
+    - `tokenizer`: a folder with a tokenizer of transformers, for one column of text; the model then
+      gets `input_ids` and `attention_mask`, of at most `length` tokens (0: as the longest).
+    - `rows`: `module:callable`, or the function itself: makes of each row, a dict by column, an
+      array or a dict of arrays by the model's keyword; every row of the same shape.
+    """
+
+    size: tuple[int, ...] = ()
+    gray: bool = False
+    answer: str = "label"
+    columns: tuple[str, ...] = ()
+    regression: bool = False
+    tokenizer: str = ""
+    length: int = 0
+    rows: str | Callable[[dict[str, Any]], Any] = ""
+
+
+def load(given: Given, *, channels_first: bool, reading: Reading | None = None) -> Data:
+    """Data from files or arrays.
+
+    **Arguments:**
+
+    - `given`: a folder with one subfolder of images per class; an `.npz` with `x` and `y`, and
+      `x_val`, `y_val` where a split is given, taken as they are; a table; a folder that the
+      datasets library saved, whose split named `validation` or `test` is held out; `(x, y)`.
+    - `channels_first`: the layout for images: `(n, c, h, w)`, or `(n, h, w, c)`.
+
+    Images become float32 between 0 and 1. **Raises** `FormatError`, `MissingDependency`.
     """
     if isinstance(given, Data):
         return given
     if isinstance(given, tuple):
         return Data(np.asarray(given[0]), np.asarray(given[1]))
+    from regraft.tuning import images, tables
+
     path = Path(given)
+    how = reading or Reading()
+    if tables.saved(path):
+        return tables.saved_data(path, how, channels_first)
     if path.is_dir():
-        return _folder(path, channels_first, tuple(size), gray)
+        return images.folder(path, channels_first, how.size, how.gray)
     if not path.exists():
-        raise FormatError(str(path), found="no such file", expected="a folder or an .npz")
+        raise FormatError(str(path), found="no such file", expected="a folder, an .npz or a table")
+    if path.suffix.lower() in tables.SUFFIXES:
+        return tables.table_data(path, how, channels_first)
     return _npz(path)
 
 
@@ -118,59 +163,3 @@ def _npz(path: Path) -> Data:
             str(path), found=f"arrays {', '.join(arrays) or 'none'}", expected="arrays x and y"
         )
     return Data(arrays["x"], arrays["y"], arrays.get("x_val"), arrays.get("y_val"))
-
-
-def _folder(path: Path, channels_first: bool, size: tuple[int, ...], gray: bool) -> Data:
-    classes = sorted(part.name for part in path.iterdir() if part.is_dir())
-    files = [
-        (file, number)
-        for number, name in enumerate(classes)
-        for file in sorted((path / name).rglob("*"))
-        if file.suffix.lower() in _IMAGES
-    ]
-    if len({number for _, number in files}) < 2:
-        raise FormatError(
-            str(path),
-            found=f"{len(files)} images in {len(classes)} folders",
-            expected="at least two subfolders with images, one for each class",
-        )
-    images: list[Array] = []
-    total = 0
-    for file, _ in files:
-        images.append(_image(file, size, gray))
-        total += images[-1].nbytes
-        if images[-1].shape != images[0].shape:
-            raise FormatError(
-                str(file),
-                found=f"an image of {images[-1].shape[:2]}",
-                expected=f"{images[0].shape[:2]}, as the first one",
-                hint="give a size to resize all of them to (--size 224)",
-            )
-        if total > _MAX_BYTES:
-            raise FormatError(
-                str(path),
-                found=f"more than {_MAX_BYTES >> 30} GiB of decoded images",
-                hint="give a smaller size, or train with a data loader of your own",
-            )
-    x = np.stack(images)
-    if channels_first:
-        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    y = np.array([number for _, number in files], np.int64)
-    return Data(x, y, classes=tuple(classes))
-
-
-def _image(file: Path, size: tuple[int, ...], gray: bool) -> Array:
-    """One image as float32 `(h, w, c)` between 0 and 1."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise MissingDependency("pillow", extra="tune", purpose="reading images") from error
-    try:
-        with Image.open(file) as opened:
-            image: Any = opened.convert("L" if gray else "RGB")
-            if size:
-                image = image.resize((size[-1], size[0]), Image.Resampling.BILINEAR)
-            array = np.asarray(image, np.float32) / 255.0
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise FormatError(str(file), found=str(error), expected="an image") from error
-    return array[..., None] if gray else array

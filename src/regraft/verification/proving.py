@@ -10,9 +10,9 @@ what lies behind it can be found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import combinations, islice
 from typing import Any, NamedTuple
 
 from regraft.calls import Edit, Module, Taps
@@ -21,7 +21,7 @@ from regraft.verification import causes
 from regraft.verification.causes import Hypothesis, Scene
 from regraft.verification.causes._scene import Tensor, Tie
 from regraft.verification.choosing import Try, chosen_of, fitting
-from regraft.verification.closeness import certain, noise
+from regraft.verification.closeness import alike, certain, noise
 from regraft.verification.comparison import Cause
 from regraft.verification.pairing import Pairs
 from regraft.verification.sites import Site, Step
@@ -45,6 +45,10 @@ class Found:
     edits: tuple[Edit, ...]
     open: bool
     passes: int
+
+
+# Changes among which those that undo one another are looked for.
+_SEVERAL = 4
 
 
 class _Told(NamedTuple):
@@ -104,7 +108,33 @@ class Prover:
             if not added:
                 break
             del round_
+        told = self._without_void(told)
+        edits = tuple(edit for one in told for h in one.chosen for edit in h.edits)
         return self._summed(told, edits, steps)
+
+    def _without_void(self, told: list[_Told]) -> list[_Told]:
+        """Without changes that together change nothing: an activation taken away and given again,
+        where one side has it in the layer and the other behind it. Of changes that give the same
+        outputs as all of them the fewest are kept."""
+        every = [hypothesis for one in told for hypothesis in one.chosen]
+        if not 2 <= len(every) <= _SEVERAL:
+            return told
+
+        def outputs(chosen: Sequence[Hypothesis]) -> Arrays:
+            self.passes += 1
+            edits = tuple(edit for hypothesis in chosen for edit in hypothesis.edits)
+            return self.taps.run(self.inputs, None, edits)
+
+        try:
+            whole = outputs(every)
+            fewer = (few for n in range(len(every) - 1) for few in combinations(every, n))
+            enough = next((few for few in fewer if alike(outputs(few), whole)), None)
+        except Exception:  # the model's own code, under changes that belong together
+            return told
+        if enough is None:
+            return told
+        kept = [one._replace(chosen=[h for h in one.chosen if h in enough]) for one in told]
+        return [now for now, one in zip(kept, told, strict=True) if now.chosen or not one.chosen]
 
     def _walked(self, edits: tuple[Edit, ...]) -> tuple[Walk, Arrays]:
         walk = Walk(self.trace, self.pairs, self.modules, memo=self._memo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,10 @@ from torch import nn
 
 import regraft as rg
 from regraft.tuning import data as training_data
-from regraft.tuning.data import Data
+from regraft.tuning.data import Data, Reading
 
-Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-
-
-def samples(count: int = 40) -> Arrays:
-    generator = np.random.default_rng(0)
-    y = np.arange(count) % 2
-    x = generator.normal(size=(count, 3)).astype(np.float32)
-    x[:, 0] += 3 * y
-    return x, y
-
-
-def torch_net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import samples, torch_net, values
 
 
 def keras_net(softmax: bool = False) -> Any:
@@ -39,12 +28,6 @@ def keras_net(softmax: bool = False) -> Any:
         [layers.Input((3,)), layers.Dense(8, name="first"), layers.BatchNormalization(name="norm"),
          layers.ReLU(), layers.Dense(2, "softmax" if softmax else None, name="head")]
     )  # fmt: skip
-
-
-def values(model: Any) -> dict[str, Any]:
-    if isinstance(model, nn.Module):
-        return {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
-    return {"/".join(v.path.split("/")[-2:]): np.array(v.numpy()) for v in model.weights}
 
 
 CASES = {
@@ -77,7 +60,7 @@ def test_frozen_tensors_stay_and_others_learn(framework: str) -> None:
 @pytest.mark.parametrize("framework", CASES)
 def test_it_learns_and_repeats(framework: str) -> None:
     make, _, _ = CASES[framework]
-    runs = [rg.finetune(make(), samples(), epochs=25, lr=0.02, seed=3) for _ in range(2)]
+    runs = [rg.finetune(make(), samples(80), epochs=20, lr=0.02, seed=3) for _ in range(2)]
     assert runs[0].curve == runs[1].curve
     assert runs[0].curve[-1].loss < runs[0].curve[0].loss
     assert max(epoch.accuracy or 0 for epoch in runs[0].curve) >= 0.8
@@ -162,7 +145,7 @@ def test_images_by_class(tmp_path: Path) -> None:
     assert found.classes == ("cat", "dog")
     assert found.y.tolist() == [0, 0, 1, 1]
     assert 0 <= found.x.min() <= found.x.max() <= 1
-    gray = training_data.load(folder, channels_first=False, size=(4, 6), gray=True)
+    gray = training_data.load(folder, channels_first=False, reading=Reading(size=(4, 6), gray=True))
     assert gray.x.shape == (4, 4, 6, 1)
     with pytest.raises(rg.FormatError, match="size"):
         training_data.load(_images(tmp_path / "mixed", (8, 9)), channels_first=True)

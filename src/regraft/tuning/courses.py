@@ -1,0 +1,204 @@
+"""A Policy worked out for one model: what each tensor does, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from regraft.errors import RuleMatchedNothing, TargetError
+from regraft.rules import matches, matches_any
+from regraft.tensors import Order, TensorInfo
+from regraft.tuning.depths import defined, depths
+from regraft.tuning.policies import Policy
+
+# What layers that normalize by batches call what they keep of them, in all frameworks.
+_STATISTICS = frozenset(
+    {"running_mean", "running_var", "num_batches_tracked", "moving_mean", "moving_variance"}
+)
+
+
+class Treatment(NamedTuple):
+    """What a Course does with one tensor.
+
+    - `depth`: see `depths`. `since`: the epoch, from 0, from which it learns; `None`: never.
+    - `rate`: factor on the learning rate. `decays`: whether weight decay acts on it.
+    - `statistic`: it is no parameter: no gradient reaches it, it follows the data.
+    """
+
+    depth: int
+    since: int | None
+    rate: float
+    decays: bool
+    statistic: bool = False
+
+    def learns(self, epoch: int) -> bool:
+        return self.since is not None and epoch >= self.since
+
+
+@dataclass(frozen=True)
+class Course(Mapping[str, Treatment]):
+    """A Policy worked out for one model: a Treatment by tensor.
+
+    `fresh` are the tensors without pretrained values, `head` those of the head.
+    """
+
+    policy: Policy
+    treatments: Mapping[str, Treatment] = field(repr=False)
+    head: frozenset[str] = frozenset()
+    fresh: frozenset[str] = frozenset()
+
+    def __getitem__(self, name: str) -> Treatment:
+        return self.treatments[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.treatments)
+
+    def __len__(self) -> int:
+        return len(self.treatments)
+
+    @property
+    def frozen(self) -> list[str]:
+        """What is the same bits after training as before it."""
+        measured = self.policy.batchnorm == "recalibrate"
+        return [n for n, t in self.items() if t.since is None and not (t.statistic and measured)]
+
+    def learning(self, epoch: int) -> list[str]:
+        """What learns in this epoch, from 0."""
+        return [name for name, treatment in self.items() if treatment.learns(epoch)]
+
+    @property
+    def steps(self) -> list[int]:
+        """The epochs at which something starts to learn."""
+        return sorted({t.since for t in self.values() if t.since is not None})
+
+    def __str__(self) -> str:
+        rows = [f"{'depth':>5}  {'learns':<12} {'rate':<8} {'decay':<6} tensors"]
+        groups: dict[Treatment, list[str]] = {}
+        for name, t in self.items():
+            groups.setdefault(t, []).append(name)
+        for key, names in sorted(groups.items(), key=lambda item: item[0][0]):
+            depth, since, rate, decays, statistic = key
+            when = "never" if since is None else f"from epoch {since + 1}"
+            shown = "" if statistic or since is None else f"{rate:g}"
+            told = f"{names[0]}" + (f" … {names[-1]} ({len(names)})" if len(names) > 1 else "")
+            kind = "data" if statistic else "yes" if decays else "no"
+            rows.append(f"{depth:>5}  {when:<12} {shown:<8} {kind:<6} {told}")
+        return "\n".join(rows)
+
+
+def course(
+    tensors: Iterable[TensorInfo],
+    policy: Policy,
+    *,
+    fresh: Collection[str] = (),
+    statistics: Collection[str] | None = None,
+    ties: Iterable[tuple[str, ...]] = (),
+    order: Order = "definition",
+) -> Course:
+    """Works a policy out for a model.
+
+    **Arguments:**
+
+    - `tensors`: all of the model, in order of definition.
+    - `fresh`: names without pretrained values (`receipt.fresh`).
+    - `statistics`: names of what no gradient reaches; by the names' last words by default.
+    - `order`: of the tensors, as in a Catalogue.
+    - `ties`: groups of names that are one tensor; the first speaks for all.
+
+    **Raises** `RuleMatchedNothing` for a template that names nothing; `TargetError` where a head
+    is needed and none is known, or where nothing would learn.
+    """
+    listed = list(tensors)
+    names = [t.name for t in listed]
+    _all_match(policy, names)
+    known = (
+        {n for n in names if matches_any(policy.head, n)}
+        if policy.head
+        else set(fresh) & set(names)
+    )
+    if not known and (policy.linear_probe or policy.probe_epochs or policy.head_lr != 1):
+        raise TargetError(
+            "the policy",
+            found="a model of which no tensor is fresh, and no head is named",
+            expected="a head, which learns first, alone or faster",
+            hint="load with fresh=['head.*'] and give receipt=, or Policy(head=('head.*',))",
+        )
+    deep = policy.layer_decay != 1 or policy.freeze_depth or policy.thaw_every
+    chain = listed
+    if order == "sorted" and deep:
+        stem = {name for name in names if matches_any(policy.stem, name)}
+        chain = defined(listed, stem=stem, head=known)
+    towers = [[n for n in names if matches(t, n)] for t in policy.towers]
+    depth = depths(chain, head=known, towers=towers)
+    by_role = {n for n in names if _leaf(n) in _STATISTICS}
+    still = by_role if statistics is None else set(statistics)
+    found = {t.name: _treatment(t, policy, depth, known) for t in listed if t.name not in still}
+    for info in (t for t in listed if t.name in still):
+        found[info.name] = _statistic(info.name, policy, depth[info.name], found)
+    for group in ties:
+        found |= {name: found[group[0]] for name in group if name in found and group[0] in found}
+    if not any(t.since is not None and not t.statistic for t in found.values()):
+        raise TargetError(
+            "the policy", found="a policy that freezes every tensor", expected="something to learn"
+        )
+    ordered = {name: found[name] for name in names}
+    return Course(policy, ordered, frozenset(known), frozenset(fresh) & frozenset(names))
+
+
+def _treatment(
+    info: TensorInfo, policy: Policy, depth: Mapping[str, int], head: Collection[str]
+) -> Treatment:
+    name, top = info.name, max(depth.values())
+    below = top - depth[name]
+    held = policy.freeze_depth if policy.freeze_depth >= 0 else top + 1 + policy.freeze_depth
+    said = matches_any(policy.freeze, name) or depth[name] < held
+    since: int | None = policy.probe_epochs
+    if name in head:
+        since = 0
+    elif policy.linear_probe:
+        since = None
+    elif policy.thaw_every:
+        # Right after the probe, or else one step after the head, comes the unit next to it.
+        steps = below - 1 if policy.probe_epochs and below else below
+        since = policy.probe_epochs + steps * policy.thaw_every
+    if (said and not matches_any(policy.unfreeze, name)) or info.kind != "weight":
+        since = None
+    rate = policy.layer_decay**below
+    rate *= policy.head_lr if name in head else 1.0
+    rate *= next((factor for t, factor in reversed(policy.rates) if matches(t, name)), 1.0)
+    decays = policy.decay_norms or (len(info.shape) > 1 and _leaf(name) != "bias")
+    return Treatment(depth[name], since, rate, decays)
+
+
+def _statistic(
+    name: str, policy: Policy, depth: int, parameters: Mapping[str, Treatment]
+) -> Treatment:
+    """A statistic follows the data as soon as a parameter of its own layer learns."""
+    owner = name[: len(name) - len(_leaf(name))]
+    beside = [t.since for n, t in parameters.items() if n[: len(n) - len(_leaf(n))] == owner]
+    starts = [since for since in beside if since is not None]
+    since = min(starts, default=None)
+    if not beside and not (policy.linear_probe or matches_any(policy.freeze, name)):
+        since = 0  # a norm without scale and shift
+    held = matches_any(policy.freeze, name) and not matches_any(policy.unfreeze, name)
+    if held or policy.batchnorm in ("freeze", "adapt"):
+        since = None
+    return Treatment(depth, since, 1.0, False, True)
+
+
+def _leaf(name: str) -> str:
+    return name.replace("/", ".").rpartition(".")[2]
+
+
+def _all_match(policy: Policy, names: Collection[str]) -> None:
+    said = (*policy.freeze, *policy.unfreeze, *policy.head, *policy.towers, *policy.stem)
+    said += tuple(template for template, _ in policy.rates)
+    idle = [t for t in said if not any(matches(t, name) for name in names)]
+    if idle:
+        raise RuleMatchedNothing(
+            f"{idle[0]!r} in the policy",
+            found="no tensor of such a name",
+            expected=f"a template for names such as {next(iter(names), '')!r}",
+            problems=idle,
+        )

@@ -1,0 +1,197 @@
+"""Keras: a Policy around `model.fit`, on any of its backends.
+
+    tuning = Tuning(model, Policy(probe_epochs=2, layer_decay=0.8), receipt=receipt)
+    tuning.begin()
+    for phase in tuning.phases(epochs=10):
+        model.compile(tuning.optimizer(keras.optimizers.AdamW(1e-3, weight_decay=0.05)), loss)
+        model.fit(x, y, initial_epoch=phase.start, epochs=phase.stop, callbacks=[Follow(tuning)])
+    print(tuning.finish().check())
+
+Keras fixes what learns when a model is compiled: a policy that lets more learn later has a phase
+for each step, with an optimizer of its own, whose moments start anew.
+
+In Keras a BatchNormalization is frozen as a whole or not at all: where its statistics are frozen,
+so are its scale and shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from regraft.errors import TargetError
+from regraft.targets import keras as keras_target
+from regraft.transfer import Receipt
+from regraft.tuning.courses import Course, course
+from regraft.tuning.keras_optimizers import Paced, Pull
+from regraft.tuning.keras_statistics import measure
+from regraft.tuning.policies import Policy
+from regraft.tuning.receipts import TuningReceipt, Watch
+from regraft.tuning.references import Reference
+
+
+def course_of(model: Any, policy: Policy, receipt: Receipt | None = None) -> Course:
+    """A policy worked out for a built model; see `regraft.tuning.courses.course`."""
+    weights = keras_target.named(model)
+    statistics = [
+        name
+        for name, (variable, owner) in weights.items()
+        if any(variable is other for other in owner._non_trainable_variables)
+    ]
+    made = course(
+        keras_target.skeleton(model).values(),
+        policy,
+        fresh=receipt.fresh if receipt else (),
+        statistics=statistics,
+    )
+    still = {id(weights[n][1]) for n, t in made.items() if t.statistic and t.since is None}
+    treatments = {
+        name: t._replace(since=None) if id(weights[name][1]) in still else t
+        for name, t in made.items()
+    }
+    return Course(policy, treatments, made.head, made.fresh)
+
+
+class Tuning:
+    """A Policy at work on a built model.
+
+    **Arguments:**
+
+    - `receipt`: what loading gave; what is fresh is the head unless the policy names one.
+    - `reference`: the pretrained values; L2-SP needs them. Backends that compile the loss (JAX,
+      TensorFlow) keep a copy of them in the compiled step.
+
+    **Raises** `TargetError`, `RuleMatchedNothing` for a policy that does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        policy: Policy,
+        *,
+        receipt: Receipt | None = None,
+        reference: Reference | None = None,
+    ) -> None:
+        self.model, self.policy = model, policy
+        self.course = course_of(model, policy, receipt)
+        self._reference = reference
+        self._watch: Watch | None = None
+        self.now = 0
+        self._before: list[tuple[Any, str, Any]] = []
+        if policy.l2_sp and reference is None:
+            raise TargetError(
+                "L2-SP",
+                found="no pretrained values to pull towards",
+                expected="a Reference",
+                hint="Reference(receipt, rg.open(path).read)",
+            )
+
+    def begin(self) -> None:
+        """To be called before the first phase: hashes what is there, adds L2-SP's regularizers."""
+        if self._watch is None:
+            self._watch = Watch(self.course, self.read)
+            weights = keras_target.named(self.model)
+            layers = {id(layer): layer for layer in self.model._flatten_layers()}
+            self._before = [(layer, "trainable", layer.trainable) for layer in layers.values()]
+            for name, (variable, _) in weights.items():
+                self._before.append((variable, "trainable", variable.trainable))
+                self._before.append((variable, "regularizer", variable.regularizer))
+                self._regularize(name, variable)
+        self.epoch(self.now)
+
+    def phases(self, epochs: int) -> Iterable[range]:
+        """Stretches of epochs in which the same tensors learn; each is set when it is asked for."""
+        steps = [step for step in self.course.steps if step < epochs]
+        for start, stop in zip(steps, [*steps[1:], epochs], strict=True):
+            self.epoch(start)
+            yield range(start, stop)
+
+    def epoch(self, number: int) -> None:
+        """Sets what learns in this epoch, from 0; the model must be compiled anew if it changed."""
+        self.now = number
+        keras_target.trainable(self.model, self.course.learning(number))
+
+    def optimizer(self, base: Any, *, overwrite: bool = True) -> Any:
+        """An optimizer like `base` that keeps each tensor's rate and decays only what should be.
+
+        `overwrite`: whether `fit` ends with the moving average in the model, where there is one.
+        """
+        config = base.get_config()
+        if not isinstance(base._learning_rate, keras.Variable):  # a schedule, as it is
+            config["learning_rate"] = base._learning_rate
+        if self.policy.ema:
+            config |= {"use_ema": True, "ema_momentum": self.policy.ema}
+        made: Any = type(type(base).__name__, (Paced, type(base)), {}).from_config(config)
+        weights = {n: v for n, (v, _) in keras_target.named(self.model).items()}
+        made.rates = {id(v): self.course[n].rate for n, v in weights.items()}
+        made.overwrite = overwrite
+        bare = [v for n, v in weights.items() if not self.course[n].decays]
+        if bare and made.weight_decay is not None:
+            made.exclude_from_weight_decay(var_list=bare)
+        return made
+
+    def finish(self, batches: Iterable[Any] | None = None) -> TuningReceipt:
+        """To be called after the last phase: flags and regularizers are put back, hashes compared.
+
+        `batches`: new data on which `batchnorm="recalibrate"` measures statistics.
+        """
+        if self._watch is None:
+            raise TargetError("Tuning.finish", found="no begin()", expected="begin() before it")
+        self.release()
+        if self.policy.batchnorm == "recalibrate":
+            if batches is None:
+                raise TargetError(
+                    "batchnorm='recalibrate'",
+                    found="no data to measure statistics on",
+                    expected="tuning.finish(batches)",
+                )
+            measure(self.model, batches)
+        return self._watch.receipt(self.read, self.now + 1)
+
+    def release(self) -> None:
+        """Puts flags and regularizers back."""
+        for thing, name, value in self._before:
+            setattr(thing, name, value)
+        self._before = []
+
+    def read(self, name: str) -> Any:
+        return keras_target.to_numpy(keras_target.named(self.model)[name][0].value)
+
+    def state(self) -> dict[str, dict[str, str]]:
+        """The first hashes, for a checkpoint."""
+        return self._watch.to_json() if self._watch else {}
+
+    def resume(self, state: Mapping[str, Mapping[str, str]]) -> None:
+        """Goes on from `state()`; after `begin`."""
+        if self._watch and state:
+            self._watch.take(state)
+
+    def _regularize(self, name: str, variable: Any) -> None:
+        policy, reference = self.policy, self._reference
+        if self.course[name].since is None:
+            return
+        if policy.l2_sp and reference is not None and name in reference:
+            variable.regularizer = Pull(policy.l2_sp, reference[name], variable.regularizer)
+        elif policy.l2_sp_fresh and (reference is None or name not in reference):
+            variable.regularizer = Pull(policy.l2_sp_fresh, None, variable.regularizer)
+
+
+class Follow(keras.callbacks.Callback):
+    """Tells a Tuning which epoch it is, so that its receipt knows how many there were."""
+
+    def __init__(self, tuning: Tuning) -> None:
+        super().__init__()
+        self._tuning = tuning
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        course, now = self._tuning.course, self._tuning.now
+        late = set(course.learning(epoch)) - set(course.learning(now))
+        if late:
+            raise TargetError(
+                "model.fit",
+                found=f"epoch {epoch + 1}, from which more tensors learn ({sorted(late)[0]} …)",
+                expected="a fit for each of tuning.phases(epochs), compiled anew",
+            )
+        self._tuning.now = epoch

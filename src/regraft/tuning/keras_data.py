@@ -1,0 +1,75 @@
+"""What the Keras trainer hands to Keras: batches, rates over time, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from regraft.tensors import numpy_dtype
+from regraft.tuning import Job, Settings, seeds
+from regraft.tuning.data import taken
+
+_PRECISION = {"bf16": "mixed_bfloat16", "16": "mixed_float16"}
+
+
+class Batches(keras.utils.PyDataset):
+    """The samples of one epoch, in its order, or first sample first."""
+
+    def __init__(self, job: Job, epoch: int | None) -> None:
+        super().__init__()
+        count, size = len(job.data.y), job.settings.batch_size
+        drawn = range(count) if epoch is None else seeds.order(count, job.settings.seed, epoch)
+        self._job, self._order = job, np.asarray(drawn)
+        # A last batch of one sample would break BatchNorm.
+        odd = epoch is not None and count % size == 1 and count > size
+        self._count = count // size if odd else -(-count // size)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        size = self._job.settings.batch_size
+        chosen = self._order[index * size : (index + 1) * size]
+        return taken(self._job.data.x, chosen), self._job.data.y[chosen]
+
+
+def assign(variable: Any, array: Any) -> None:
+    """Sets a variable. An `.npz` keeps the bits of bfloat16 and not its name."""
+    if array.dtype.kind == "V":
+        array = array.view(numpy_dtype(keras.backend.standardize_dtype(variable.dtype)))
+    variable.assign(array)
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """`Settings.share` at each step, as a table that the backend looks up."""
+
+    def __init__(self, lr: float, settings: Settings, first: float, steps: float) -> None:
+        count = max(1, round(steps - first))
+        rates = [lr * settings.share(round(first) + i, round(steps)) for i in range(count)]
+        self._rates = np.array(rates, np.float32)
+
+    def __call__(self, step: Any) -> Any:
+        index = keras.ops.minimum(keras.ops.cast(step, "int32"), len(self._rates) - 1)
+        return keras.ops.take(keras.ops.convert_to_tensor(self._rates), index)
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+class precision:
+    """Lets layers compute in another precision for a while; variables stay as they are."""
+
+    def __init__(self, model: Any, settings: Settings) -> None:
+        self._name = _PRECISION.get(settings.precision)
+        self._layers = [x for x in model._flatten_layers() if x.variables] if self._name else []
+
+    def __enter__(self) -> None:
+        self._before = [layer.dtype_policy for layer in self._layers]
+        for layer in self._layers:
+            layer.dtype_policy = self._name
+
+    def __exit__(self, *_: object) -> None:
+        for layer, policy in zip(self._layers, self._before, strict=True):
+            layer.dtype_policy = policy

@@ -1,0 +1,77 @@
+"""Lightning: a Policy in a LightningModule that someone wrote.
+
+    tuning = Tuning(task.model, Policy(probe_epochs=1, ema=0.999), receipt=receipt)
+    # in the module: configure_optimizers returns torch.optim.AdamW(tuning.groups(lr=1e-3))
+    lightning.Trainer(callbacks=[Follow(tuning)]).fit(task, loader)
+
+`Tuning` is that of `regraft.tuning.torch`.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from regraft.errors import TargetError
+from regraft.tuning.receipts import TuningReceipt
+from regraft.tuning.torch import Tuning
+
+
+class Follow(Callback):
+    """Carries a Tuning out in Lightning's Trainer; `receipt` is there after the fit.
+
+    Validation sees the moving average where there is one. Lightning's own checkpoints keep it.
+
+    **Arguments:**
+
+    - `finish`: whether to end the Tuning with the fit, and raise `VerificationFailed` where what
+      was frozen moved.
+    """
+
+    def __init__(self, tuning: Tuning, *, finish: bool = True) -> None:
+        self.tuning = tuning
+        self.receipt: TuningReceipt | None = None
+        self._finish = finish
+        self._kept: dict[str, Any] = {}
+        self._averaged = ExitStack()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.world_size > 1 and len(self.tuning.course.steps) > 1:
+            raise TargetError(
+                "the policy",
+                found=f"tensors that start to learn later, in {trainer.world_size} processes",
+                expected="what learns to stay the same, as gradients are shared by what learned "
+                "at the start",
+                hint="fit twice: a linear probe, then all of it",
+            )
+        self.tuning.begin(*trainer.optimizers)
+        if self._kept:
+            self.tuning.resume(self._kept)
+            self._kept = {}
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.tuning.epoch(trainer.current_epoch)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self._averaged.enter_context(self.tuning.averaged())
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self._averaged.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._averaged.close()
+        self.tuning.release()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._finish:
+            loader = trainer.train_dataloader
+            self.receipt = self.tuning.finish(loader).check()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.tuning.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._kept = state_dict

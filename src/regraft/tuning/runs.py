@@ -1,0 +1,67 @@
+"""Runs that go on after they were killed: which run a checkpoint belongs to, and its writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import xxhash
+
+from regraft.errors import StalePlan
+from regraft.transfer import fingerprint
+from regraft.tuning import Job
+
+if TYPE_CHECKING:
+    from regraft.tensors import Array
+
+
+def identity(job: Job, names: Iterable[str]) -> dict[str, str]:
+    """What must be the same for a run to go on: settings, policy, data and the model's tensors."""
+    data = job.data
+    parts = {"x": data.x, "y": data.y, "x_val": data.x_val, "y_val": data.y_val}
+    return {
+        "settings": msgspec.json.encode(asdict(job.settings)).decode(),
+        "policy": msgspec.json.encode(asdict(job.policy)).decode(),
+        "data": _digest({name: _arrays(part) for name, part in parts.items()}),
+        "model": xxhash.xxh3_128_hexdigest("\n".join(names).encode()),
+        "pretrained": job.loading.source_hash if job.loading else "",
+    }
+
+
+def same(found: Mapping[str, str], wanted: Mapping[str, str], where: str) -> None:
+    """Raises `StalePlan` where a checkpoint is another run's."""
+    apart = [name for name in wanted if found.get(name) != wanted[name]]
+    if apart:
+        raise StalePlan(
+            where,
+            found=f"a checkpoint of a run with other {' and '.join(apart)}",
+            expected="the run that is to go on",
+            hint="give another folder, or remove the checkpoint to start anew",
+            problems=[f"{name}: {found.get(name)} there, {wanted[name]} here" for name in apart],
+        )
+
+
+def replaced(temporary: Path, path: Path) -> None:
+    """Puts a finished file in its place, on the disk before anything else is."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _arrays(part: Any) -> dict[str, Array]:
+    if part is None:
+        return {}
+    return dict(part) if isinstance(part, Mapping) else {"": part}
+
+
+def _digest(parts: Mapping[str, Mapping[str, Array]]) -> str:
+    total = xxhash.xxh3_128()
+    for name, arrays in parts.items():
+        for key, array in arrays.items():
+            told = f"{name} {key} {array.dtype} {array.shape} {fingerprint(array)}"
+            total.update(told.encode())
+    return total.hexdigest()

@@ -1,0 +1,90 @@
+"""Models between pretrained and tuned, and means of several trainings, with all their parents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import regraft as rg
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import samples, torch_net
+
+
+def tuned_file(folder: Path, name: str, seed: int, fresh: bool = True) -> Path:
+    base = folder / "base.pth"
+    if not base.exists():
+        state = {f"old.{n}": t for n, t in torch_net(1).state_dict().items()}
+        torch.save(state, base)
+    net = torch_net(2)
+    receipt = rg.load(
+        base, net, fresh=["3.*"] if fresh else [], unused=["old.3.*"] if fresh else []
+    )
+    tuned = rg.finetune(
+        net, samples(), receipt=receipt, freeze=["0.bias"], epochs=2, lr=0.05, seed=seed
+    )
+    return rg.save(
+        net, folder / name, receipt=receipt, trained=tuned.trained, training=tuned.training
+    )
+
+
+def arrays(path: Any) -> dict[str, Any]:
+    with rg.open(path) as found:
+        return {name: found.read(name) for name in found}
+
+
+def test_between_pretrained_and_tuned(tmp_path: Path) -> None:
+    tuned = tuned_file(tmp_path, "tuned.safetensors", 0)
+    path = rg.interpolate(tmp_path / "base.pth", tuned, tmp_path / "mid.safetensors", share=0.25)
+    base, end, mid = arrays(tmp_path / "base.pth"), arrays(tuned), arrays(path)
+    for name in ("0.weight", "0.bias", "1.weight", "1.running_var"):
+        expected = 0.75 * base[f"old.{name}"] + 0.25 * end[name]
+        np.testing.assert_allclose(mid[name], expected, rtol=1e-6)
+        assert mid[name].dtype == np.float32
+    np.testing.assert_array_equal(mid["3.weight"], end["3.weight"])  # fresh
+    np.testing.assert_array_equal(mid["1.num_batches_tracked"], end["1.num_batches_tracked"])
+    told = rg.trace(path)
+    assert told.source == "base.pth"
+    assert told.tensors["0.weight"].state == "tuned"
+    assert told.tensors["0.bias"].state == "frozen"  # the mean of a value with itself
+    assert told.tensors["3.weight"].state == "fresh"
+    assert told.training["blend"] == "interpolated, 0.25 of the tuned weights"
+    parents = json.loads(rg.open(path).metadata["regraft.lineage"])["also"]
+    assert list(parents) == ["base.pth", "tuned.safetensors"]
+    assert all(len(digest) == 64 for digest in parents.values())
+    for share, side in ((1.0, end), (0.0, None)):
+        path = rg.interpolate(
+            tmp_path / "base.pth", tuned, tmp_path / f"{share}.safetensors", share=share
+        )
+        wanted = side["0.weight"] if side else base["old.0.weight"]
+        np.testing.assert_array_equal(arrays(path)["0.weight"], wanted)
+
+
+def test_soup(tmp_path: Path) -> None:
+    files = [tuned_file(tmp_path, f"{seed}.safetensors", seed) for seed in range(3)]
+    path = rg.soup(files, tmp_path / "soup.safetensors")
+    parts = [arrays(file) for file in files]
+    for name in ("0.weight", "3.bias", "1.running_mean"):
+        mean = np.mean([part[name] for part in parts], 0)
+        assert not np.array_equal(parts[0][name], parts[1][name])
+        np.testing.assert_allclose(arrays(path)[name], mean, rtol=1e-5)
+    assert "2.safetensors" in rg.trace(path).training["parents"]
+
+
+def test_what_cannot_be_averaged(tmp_path: Path) -> None:
+    tuned = tuned_file(tmp_path, "tuned.safetensors", 0)
+    torch.save({"0.weight": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(rg.ShapeMismatch) as raised:
+        rg.soup([tuned, tmp_path / "other.pth"], tmp_path / "x.safetensors")
+    assert len(raised.value.problems) == len(arrays(tuned))
+    with pytest.raises(rg.TargetError):
+        rg.soup([tuned], tmp_path / "x.safetensors")
+    with pytest.raises(rg.TargetError):
+        rg.interpolate(tuned, tuned, tmp_path / "x.safetensors", share=1.5)
+    assert not (tmp_path / "x.safetensors").exists()

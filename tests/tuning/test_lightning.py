@@ -1,0 +1,178 @@
+"""Policies in Lightning's Trainer, and runs that go on after they were stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import regraft as rg
+from regraft.tuning.lightning import Follow
+from regraft.tuning.policies import Policy
+from regraft.tuning.torch import Tuning
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import SHIM, TRUNK, changed, samples, torch_net, values
+
+
+class Task(lightning.LightningModule):
+    def __init__(self, model: nn.Module, tuning: Tuning) -> None:
+        super().__init__()
+        self.model, self.tuning = model, tuning
+        self.seen: list[Any] = []
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        return functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.seen.append(self.model[3].weight.detach().clone())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.tuning.groups(0.05, weight_decay=0.1))
+
+
+def fit(
+    policy: Policy, folder: Path, epochs: int = 2, **more: Any
+) -> tuple[nn.Module, Task, Follow]:
+    model = torch_net()
+    tuning = Tuning(model, policy)
+    task, follow = Task(model, tuning), Follow(tuning)
+    x, y = samples()
+    loader = DataLoader(TensorDataset(torch.as_tensor(x), torch.as_tensor(y)), 8)
+    trainer = lightning.Trainer(
+        max_epochs=epochs, callbacks=[follow], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, accelerator="cpu", devices=1,
+    )  # fmt: skip
+    trainer.fit(task, loader, loader, **more)
+    trainer.save_checkpoint(folder / "end.ckpt")
+    return model, task, follow
+
+
+@pytest.mark.filterwarnings("ignore:.*(num_workers|log_every_n_steps|exists and is not empty).*")
+@pytest.mark.parametrize(
+    "policy",
+    [Policy(freeze=("0.*", "1.*")), Policy(linear_probe=True, head=("3.*",), ema=0.9),
+     Policy(freeze_depth=-1, layer_decay=0.5), Policy(freeze=("0.*", "1.weight", "1.bias"), batchnorm="freeze")],
+)  # fmt: skip
+def test_frozen_tensors_are_the_same_bits(policy: Policy, tmp_path: Path) -> None:
+    before = values(torch_net())
+    model, task, follow = fit(policy, tmp_path)
+    assert follow.receipt is not None
+    assert follow.receipt.held
+    assert set(follow.receipt.frozen) == set(TRUNK)
+    assert changed(before, values(model)) == {"3.weight", "3.bias"}
+    if policy.ema:  # validation and the end have the average
+        assert torch.equal(task.seen[-1], model.get_submodule("3").weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*(num_workers|log_every_n_steps|exists and is not empty).*")
+def test_gradual_unfreezing(tmp_path: Path) -> None:
+    before = values(torch_net())
+    model, _, follow = fit(Policy(thaw_every=2, head=("3.*",)), tmp_path)
+    assert changed(before, values(model)) == {"3.weight", "3.bias"}
+    assert follow.receipt is not None
+    assert set(follow.receipt.idle) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    model, _, _ = fit(Policy(thaw_every=1, head=("3.*",)), tmp_path)
+    assert changed(before, values(model)) >= {"3.weight", "0.weight", "1.weight", "1.running_mean"}
+
+
+SETTINGS: dict[str, Any] = {
+    "epochs": 4, "lr": 0.02, "weight_decay": 0.1, "schedule": "cosine", "warmup": 0.1,
+    "accumulate": 2, "clip": 1.0, "batch_size": 7, "seed": 5,
+}  # fmt: skip
+POLICY = Policy(ema=0.9, probe_epochs=1, head=("4.*",), layer_decay=0.7, freeze=("0.bias",))
+
+
+def dropout_net() -> nn.Module:
+    net = torch_net()
+    return nn.Sequential(*net[:3], nn.Dropout(0.4), net[3])
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_a_run_that_goes_on_ends_the_same(after: int, tmp_path: Path) -> None:
+    """Stopped at the end of an epoch, or in the middle of one: dropout, order, rates and averages
+    are what they would have been."""
+    whole = dropout_net()
+    expected = rg.finetune(whole, samples(), policy=POLICY, **SETTINGS)
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == after * 8 + 3:
+            raise Stop
+
+    def stop(epoch: Any) -> None:
+        if epoch.number == after == 4:
+            raise Stop
+
+    model = dropout_net()
+    handle = model.register_forward_pre_hook(count)
+    with pytest.raises(Stop):
+        rg.finetune(
+            model, samples(), policy=POLICY, checkpoints=tmp_path, progress=stop, **SETTINGS
+        )
+    handle.remove()
+    torch.manual_seed(99)
+    again = dropout_net()
+    rows: list[int] = []
+    found = rg.finetune(
+        again, samples(), policy=POLICY, checkpoints=tmp_path, log=tmp_path / "log",
+        progress=lambda epoch: rows.append(epoch.number), **SETTINGS,
+    )  # fmt: skip
+    assert found.curve == expected.curve
+    assert rows == [1, 2, 3, 4]
+    assert changed(values(whole), values(again)) == set()
+    assert found.receipt.frozen == expected.receipt.frozen
+    assert found.receipt.learned == expected.receipt.learned
+    assert (tmp_path / "log" / "curve.csv").read_text().count("\n") == 5
+    with pytest.raises(rg.StalePlan, match="settings"):
+        rg.finetune(
+            dropout_net(), samples(), policy=POLICY, checkpoints=tmp_path, **{**SETTINGS, "lr": 0.1}
+        )
+    with pytest.raises(rg.StalePlan, match="data"):
+        rg.finetune(dropout_net(), samples(38), policy=POLICY, checkpoints=tmp_path, **SETTINGS)
+
+
+_KILLED = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+import regraft as rg
+from test_lightning import POLICY, SETTINGS, dropout_net, samples
+def each(epoch):
+    if {kill} and epoch.number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+model = dropout_net()
+rg.finetune(model, samples(), policy=POLICY, checkpoints={folder!r}, progress=each, **SETTINGS)
+rg.save(model, {out!r})
+"""
+
+
+def test_kill_9(tmp_path: Path) -> None:
+    whole = dropout_net()
+    rg.finetune(whole, samples(), policy=POLICY, **SETTINGS)
+    out = tmp_path / "out.safetensors"
+    here, folder = str(Path(__file__).parent), str(tmp_path / "run")
+    for kill in (True, False):
+        code = SHIM + _KILLED.format(here=here, folder=folder, out=str(out), kill=kill)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
+    with rg.open(out) as found:
+        for name, array in values(whole).items():
+            np.testing.assert_array_equal(found.read(name), array, err_msg=name)
+    assert sorted(os.listdir(folder)) == ["last.ckpt"]  # noqa: PTH208
