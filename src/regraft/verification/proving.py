@@ -116,13 +116,18 @@ class Prover:
         """Without changes that together change nothing: an activation taken away and given again,
         where one side has it in the layer and the other behind it. Of changes that give the same
         outputs as all of them the fewest are kept."""
-        every = [hypothesis for one in told for hypothesis in one.chosen]
+        # The same change in several places is one: it may be small, and is not undone by itself.
+        places: dict[str, list[Hypothesis]] = {}
+        for one in told:
+            for hypothesis in one.chosen:
+                places.setdefault(hypothesis.key, []).append(hypothesis)
+        every = list(places)
         if not 2 <= len(every) <= _SEVERAL:
             return told
 
-        def outputs(chosen: Sequence[Hypothesis]) -> Arrays:
+        def outputs(chosen: Sequence[str]) -> Arrays:
             self.passes += 1
-            edits = tuple(edit for hypothesis in chosen for edit in hypothesis.edits)
+            edits = tuple(e for key in chosen for h in places[key] for e in h.edits)
             return self.taps.run(self.inputs, None, edits)
 
         try:
@@ -133,7 +138,7 @@ class Prover:
             return told
         if enough is None:
             return told
-        kept = [one._replace(chosen=[h for h in one.chosen if h in enough]) for one in told]
+        kept = [one._replace(chosen=[h for h in one.chosen if h.key in enough]) for one in told]
         return [now for now, one in zip(kept, told, strict=True) if now.chosen or not one.chosen]
 
     def _walked(self, edits: tuple[Edit, ...]) -> tuple[Walk, Arrays]:
