@@ -17,8 +17,8 @@ from regraft.tensors import Array, Arrays
 from regraft.verification import causes
 from regraft.verification.causes import Hypothesis, Scene
 from regraft.verification.comparison import Cause, Report
+from regraft.verification.sites import Site
 from regraft.verification.traces import Listener
-from regraft.verification.walking import Site
 
 # Runs of the model, and how much closer the best has to be than the next.
 _RUNS, _CLOSER = 120, 3.0

@@ -15,27 +15,22 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from regraft.calls import Composed, Edit, Entered, InFunction, Module, Rewritten, Taps
+from regraft.calls import Edit, Module, Taps
 from regraft.tensors import Array, Arrays
 from regraft.verification import causes
 from regraft.verification.causes import Hypothesis, Scene
 from regraft.verification.causes._scene import Tensor, Tie
-from regraft.verification.closeness import certain, noise
+from regraft.verification.choosing import Try, chosen_of, fitting
+from regraft.verification.closeness import alike, certain, noise
 from regraft.verification.comparison import Cause
 from regraft.verification.pairing import Pairs
+from regraft.verification.sites import Site, Step
 from regraft.verification.traces import Recorded, Trace
-from regraft.verification.walking import Site, Step, Walk
+from regraft.verification.walking import Walk
 
-# How much smaller the error has to be with the change, how much closer than the next it must be to
-# be preferred, rounds of walks, and sites that are looked at one by one.
-_SMALLER, _CLOSER, _ROUNDS, _SITES = 8.0, 3.0, 4, 200
+# Rounds of walks, and sites that are looked at one by one in each.
+_ROUNDS, _SITES = 4, 200
 _TRIES = 400
-# Kinds that say how a tensor differs, where "weights" only says that it does.
-_OF_TENSORS = frozenset(
-    ("tied-head", "dtype", "qkv-order", "flatten-order", "channel-order", "spatial-transpose")
-)
 # Pairs of changes that are tried where no single one explains a place.
 _PAIRS = 150
 
@@ -60,14 +55,6 @@ class _Told(NamedTuple):
     site: Site
     chosen: list[Hypothesis]
     rivals: list[Hypothesis]
-
-
-@dataclass
-class _Try:
-    hypothesis: Hypothesis
-    error: float
-    left: int
-    more: Hypothesis | None = None
 
 
 @dataclass
@@ -129,24 +116,29 @@ class Prover:
         """Without changes that together change nothing: an activation taken away and given again,
         where one side has it in the layer and the other behind it. Of changes that give the same
         outputs as all of them the fewest are kept."""
-        every = [hypothesis for one in told for hypothesis in one.chosen]
+        # The same change in several places is one: it may be small, and is not undone by itself.
+        places: dict[str, list[Hypothesis]] = {}
+        for one in told:
+            for hypothesis in one.chosen:
+                places.setdefault(hypothesis.key, []).append(hypothesis)
+        every = list(places)
         if not 2 <= len(every) <= _SEVERAL:
             return told
 
-        def outputs(chosen: Sequence[Hypothesis]) -> Arrays:
+        def outputs(chosen: Sequence[str]) -> Arrays:
             self.passes += 1
-            edits = tuple(edit for hypothesis in chosen for edit in hypothesis.edits)
+            edits = tuple(e for key in chosen for h in places[key] for e in h.edits)
             return self.taps.run(self.inputs, None, edits)
 
         try:
             whole = outputs(every)
             fewer = (few for n in range(len(every) - 1) for few in combinations(every, n))
-            enough = next((few for few in fewer if _alike(outputs(few), whole)), None)
+            enough = next((few for few in fewer if alike(outputs(few), whole)), None)
         except Exception:  # the model's own code, under changes that belong together
             return told
         if enough is None:
             return told
-        kept = [one._replace(chosen=[h for h in one.chosen if h in enough]) for one in told]
+        kept = [one._replace(chosen=[h for h in one.chosen if h.key in enough]) for one in told]
         return [now for now, one in zip(kept, told, strict=True) if now.chosen or not one.chosen]
 
     def _walked(self, edits: tuple[Edit, ...]) -> tuple[Walk, Arrays]:
@@ -160,52 +152,77 @@ class Prover:
         self, site: Site, edits: tuple[Edit, ...], known: dict[str, Hypothesis]
     ) -> tuple[list[Hypothesis], list[Hypothesis], Site]:
         """The change (rarely two) that makes a site agree, or those of several kinds that do."""
-        rivals: list[Hypothesis] = []
-        first = site
-        for seen in (site, site.instead):
-            if seen is None or self._gray_glue(seen):
-                continue
-            tries = self._tries(seen, edits, known)
-            chosen, rivals = _chosen(tries)
-            if chosen:
-                known.update((hypothesis.key, hypothesis) for hypothesis in chosen)
-                return chosen, [], _at(seen, chosen[0])
-            if rivals:
-                break
-        return [], rivals, first
+        views = [view for view in self._views(site) if not self._gone(view, site, edits)]
+        if site.error <= noise(site.actual):
+            return [], [], site
+        tried = {id(view): self._tries(view, edits, known) for view in views[:1]}
+        # One change where the value is next used explains more than two where it is made.
+        for pairs in (False, True):
+            for view in views:
+                if id(view) not in tried:
+                    tried[id(view)] = self._tries(view, edits, known)
+                fit = fitting(view, tried[id(view)])
+                if not fit and pairs:
+                    fit = list(self._both(view, tried[id(view)], edits))
+                chosen, rivals = chosen_of(fit)
+                if chosen:
+                    known.update((hypothesis.key, hypothesis) for hypothesis in chosen)
+                    return chosen, [], _at(view, chosen[0])
+                if rivals:
+                    return [], rivals, site
+        return [], [], site
+
+    def _views(self, site: Site) -> list[Site]:
+        """Where a divergence can be looked at: the results of its module, and the place where they
+        are used next. That comes first where one side's layer applies an activation itself that
+        the other's code applies after it."""
+        if site.instead is None or self._gray_glue(site.instead):
+            return [site]
+        source = self._pair_of(site.module)
+        own = self.modules[site.module].settings.get("activation")
+        theirs = (
+            self.trace.modules[source].settings if source and source in self.trace.modules else {}
+        )
+        fused = own != theirs.get("activation") and {own, theirs.get("activation")} != {
+            None, "linear"
+        }  # fmt: skip
+        return [site.instead, site] if fused else [site, site.instead]
+
+    def _gone(self, view: Site, site: Site, edits: tuple[Edit, ...]) -> bool:
+        """Whether what was changed before has mended a place."""
+        if not edits:
+            return False
+        walk = self._again(view, edits)
+        view.error = walk.errors.get(view.place, view.error) if walk else view.error
+        if view.error > noise(view.actual):
+            return False
+        site.error = view.error
+        return True
 
     def _gray_glue(self, site: Site) -> bool:
         return not site.leaf and site.error <= noise(site.actual)
 
     def _tries(
         self, site: Site, edits: tuple[Edit, ...], known: Mapping[str, Hypothesis]
-    ) -> list[_Try]:
-        before = self._again(site, edits, keep=True)
-        site.error = before.errors.get(site.place, site.error) if before else site.error
-        if site.error <= noise(site.actual):
-            return []
-        scene = self._scene(site, before)
-        limit = min(noise(site.actual), site.error / _SMALLER)
+    ) -> list[Try]:
+        """Every change that is proposed, tried; what explained the same elsewhere at first, and
+        nothing else where that explains it here."""
+        scene = self._scene(site, self._again(site, edits, keep=True))
         proposed = list(_bounded(causes.proposals(scene)))
         same = [h for h in proposed if h.key in known]
-        tried: list[_Try] = []
-        for hypotheses in (same, [h for h in proposed if h not in same]):
-            tried += [self._try(site, h.edits, h, edits) for h in hypotheses]
-            fitting = [t for t in tried if t.error <= limit]
-            if fitting:  # what explained the same elsewhere explains it here
-                return fitting
-        return list(self._both(site, tried, edits, limit))
+        tried = [self._try(site, h.edits, h, edits) for h in same]
+        if not fitting(site, tried):
+            tried += [self._try(site, h.edits, h, edits) for h in proposed if h not in same]
+        return tried
 
     def _try(
         self, site: Site, change: tuple[Edit, ...], told: Hypothesis, edits: tuple[Edit, ...]
-    ) -> _Try:
+    ) -> Try:
         walk = self._again(site, (*edits, *change))
         error = walk.errors.get(site.place, float("inf")) if walk else float("inf")
-        return _Try(told, error, len(walk.sites) if walk else 0)
+        return Try(told, error, len(walk.sites) if walk else 0)
 
-    def _both(
-        self, site: Site, tried: list[_Try], edits: tuple[Edit, ...], limit: float
-    ) -> Iterator[_Try]:
+    def _both(self, site: Site, tried: list[Try], edits: tuple[Edit, ...]) -> Iterator[Try]:
         """Two changes of different kinds at once, those that move the result most likely first."""
         moved = [t for t in tried if t.error != site.error and t.error < float("inf")]
         moved.sort(key=lambda t: t.error)
@@ -217,7 +234,7 @@ class Prover:
         )
         for a, b in islice(pairs, _PAIRS):
             made = self._try(site, (*a.edits, *b.edits), a, edits)
-            if made.error <= limit:
+            if fitting(site, [made]):
                 yield replace(made, more=b)
 
     def _again(self, site: Site, edits: tuple[Edit, ...], *, keep: bool = False) -> Walk | None:
@@ -300,63 +317,6 @@ class Prover:
                 )  # fmt: skip
         first = told[0].site.module if told else None
         return Found(list(made.values()), first, steps, edits, bool(unexplained), self.passes)
-
-
-def _alike(some: Arrays, others: Arrays) -> bool:
-    """Whether outputs are the same but for the last digits."""
-    if some.keys() != others.keys():
-        return False
-    return all(_close(array, others[name]) for name, array in some.items())
-
-
-def _close(a: Array, b: Array) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype or a.dtype.kind != "f":
-        return np.array_equal(a, b)
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    digits = 16 * float(np.spacing(np.ones((), a.dtype)))
-    return bool((np.abs(x - y) <= digits * np.abs(x).max(initial=0.0)).all())
-
-
-def _chosen(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
-    """The best of what fits: what leaves least in the module, is closest, and changes a setting
-    rather than values. Of several kinds that are as good, none."""
-    if not tries:
-        return [], []
-    if any(t.more for t in tries):
-        return _chosen_pair(tries)
-    if any(t.hypothesis.kind in _OF_TENSORS for t in tries):
-        tries = [t for t in tries if t.hypothesis.kind != "weights"]
-    least = min(t.left for t in tries)
-    tries = [t for t in tries if t.left == least]
-    best = min(t.error for t in tries)
-    near = [t for t in tries if t.error <= _CLOSER * max(best, 1.2e-7)]
-    plain = min(_plainness(t.hypothesis) for t in near)
-    near = [t for t in near if _plainness(t.hypothesis) == plain]
-    kinds = {t.hypothesis.kind for t in near}
-    if len(kinds) == 1:
-        return [min(near, key=lambda t: round(t.error / 1.2e-7)).hypothesis], []
-    return [], [t.hypothesis for t in near]
-
-
-def _chosen_pair(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
-    """The pair of changes that fits, where all that fit are of the same two kinds."""
-    best = min(tries, key=lambda t: (t.left, round(t.error / 1.2e-7)))
-    both = [best.hypothesis, *([best.more] if best.more else [])]
-    kinds = {frozenset((t.hypothesis.kind, t.more.kind if t.more else "")) for t in tries}
-    return (both, []) if len(kinds) == 1 else ([], both)
-
-
-def _plainness(hypothesis: Hypothesis) -> int:
-    """0 for settings and tensors, more for values that are made anew."""
-
-    def of(edit: Edit) -> int:
-        if isinstance(edit, (Rewritten, Entered)):
-            return 2
-        if isinstance(edit, Composed):
-            return 1
-        return int(isinstance(edit, InFunction) and not edit.arguments)
-
-    return max(map(of, hypothesis.edits))
 
 
 def _at(site: Site, hypothesis: Hypothesis) -> Site:

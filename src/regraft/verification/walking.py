@@ -14,60 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from regraft.calls import Call, FunctionCall, Module
 from regraft.tensors import Array
-from regraft.verification.closeness import error, nearest, noise
+from regraft.verification.closeness import nearest, noise
 from regraft.verification.kinds_of_modules import category
 from regraft.verification.pairing import Pair, Pairs
+from regraft.verification.sites import Place, Site, Step
 from regraft.verification.traces import Recorded, Trace
-
-Place = tuple[Literal["input", "output"], str, int]
-
-
-@dataclass
-class Site:
-    """A place where target and source part.
-
-    - `module`: the target's module in which it happens.
-    - `place`: where it was seen: the results of a call, or what went into one.
-    - `scope`: the call to run again to see it again.
-    - `expected`, `actual`: the source's value, in the target's layout, and the target's.
-    - `inputs`: what the module was given, `source`: the call of the source.
-    - `instead`: the same seen where the value is next used, in the code around the module, which
-      is then what is `behind` it.
-    """
-
-    module: str
-    place: Place
-    scope: Call
-    error: float
-    expected: Array
-    actual: Array
-    inputs: list[Array]
-    source: Recorded | None = None
-    instead: Site | None = None
-    leaf: bool = True
-    behind: str | None = None
-
-    @property
-    def time(self) -> int:
-        """When the source did what is compared here."""
-        if self.source is None:
-            return 0
-        return self.source.ended if self.place[0] == "output" else self.source.began
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call that was compared: errors of what went in (before it was put right) and came out."""
-
-    path: str
-    number: int
-    source: str
-    input: float
-    output: float
 
 
 @dataclass
@@ -288,6 +242,3 @@ def _compared(expected: list[Array], actual: list[Array]) -> list[tuple[float, A
             continue
         found.append(nearest(expected[index], array))
     return found
-
-
-__all__ = ["Place", "Site", "Step", "Walk", "error"]
