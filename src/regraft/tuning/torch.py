@@ -132,7 +132,7 @@ class Tuning:
         for optimizer in optimizers:
             if id(optimizer) not in self._hooked:
                 self._hooked.add(id(optimizer))
-                self._handles.append(optimizer.register_step_pre_hook(self._pull))
+                self._handles.append(optimizer.register_step_pre_hook(self._before))
                 self._handles.append(optimizer.register_step_post_hook(self._follow))
         self.epoch(self._epoch)
 
@@ -233,7 +233,22 @@ class Tuning:
         if self.average:
             self.average.update()
 
-    def _pull(self, *_: Any) -> None:
+    def _before(self, _: Any, args: Any, options: Any) -> Any:
+        """Adds L2-SP's gradient before a step. A closure makes the gradients within the step
+        (Lightning always gives one), so there they are added to when it has run."""
+        given = [*args[1:], options.get("closure")]
+        if given[0] is None:
+            self._pull()
+            return None
+
+        def closure() -> Any:
+            loss = given[0]()
+            self._pull()
+            return loss
+
+        return args[:1], {**options, "closure": closure}
+
+    def _pull(self) -> None:
         with torch.no_grad():
             for parameter, strength, pretrained in self._pulled():
                 if parameter.grad is not None:
