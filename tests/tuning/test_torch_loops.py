@@ -180,6 +180,21 @@ def test_l2_sp_holds_weights_near_the_pretrained_ones(tmp_path: Path) -> None:
     assert apart[1] < 0.5 * apart[0]
 
 
+def test_only_what_is_fresh_is_pulled_to_0(tmp_path: Path) -> None:
+    """Pretrained values are not, though no reference says what they were."""
+    net, receipt, _ = _loaded(tmp_path)
+    before = values(net)
+    tuning = Tuning(net, Policy(l2_sp_fresh=0.2), receipt=receipt)
+    optimizer = torch.optim.SGD(tuning.groups(0.5))
+    tuning.begin(optimizer)
+    (0 * net.eval()(torch.randn(6, 3)).sum()).backward()
+    optimizer.step()
+    assert changed(before, values(net)) == {"3.weight", "3.bias"}
+    np.testing.assert_allclose(values(net)["3.weight"], 0.9 * before["3.weight"], rtol=1e-6)
+    with pytest.raises(rg.TargetError, match="fresh"):
+        Tuning(net, Policy(l2_sp_fresh=0.2))
+
+
 def test_the_reference_is_the_file(tmp_path: Path) -> None:
     _, receipt, source = _loaded(tmp_path)
     reference = Reference(receipt, source.read)

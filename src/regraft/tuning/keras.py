@@ -29,7 +29,7 @@ from regraft.tuning.keras_optimizers import Paced, Pull
 from regraft.tuning.keras_statistics import measure
 from regraft.tuning.policies import Policy
 from regraft.tuning.receipts import TuningReceipt, Watch
-from regraft.tuning.references import Reference
+from regraft.tuning.references import Reference, pulls
 
 
 def course_of(model: Any, policy: Policy, receipt: Receipt | None = None) -> Course:
@@ -76,17 +76,10 @@ class Tuning:
     ) -> None:
         self.model, self.policy = model, policy
         self.course = course_of(model, policy, receipt)
-        self._reference = reference
+        self._pulls = pulls(self.course, reference)
         self._watch: Watch | None = None
         self.now = 0
         self._before: list[tuple[Any, str, Any]] = []
-        if policy.l2_sp and reference is None:
-            raise TargetError(
-                "L2-SP",
-                found="no pretrained values to pull towards",
-                expected="a Reference",
-                hint="Reference(receipt, rg.open(path).read)",
-            )
 
     def begin(self) -> None:
         """To be called before the first phase: hashes what is there, adds L2-SP's regularizers."""
@@ -98,7 +91,10 @@ class Tuning:
             for name, (variable, _) in weights.items():
                 self._before.append((variable, "trainable", variable.trainable))
                 self._before.append((variable, "regularizer", variable.regularizer))
-                self._regularize(name, variable)
+                if name in self._pulls:
+                    strength, reference = self._pulls[name]
+                    pretrained = None if reference is None else reference[name]
+                    variable.regularizer = Pull(strength, pretrained, variable.regularizer)
         self.epoch(self.now)
 
     def phases(self, epochs: int) -> Iterable[range]:
@@ -167,15 +163,6 @@ class Tuning:
         """Goes on from `state()`; after `begin`."""
         if self._watch and state:
             self._watch.take(state)
-
-    def _regularize(self, name: str, variable: Any) -> None:
-        policy, reference = self.policy, self._reference
-        if self.course[name].since is None:
-            return
-        if policy.l2_sp and reference is not None and name in reference:
-            variable.regularizer = Pull(policy.l2_sp, reference[name], variable.regularizer)
-        elif policy.l2_sp_fresh and (reference is None or name not in reference):
-            variable.regularizer = Pull(policy.l2_sp_fresh, None, variable.regularizer)
 
 
 class Follow(keras.callbacks.Callback):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regraft.errors import StalePlan
+from regraft.errors import StalePlan, TargetError
 from regraft.tensors import Read
 from regraft.transfer import Receipt, fingerprint, make
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
+    from regraft.tuning.courses import Course
 
 
 class Reference:
@@ -47,3 +48,35 @@ class Reference:
 
     def __getitem__(self, name: str) -> Array:
         return make(self._plan, self._grafts[name], self._read)
+
+
+def pulls(course: Course, reference: Reference | None) -> dict[str, tuple[float, Reference | None]]:
+    """L2-SP by tensor that learns: how much it is pulled, and whether to its value in the
+    reference, or to 0 (`None`); Li et al. 2018, eq. (4).
+
+    **Raises** `TargetError` where a policy pulls and it is not known to what.
+    """
+    policy = course.policy
+    if policy.l2_sp and reference is None:
+        raise TargetError(
+            "L2-SP",
+            found="no pretrained values to pull towards",
+            expected="a Reference",
+            hint="Reference(receipt, rg.open(path).read)",
+        )
+    if policy.l2_sp_fresh and not course.fresh:
+        raise TargetError(
+            "Policy.l2_sp_fresh",
+            found="a model of which no tensor is known to be fresh",
+            expected="a receipt with fresh tensors, which alone are pulled to 0",
+            hint="load with fresh=['head.*'] first, and give receipt=; weight_decay pulls all to 0",
+        )
+    found: dict[str, tuple[float, Reference | None]] = {}
+    for name, treatment in course.items():
+        if treatment.since is None or treatment.statistic:
+            continue
+        if policy.l2_sp and reference is not None and name in reference:
+            found[name] = policy.l2_sp, reference
+        elif policy.l2_sp_fresh and name in course.fresh:
+            found[name] = policy.l2_sp_fresh, None
+    return found

@@ -30,7 +30,7 @@ from regraft.transfer import Receipt
 from regraft.tuning.courses import Course, course
 from regraft.tuning.policies import Policy
 from regraft.tuning.receipts import TuningReceipt, Watch
-from regraft.tuning.references import Reference
+from regraft.tuning.references import Reference, pulls
 from regraft.tuning.torch_averages import Average
 from regraft.tuning.torch_statistics import holders, measure, staying
 
@@ -68,21 +68,15 @@ class Tuning:
         receipt: Receipt | None = None,
         reference: Reference | None = None,
     ) -> None:
-        self.model, self.policy, self.reference = model, policy, reference
+        self.model, self.policy = model, policy
         self.course = course_of(model, policy, receipt)
+        self._pulls = pulls(self.course, reference)
         self.average: Average | None = None
         self._epoch = 0
         self._handles: list[Any] = []
         self._hooked: set[int] = set()
         self._watch: Watch | None = None
         self._flags: dict[str, bool] = {}
-        if policy.l2_sp and reference is None:
-            raise TargetError(
-                "L2-SP",
-                found="no pretrained values to pull towards",
-                expected="a Reference",
-                hint="Reference(receipt, rg.open(path).read)",
-            )
 
     def parameters(self) -> dict[str, Any]:
         """The parameters by the course's names; one name for those that are tied."""
@@ -257,14 +251,11 @@ class Tuning:
 
     def _pulled(self) -> Generator[tuple[Any, float, Any]]:
         """Parameters that are pulled, how much, and to where; `None`: to 0."""
-        policy, reference = self.policy, self.reference
         for name, parameter in self.parameters().items():
-            if not self.course[name].learns(self._epoch):
-                continue
-            if policy.l2_sp and reference is not None and name in reference:
-                yield parameter, policy.l2_sp, _shared(reference[name], parameter)
-            elif policy.l2_sp_fresh and (reference is None or name not in reference):
-                yield parameter, policy.l2_sp_fresh, None
+            if name in self._pulls and self.course[name].learns(self._epoch):
+                strength, reference = self._pulls[name]
+                pretrained = None if reference is None else _shared(reference[name], parameter)
+                yield parameter, strength, pretrained
 
 
 def _shared(array: Any, like: Any) -> Any:
