@@ -109,6 +109,24 @@ def test_linear_probe_learns_only_what_is_fresh(tmp_path: Path) -> None:
         rg.finetune(model, samples(), linear_probe=True)
 
 
+def test_a_live_source_is_held_as_it_was(tmp_path: Path) -> None:
+    """L2-SP's values may lie in the very memory that is trained: it pulls to what they were."""
+    torch.save(torch_net(1).state_dict(), tmp_path / "base.pth")
+    found: list[dict[str, Any]] = []
+    for live in (False, True):
+        model = torch_net(2)
+        receipt = rg.load(tmp_path / "base.pth", model)
+        source = model if live else tmp_path / "base.pth"
+        policy = rg.Policy(l2_sp=100.0)
+        rg.finetune(
+            model, samples(), receipt=receipt, source=source, policy=policy, epochs=2, batch_size=8,
+            validation=0,
+        )  # fmt: skip
+        found.append(values(model))
+    for name, array in found[0].items():
+        np.testing.assert_array_equal(array, found[1][name], err_msg=name)
+
+
 def test_regression() -> None:
     x, _ = samples()
     tuned = rg.finetune(nn.Linear(3, 1), (x, x.sum(1)), epochs=30, lr=0.1)

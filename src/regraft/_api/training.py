@@ -47,7 +47,8 @@ def finetune(
     - `policy`: what learns, when and how fast. `freeze` (templates of tensors that are not to
       learn) and `linear_probe` (only what is fresh learns) are short for two of its fields.
     - `settings`: a `Settings`, or its fields as further keyword arguments (`epochs=10`).
-    - `source`: the file that the model was loaded from, for L2-SP.
+    - `source`: the file that the model was loaded from, for L2-SP; of a live model's values a copy
+      is kept.
     - `validation`: share of each class that is held out where the data brings no split.
     - `reading`: how files become arrays; `size`, `gray` are short for two of its fields.
     - `checkpoints`: a folder; a run that was killed and is started again goes on from there, to
@@ -74,7 +75,8 @@ def finetune(
     reference = None
     if source is not None and receipt is not None:
         container = receipt.plan.source.container or None
-        reference = Reference(receipt, source_side(source, container).reader())
+        origin = source_side(source, container)
+        reference = Reference(receipt, origin.reader(), copy=origin.model is not None)
     folder = None if checkpoints is None else Path(checkpoints)
     with _Told(progress, None if log is None else Path(log), tensorboard) as each:
         job = Job(live, samples, chosen, wanted, receipt, reference, each, folder)

@@ -1,8 +1,8 @@
 """The pretrained values, read from the file that they came from whenever they are needed.
 
-L2-SP pulls weights towards them. They are not copied: where the file lies uncompressed on the disk
-its bytes are mapped into memory and shared with every other process that reads it, and operations
-of the plan that only rearrange (transposes, slices) are views.
+L2-SP pulls weights towards them. Those of a file are not copied: where it lies uncompressed on the
+disk its bytes are mapped into memory and shared with every other process that reads it, and
+operations of the plan that only rearrange (transposes, slices) are views.
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ class Reference:
 
     - `receipt`: what loading gave; its plan says how values were made.
     - `read`: reads the source (`rg.open(path).read`). It must stay open.
+    - `copy`: keeps the values, where what `read` gives is memory that may be trained (a live
+      model's).
 
     **Raises** `StalePlan`, with all findings, where the source holds other values than were loaded.
     """
 
-    def __init__(self, receipt: Receipt, read: Read) -> None:
+    def __init__(self, receipt: Receipt, read: Read, *, copy: bool = False) -> None:
         plan = receipt.plan
         self._plan, self._read = plan, read
+        self._kept: dict[str, Array] = {}
         # Where a model kept entries of its own, there is no pretrained tensor of that shape.
         self._grafts = {n: plan.grafts[n] for n in receipt.hashes if not plan.grafts[n].keeps}
+        if copy:
+            self._kept = {name: self[name].copy() for name in self._grafts}
         wrong = [n for n in self._grafts if fingerprint(self[n]) != receipt.hashes[n]]
         if wrong:
             raise StalePlan(
@@ -47,7 +52,8 @@ class Reference:
         return name in self._grafts
 
     def __getitem__(self, name: str) -> Array:
-        return make(self._plan, self._grafts[name], self._read)
+        kept = self._kept.get(name)
+        return make(self._plan, self._grafts[name], self._read) if kept is None else kept
 
 
 def pulls(course: Course, reference: Reference | None) -> dict[str, tuple[float, Reference | None]]:
