@@ -118,7 +118,9 @@ class Tuning:
         if not isinstance(base._learning_rate, keras.Variable):  # a schedule, as it is
             config["learning_rate"] = base._learning_rate
         if self.policy.ema:
-            config |= {"use_ema": True, "ema_momentum": self.policy.ema}
+            # Keras averages after every batch, also where gradients are only added up.
+            batches = base.gradient_accumulation_steps or 1
+            config |= {"use_ema": True, "ema_momentum": self.policy.ema ** (1 / batches)}
         made: Any = type(type(base).__name__, (Paced, type(base)), {}).from_config(config)
         weights = {n: v for n, (v, _) in keras_target.named(self.model).items()}
         made.rates = {id(v): self.course[n].rate for n, v in weights.items()}
