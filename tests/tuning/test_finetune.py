@@ -127,6 +127,13 @@ def test_a_live_source_is_held_as_it_was(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, found[1][name], err_msg=name)
 
 
+def test_settings_and_single_values_together() -> None:
+    settings = rg.Settings(epochs=9, lr=0.02)
+    tuned = rg.finetune(torch_net(), samples(), settings=settings, epochs=2)
+    assert len(tuned.curve) == 2
+    assert tuned.training["lr"] == "0.02"
+
+
 def test_regression() -> None:
     x, _ = samples()
     tuned = rg.finetune(nn.Linear(3, 1), (x, x.sum(1)), epochs=30, lr=0.1)
@@ -165,6 +172,11 @@ def test_images_by_class(tmp_path: Path) -> None:
     assert 0 <= found.x.min() <= found.x.max() <= 1
     gray = training_data.load(folder, channels_first=False, reading=Reading(size=(4, 6), gray=True))
     assert gray.x.shape == (4, 4, 6, 1)
+    tuned = rg.finetune(
+        nn.Sequential(nn.Flatten(), nn.Linear(24, 2)), folder, reading=Reading(gray=True),
+        size=(4, 6), epochs=1,
+    )  # fmt: skip
+    assert len(tuned.curve) == 1
     with pytest.raises(rg.FormatError, match="size"):
         training_data.load(_images(tmp_path / "mixed", (8, 9)), channels_first=True)
     (folder / "cat" / "0.png").write_bytes(b"no image")
