@@ -114,9 +114,10 @@ def test_tied_tensors_are_one() -> None:
             self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
             self.head.weight = self.embed.weight
 
-    tuning = Tuning(nn.Sequential(Tied(), nn.Linear(5, 5)), Policy(freeze=("0.embed.weight",)))
-    assert tuning.course["0.head.weight"].since is None
-    assert [n for g in tuning.groups(1.0) for n in g["names"]] == ["1.weight", "1.bias"]
+    for frozen in ("0.embed.weight", "0.head.weight"):
+        tuning = Tuning(nn.Sequential(Tied(), nn.Linear(5, 5)), Policy(freeze=(frozen,)))
+        assert tuning.course.frozen == ["0.embed.weight", "0.head.weight"]
+        assert [n for g in tuning.groups(1.0) for n in g["names"]] == ["1.weight", "1.bias"]
 
 
 def test_moving_average() -> None:

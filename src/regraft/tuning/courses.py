@@ -104,7 +104,8 @@ def course(
     - `fresh`: names without pretrained values (`receipt.fresh`).
     - `statistics`: names of what no gradient reaches; by the names' last words by default.
     - `order`: of the tensors, as in a Catalogue.
-    - `ties`: groups of names that are one tensor; the first speaks for all.
+    - `ties`: groups of names that are one tensor; it is frozen where any of them is, and the first
+      speaks for the rest.
 
     **Raises** `RuleMatchedNothing` for a template that names nothing; `TargetError` where a head
     is needed and none is known, or where nothing would learn.
@@ -136,8 +137,11 @@ def course(
     found = {t.name: _treatment(t, policy, depth, known) for t in listed if t.name not in still}
     for info in (t for t in listed if t.name in still):
         found[info.name] = _statistic(info.name, policy, depth[info.name], found)
-    for group in ties:
-        found |= {name: found[group[0]] for name in group if name in found and group[0] in found}
+    for group in (tuple(name for name in tied if name in found) for tied in ties):
+        held = any(found[name].since is None for name in group)
+        found |= {
+            n: found[group[0]]._replace(since=None) if held else found[group[0]] for n in group
+        }
     if not any(t.since is not None and not t.statistic for t in found.values()):
         raise TargetError(
             "the policy", found="a policy that freezes every tensor", expected="something to learn"
