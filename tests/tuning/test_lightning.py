@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,16 @@ def test_a_run_that_goes_on_ends_the_same(after: int, tmp_path: Path) -> None:
         )
     with pytest.raises(rg.StalePlan, match="data"):
         rg.finetune(dropout_net(), samples(38), policy=POLICY, checkpoints=tmp_path, **SETTINGS)
+
+
+def test_a_run_from_other_pretrained_values_is_another(tmp_path: Path) -> None:
+    """From live models, too, which have no file's hash."""
+    for seed, raises in ((1, False), (1, False), (2, True)):
+        model = torch_net(9)
+        receipt = rg.load(torch_net(seed), model)
+        wanted = pytest.raises(rg.StalePlan, match="pretrained") if raises else nullcontext()
+        with wanted:
+            rg.finetune(model, samples(), receipt=receipt, checkpoints=tmp_path, epochs=1)
 
 
 _KILLED = """
