@@ -149,6 +149,12 @@ def test_what_cannot_be_trained() -> None:
         rg.finetune(torch_net(), (x, y * 5))
     with pytest.raises(rg.FormatError):
         rg.finetune(torch_net(), (x, y[:3]))
+    with pytest.raises(rg.FormatError, match="x_val"):
+        Data(x, y, x)
+    with pytest.raises(rg.FormatError, match="class number -1"):
+        Data(x, y - 1)
+    with pytest.raises(rg.FormatError, match="class number -1"):
+        Data(x, y, x, y - 1)
     with pytest.raises(rg.TargetError):
         rg.finetune({"w": np.ones(3)}, (x, y))
 
