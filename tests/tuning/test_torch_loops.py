@@ -98,6 +98,16 @@ def test_frozen_statistics_everywhere() -> None:
     assert tuning.finish().check().held
 
 
+def test_an_end_that_lacks_something() -> None:
+    tuning = Tuning(torch_net(), Policy(batchnorm="recalibrate"))
+    with pytest.raises(rg.TargetError, match="begin"):
+        tuning.finish()
+    tuning.begin()
+    with pytest.raises(rg.TargetError, match="no data"):
+        tuning.finish()
+    assert "1.running_mean" in tuning.finish([torch.randn(4, 3)]).learned
+
+
 def test_groups_keep_their_rates() -> None:
     tuning = Tuning(torch_net(), Policy(layer_decay=0.1, head=("3.*",), head_lr=4))
     found = {name: g for g in tuning.groups(1.0, 0.3) for name in g["names"]}

@@ -17,6 +17,7 @@ so are its scale and shift.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -28,7 +29,7 @@ from regraft.tuning.courses import Course, course
 from regraft.tuning.keras_optimizers import Paced, Pull
 from regraft.tuning.keras_statistics import measure
 from regraft.tuning.policies import Policy
-from regraft.tuning.receipts import TuningReceipt, Watch
+from regraft.tuning.receipts import TuningReceipt, Watch, finished
 from regraft.tuning.references import Reference, pulls
 
 
@@ -135,18 +136,9 @@ class Tuning:
 
         `batches`: new data on which `batchnorm="recalibrate"` measures statistics.
         """
-        if self._watch is None:
-            raise TargetError("Tuning.finish", found="no begin()", expected="begin() before it")
         self.release()
-        if self.policy.batchnorm == "recalibrate":
-            if batches is None:
-                raise TargetError(
-                    "batchnorm='recalibrate'",
-                    found="no data to measure statistics on",
-                    expected="tuning.finish(batches)",
-                )
-            measure(self.model, batches)
-        return self._watch.receipt(self.read, self.now + 1)
+        anew = partial(measure, self.model)
+        return finished(self._watch, self.read, self.now + 1, anew, batches)
 
     def release(self) -> None:
         """Puts flags and regularizers back."""

@@ -18,18 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
-from regraft.errors import TargetError
 from regraft.targets import torch as torch_target
 from regraft.targets._torch_arrays import to_numpy
 from regraft.targets._torch_modules import tensors_of
 from regraft.transfer import Receipt
 from regraft.tuning.courses import Course, course
 from regraft.tuning.policies import Policy
-from regraft.tuning.receipts import TuningReceipt, Watch
+from regraft.tuning.receipts import TuningReceipt, Watch, finished
 from regraft.tuning.references import Reference, pulls
 from regraft.tuning.torch_averages import Average
 from regraft.tuning.torch_statistics import holders, measure, staying
@@ -174,21 +174,12 @@ class Tuning:
 
         `batches`: new data on which `batchnorm="recalibrate"` measures statistics.
         """
-        if self._watch is None:
-            raise TargetError("Tuning.finish", found="no begin()", expected="begin() before it")
         if self.average:
             self.average.swap()
             self.average = None
         self.release()
-        if self.policy.batchnorm == "recalibrate":
-            if batches is None:
-                raise TargetError(
-                    "batchnorm='recalibrate'",
-                    found="no data to measure statistics on",
-                    expected="tuning.finish(batches)",
-                )
-            measure(self.model, batches)
-        return self._watch.receipt(self.read, self._epoch + 1)
+        anew = partial(measure, self.model)
+        return finished(self._watch, self.read, self._epoch + 1, anew, batches)
 
     def release(self) -> None:
         """Removes hooks and puts `requires_grad` back, as `finish` does."""
