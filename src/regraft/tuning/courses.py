@@ -136,7 +136,8 @@ def course(
     still = by_role if statistics is None else set(statistics)
     found = {t.name: _treatment(t, policy, depth, known) for t in listed if t.name not in still}
     for info in (t for t in listed if t.name in still):
-        found[info.name] = _statistic(info.name, policy, depth[info.name], found)
+        alone = _treatment(info._replace(kind="weight"), policy, depth, known)
+        found[info.name] = _statistic(info.name, policy, alone, found)
     for group in (tuple(name for name in tied if name in found) for tied in ties):
         held = any(found[name].since is None for name in group)
         found |= {
@@ -176,19 +177,21 @@ def _treatment(
 
 
 def _statistic(
-    name: str, policy: Policy, depth: int, parameters: Mapping[str, Treatment]
+    name: str, policy: Policy, alone: Treatment, parameters: Mapping[str, Treatment]
 ) -> Treatment:
-    """A statistic follows the data as soon as a parameter of its own layer learns."""
+    """A statistic follows the data as soon as a parameter of its own layer learns; where the layer
+    has none (a norm without scale and shift), unless a parameter there would be frozen (`alone`).
+    """
     owner = name[: len(name) - len(_leaf(name))]
     beside = [t.since for n, t in parameters.items() if n[: len(n) - len(_leaf(n))] == owner]
     starts = [since for since in beside if since is not None]
     since = min(starts, default=None)
-    if not beside and not (policy.linear_probe or matches_any(policy.freeze, name)):
-        since = 0  # a norm without scale and shift
+    if not beside and alone.since is not None:
+        since = 0
     held = matches_any(policy.freeze, name) and not matches_any(policy.unfreeze, name)
     if held or policy.batchnorm in ("freeze", "adapt"):
         since = None
-    return Treatment(depth, since, 1.0, False, True)
+    return Treatment(alone.depth, since, 1.0, False, True)
 
 
 def _leaf(name: str) -> str:
