@@ -53,7 +53,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         # Keras counts batches here, also those whose gradients are only added up.
-        update = keras.ops.cast(step, "int32") // self._batches
+        update = keras.ops.floor_divide(keras.ops.cast(step, "int32"), self._batches)
         index = keras.ops.minimum(update, len(self._rates) - 1)
         return keras.ops.take(keras.ops.convert_to_tensor(self._rates), index)
 
