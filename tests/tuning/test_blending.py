@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import regraft as rg
+from regraft.lineage import sidecar
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import samples, torch_net
@@ -75,6 +77,33 @@ def test_soup(tmp_path: Path) -> None:
         assert not np.array_equal(parts[0][name], parts[1][name])
         np.testing.assert_allclose(arrays(path)[name], mean, rtol=1e-5)
     assert "2.safetensors" in rg.trace(path).training["parents"]
+
+
+def test_parents_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Trainings that each wrote into a folder of its own: every one is named, with its sha256."""
+    for seed in range(2):
+        (tmp_path / f"run{seed}").mkdir()
+        tuned_file(tmp_path, f"run{seed}/model.safetensors", seed)
+    files = [tmp_path / f"run{seed}" / "model.safetensors" for seed in range(2)]
+    told = rg.trace(rg.soup(files, tmp_path / "soup.safetensors"))
+    shas = {
+        "/".join(file.parts[-2:]): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
+    assert told.also == shas
+    assert told.source_hash == shas[told.source] == shas["run0/model.safetensors"]
+
+
+def test_a_lineage_beside_the_file(tmp_path: Path) -> None:
+    told = rg.trace(tuned_file(tmp_path, "tuned.safetensors", 0))
+    end = arrays(tmp_path / "tuned.safetensors")
+    plain = tmp_path / "plain.pth"
+    torch.save({name: torch.tensor(array) for name, array in end.items()}, plain)
+    beside = sidecar.write(plain, told)
+    path = rg.interpolate(tmp_path / "base.pth", plain, tmp_path / "mid.safetensors")
+    assert rg.trace(path).tensors["3.weight"].state == "fresh"
+    beside.write_text("no lineage")
+    with pytest.raises(rg.FormatError, match="lineage"):
+        rg.interpolate(tmp_path / "base.pth", plain, tmp_path / "x.safetensors")
 
 
 def test_what_cannot_be_averaged(tmp_path: Path) -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from regraft import checkpoints, keras_layout, lineage, transfer
+from regraft._api.access import has_lineage, lineage_of
 from regraft._sides import Given, Side, source_side
-from regraft.errors import FormatError, TargetError
+from regraft.errors import TargetError
 from regraft.lineage import Lineage, Origin
 from regraft.plans import Spec
 from regraft.tensors import TensorInfo
 from regraft.tuning import blending
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from regraft.tensors import Array
 
 
@@ -121,10 +121,8 @@ def _told(
     """Lineage of a blend: from the first parent, as the last one's own lineage says of each tensor;
     `also` names all parents with their sha256."""
     first, last = parents[0], parents[-1]
-    shas = {
-        side.catalogue.label: checkpoints.content_hash(side.path) if side.path else ""
-        for side in parents
-    }
+    names = _names(parents)
+    shas = {name: side.content() for name, side in zip(names, parents, strict=True)}
     known = _lineage_of(last)
     known = known if known and lineage.speaks_of(known, first.catalogue) else None
     tensors: dict[str, Origin] = {}
@@ -138,20 +136,27 @@ def _told(
             origin = msgspec.structs.replace(origin, state="tuned")
         tensors[name] = msgspec.structs.replace(origin, hash=digest)
     made = Lineage(
-        source=first.catalogue.label,
-        source_hash=shas[first.catalogue.label],
+        source=names[0],
+        source_hash=shas[names[0]],
         container=first.catalogue.container,
         tensors=tensors,
         source_tensors={t.name: Spec(t.shape, t.dtype) for t in first.catalogue.values()},
         training={"blend": what, "parents": ", ".join(shas)},
         parent=first.catalogue.metadata.get(lineage.KEY, ""),
+        also=shas,
     )
-    text = msgspec.json.encode(msgspec.to_builtins(made) | {"also": shas}).decode()
-    return {lineage.KEY: text}
+    return lineage.encode(made)
+
+
+def _names(parents: Sequence[Side]) -> list[str]:
+    """The parents' names; those of trainings that each wrote `model.safetensors` into a folder of
+    its own begin with as many folders as tell them apart."""
+    paths = [p.path.absolute() if p.path else Path(p.catalogue.label) for p in parents]
+    count = 1
+    while len({path.parts[-count:] for path in paths}) < len(set(paths)):
+        count += 1
+    return ["/".join(path.parts[-count:]) for path in paths]
 
 
 def _lineage_of(side: Side) -> Lineage | None:
-    try:
-        return lineage.decode(side.catalogue.metadata, side.catalogue.label)
-    except FormatError:
-        return None
+    return lineage_of(side) if has_lineage(side.catalogue) else None
