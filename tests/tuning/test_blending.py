@@ -117,3 +117,15 @@ def test_what_cannot_be_averaged(tmp_path: Path) -> None:
     with pytest.raises(rg.TargetError):
         rg.interpolate(tuned, tuned, tmp_path / "x.safetensors", share=1.5)
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_codes_and_masks_have_no_mean(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        codes = np.full((2, 3), seed, np.int8)
+        rg.convert({"codes": codes, "steps": np.array(seed)}, tmp_path / f"{seed}.npz")
+        same = {"codes": np.ones((2, 3), np.int8), "steps": np.array(seed)}
+        rg.convert(same, tmp_path / f"same{seed}.npz")
+    with pytest.raises(rg.TargetError, match="codes"):
+        rg.soup([tmp_path / "1.npz", tmp_path / "2.npz"], tmp_path / "x.safetensors")
+    path = rg.soup([tmp_path / "same1.npz", tmp_path / "same2.npz"], tmp_path / "y.safetensors")
+    assert rg.open(path).read("steps") == 2

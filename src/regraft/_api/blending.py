@@ -13,7 +13,7 @@ import msgspec
 from regraft import checkpoints, keras_layout, lineage, transfer
 from regraft._api.access import has_lineage, lineage_of
 from regraft._sides import Given, Side, source_side
-from regraft.errors import TargetError
+from regraft.errors import StalePlan, TargetError
 from regraft.lineage import Lineage, Origin
 from regraft.plans import Spec
 from regraft.tensors import TensorInfo
@@ -53,7 +53,14 @@ def interpolate(
         made.check(before.catalogue)
 
         def through(name: str) -> Array | None:
-            graft = made.grafts[name]
+            graft = made.grafts.get(name)
+            if graft is None:
+                raise StalePlan(
+                    after.catalogue.label,
+                    found=f"{name!r}, of which the lineage does not speak",
+                    expected="the tensors that were saved with it",
+                    hint="the file was changed by other means since: see rg.trace",
+                )
             if graft.keeps or not graft.written:
                 return None
             return transfer.make(made, graft, before.reader())
@@ -65,7 +72,7 @@ def interpolate(
 
     def value(name: str) -> Array:
         ours, theirs = after.reader()(name, None), pretrained(name)
-        return ours if theirs is None else blending.mixed([theirs, ours], [1 - share, share])
+        return ours if theirs is None else blending.mixed([theirs, ours], [1 - share, share], name)
 
     what = f"interpolated, {share:g} of the tuned weights"
     return _written(path, [before, after], value, pretrained, what, force)
@@ -85,7 +92,7 @@ def soup(files: Iterable[Given], path: str | os.PathLike[str], *, force: bool = 
     shares = [1 / len(sides)] * len(sides)
 
     def value(name: str) -> Array:
-        return blending.mixed((side.reader()(name, None) for side in sides), shares)
+        return blending.mixed((side.reader()(name, None) for side in sides), shares, name)
 
     first = sides[0].reader()
     what = f"uniform soup of {len(sides)}"
