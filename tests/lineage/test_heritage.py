@@ -134,6 +134,21 @@ def test_roundings_hang_on_their_origin(tmp_path: Path) -> None:
     assert len(told) == 5
 
 
+def test_copies_of_two_files_of_a_family_hang_on_their_own(tmp_path: Path) -> None:
+    little = Little(tmp_path)
+    base = little.new()
+    tuned = little.step(base)
+    for name in ("a.safetensors", "b.pth"):
+        little.save(name, base)
+    # The first of these in order is not the one that others go on from, by its name.
+    for name in ("w-copy.npz", "w.safetensors", "w-copy-2.npz"):
+        little.save(name, tuned)
+    same = {(e.parent, e.child) for e in rg.family_tree(tmp_path).edges if "same" in e.why[0]}
+    groups = ({"a.safetensors", "b.pth"}, {"w-copy.npz", "w.safetensors", "w-copy-2.npz"})
+    assert len(same) == 3
+    assert all(any({p, c} <= group for group in groups) for p, c in same)
+
+
 def test_means_have_all_their_parents(tmp_path: Path) -> None:
     little = Little(tmp_path)
     base = little.new()
