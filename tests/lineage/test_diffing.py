@@ -161,6 +161,37 @@ def test_close_values_and_their_module_under_other_names(tmp_path: Path) -> None
         assert found[f"{new}shift"].base == f"{old}bias"
 
 
+def test_equal_constants_and_the_order_of_modules_say_nothing_against_values(
+    tmp_path: Path,
+) -> None:
+    base: dict[str, np.ndarray] = {}
+    tuned: dict[str, np.ndarray] = {}
+    random = rng()
+    for i in range(2):
+        base[f"layers.{i}.weight"] = random.standard_normal((16, 16)).astype(np.float32)
+        base[f"layers.{i}.bias"] = np.zeros(16, np.float32)
+        base[f"layers.{i}.gain"] = random.standard_normal(16).astype(np.float32)
+    parts = {"kernel": "weight", "shift": "bias", "scale": "gain"}
+    swapped = {"a": "layers.1", "b": "layers.0"}
+    for new, old in swapped.items():
+        for part, was in parts.items():
+            far = {"weight": 0.01, "bias": 0, "gain": 1}[was]
+            array = base[f"{old}.{was}"] + far * random.standard_normal(base[f"{old}.{was}"].shape)
+            tuned[f"{new}.{part}"] = array.astype(np.float32)
+    found = rg.diff(*files(tmp_path, base, tuned))
+    told = {name: entry.base for name, entry in found.items()}
+    assert told == {f"{n}.{p}": f"{o}.{w}" for n, o in swapped.items() for p, w in parts.items()}
+
+
+def test_heads_of_one_shape_and_zeros_of_two_are_no_counterparts(tmp_path: Path) -> None:
+    random = rng()
+    body = {f"body.{i}.0.weight": random.standard_normal((8, 9)) for i in range(4)}
+    base = body | {"fc.weight": random.standard_normal((10, 8)), "p": np.zeros((3, 5))}
+    tuned = body | {"head.weight": random.standard_normal((10, 8)), "q": np.zeros((5, 3))}
+    found = rg.diff(*files(tmp_path, base, tuned))
+    assert found.counts() == {"identical": 4, "fresh": 2, "gone": 2}
+
+
 def test_another_training_is_no_fine_tuning(tmp_path: Path) -> None:
     base = weights()
     other = {n: rng().permuted(a.reshape(-1)).reshape(a.shape) + 1e-3 for n, a in base.items()}
