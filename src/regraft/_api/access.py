@@ -190,10 +190,11 @@ class Weights(Mapping[str, "Array"]):
 def pretrained(tuned: Given, base: Given) -> Weights:
     """The weights as they were before training, by the tuned model's names and in its layout.
 
-    A Mapping whose arrays are read from the base when they are asked for. Tensors that were fresh
-    have no pretrained values and are left out; entries that a model added to a pretrained tensor
-    (rows of a vocabulary) are as they are now. **Raises** `FormatError` where `tuned` holds no
-    lineage, `StalePlan` where `base` is not the file it speaks of.
+    A Mapping whose arrays are read from the base when they are asked for. Tensors that were fresh,
+    or came from another file, have no pretrained values there and are left out; entries that a
+    model added to a pretrained tensor (rows of a vocabulary) are as they are now. **Raises**
+    `FormatError` where `tuned` holds no lineage, `StalePlan` where `base` is not the file it speaks
+    of.
     """
     after = source_side(tuned)
     told = lineage_of(after)
@@ -202,7 +203,8 @@ def pretrained(tuned: Given, base: Given) -> Weights:
     wrong: list[str] = []
     makers: dict[str, Callable[[], Array]] = {}
     for name, origin in told.tensors.items():
-        if origin.kind == "fresh" or name not in made.grafts:
+        elsewhere = origin.file not in ("", told.source, before.catalogue.label)
+        if origin.kind == "fresh" or elsewhere or name not in made.grafts:
             continue
         if not made.grafts[name].written:
             wrong.append(f"{name}: {', '.join(origin.sources)} is missing")

@@ -57,7 +57,8 @@ def _forth(lineage: Lineage, tuned: Catalogue) -> Plan:
             continue
         info = tuned[name]
         counter = origin.state == "counter"
-        if origin.kind == "fresh":
+        elsewhere = origin.file and origin.file != lineage.source
+        if origin.kind == "fresh" or elsewhere:
             grafts[name] = Graft(name, Spec(info.shape, info.dtype), "fresh", counter=counter)
             continue
         spec = Spec(info.shape, info.dtype)
