@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 import regraft as rg
-from regraft.lineage import parent_of, sidecar
+from regraft import checkpoints
+from regraft.lineage import encode, parent_of, sidecar
+from regraft.tensors import TensorInfo
 
 
 def net(classes: int = 4, width: int = 6) -> nn.Sequential:
@@ -239,3 +241,30 @@ def test_a_lineage_beside_its_file(base: Path, tuned: Path, tmp_path: Path) -> N
     sidecar.path_of(bare).write_text("{")
     with pytest.raises(rg.FormatError, match="cannot be read"):
         rg.trace(bare)
+
+
+def test_a_lineage_is_not_believed(tuned: Path, base: Path, tmp_path: Path) -> None:
+    """It names no file outside its folder, and sources that it does not describe are an error."""
+    told = rg.trace(tuned)
+    (tmp_path / "inner").mkdir()
+    bare = tmp_path / "inner" / "bare.safetensors"
+    rg.convert(tuned, bare)
+    with rg.open(bare) as found:
+        kept = {name: found.read(name).copy() for name in found}
+    items = [(TensorInfo(n, a.shape, a.dtype.name), lambda a=a: a) for n, a in kept.items()]
+    for name in (str(base), f"../{base.name}", "..", ""):
+        wrong = msgspec.structs.replace(told, source=name)
+        checkpoints.write(bare, items, encode(wrong), force=True)
+        assert [s.state for s in rg.sources_of(bare)] == ["absent"]
+    checkpoints.write(
+        bare, items, encode(msgspec.structs.replace(told, source_tensors={})), force=True
+    )
+    with pytest.raises(rg.FormatError, match="says no shape"):
+        rg.export(bare, tmp_path / "e.pth")
+
+
+def test_a_plan_of_other_files_is_told(base: Path, tuned: Path) -> None:
+    model = nn.ModuleDict({"net": net(9)})
+    plan = rg.plan(base, model)
+    with pytest.raises(rg.StalePlan, match="none of the tensors"):
+        rg.diff(base, tuned, plan=plan)
