@@ -75,6 +75,19 @@ def test_what_is_no_number_is_counted_and_left_out() -> None:
     assert (zero.rel_l2, zero.cosine) == (0.0, 1.0)
 
 
+def test_a_tensor_without_a_number_has_not_stayed_close(tmp_path: Path) -> None:
+    base = weights()
+    tuned = {n: np.full_like(a, np.nan) if "weight" in n else a for n, a in base.items()}
+    found = rg.diff(*files(tmp_path, base, tuned))
+    entry = found["layers.0.weight"]
+    assert (entry.status, entry.odd) == ("moved", entry.shape[0] * entry.shape[1])
+    assert all(np.isnan([entry.rel_l2, entry.max_abs, entry.cosine]))
+    assert np.isnan(found.modules()["layers.0"].rel_l2)
+    rg.report(tmp_path / "page.html", diff=found)
+    assert f"{entry.odd} NaN or Inf" in (tmp_path / "page.html").read_text()
+    assert rg.diff(*files(tmp_path, tuned, tuned)).same
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1, 1, 7, 2), (5,), (1, 40)])
 def test_pieces_cover_a_tensor(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "PIECE", 16)

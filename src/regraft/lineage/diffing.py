@@ -135,9 +135,12 @@ class _Sides:
             shown, note = self._rearranged(graft, info, change)
             ops = (*ops, *shown)
         rank = self._rank(graft, info) if ranks and not change.same else float("nan")
+        measured = change.rel_l2, change.largest, change.cosine
+        if info.size and change.odd >= info.size and not change.same:  # nothing to measure
+            measured = (float("nan"),) * 3
         return Entry(
-            status, info.shape, info.dtype, change.rel_l2, change.largest, change.cosine,
-            base, ops, note, change.a**0.5, rank, change.odd,
+            status, info.shape, info.dtype, *measured, base, ops, note, change.a**0.5, rank,
+            change.odd,
         )  # fmt: skip
 
     def _rank(self, graft: Graft, info: TensorInfo) -> float:
