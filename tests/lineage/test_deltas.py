@@ -221,6 +221,24 @@ def test_several_files_are_refused(tmp_path: Path) -> None:
     assert there_and_back(index, shard, tmp_path) < 0.2
 
 
+def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path: Path) -> None:
+    base = base_arrays()
+    before = saved(tmp_path / "a.safetensors", base)
+    after = saved(tmp_path / "b.safetensors", tuned_arrays(base))
+
+    def written_to(name: str, _: int) -> None:
+        if name == "l7.w":
+            with after.open("r+b") as file:
+                file.seek(-8, 2)
+                file.write(bytes(8))
+
+    with pytest.raises(FormatError, match="changed while it was read"):
+        rg.make_delta(before, after, tmp_path / "d", progress=written_to)
+    assert not (tmp_path / "d").exists()
+    with pytest.raises(FormatError, match="a model"):
+        rg.make_delta("torch.nn:Identity", after, tmp_path / "d")
+
+
 def test_real_epochs(real: Path, tmp_path: Path) -> None:
     early, late = (
         real / "mini-xception" / f"fer2013_mini_XCEPTION.{n}-0.66.hdf5" for n in (102, 107)
