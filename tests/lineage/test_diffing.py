@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import regraft as rg
 from regraft import checkpoints
-from regraft.lineage import measuring
+from regraft.lineage import correspondence, measuring
 from regraft.lineage.measuring import Change, compared, effective_rank, pieces
 from regraft.tensors import TensorInfo
 
@@ -203,6 +203,15 @@ def test_heads_of_one_shape_and_zeros_of_two_are_no_counterparts(tmp_path: Path)
     tuned = body | {"head.weight": random.standard_normal((10, 8)), "q": np.zeros((5, 3))}
     found = rg.diff(*files(tmp_path, base, tuned))
     assert found.counts() == {"identical": 4, "fresh": 2, "gone": 2}
+
+
+def test_values_that_cannot_be_squared_are_close_to_nothing(tmp_path: Path) -> None:
+    tiny, huge = (rng().standard_normal((12, 12)) * scale for scale in (1e-300, 1e200))
+    base = {"a": tiny, "b": huge[:, :9].copy()}
+    tuned = {"x": tiny[::-1] * 1.5, "y": huge[::-1, :9] * 1.5}
+    one, other = (rg.open(path) for path in files(tmp_path, base, tuned, "npz"))
+    plan = correspondence(one, one.read, other, other.read)
+    assert plan.fresh == ["x", "y"]
 
 
 def test_another_training_is_no_fine_tuning(tmp_path: Path) -> None:

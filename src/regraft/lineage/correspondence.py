@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import permutations
 from typing import NamedTuple
 
@@ -226,13 +227,19 @@ class _Search:
         if len(ours) * len(theirs) > _PAIRS:
             return
         found: list[tuple[float, str, str, tuple[AnyOp, ...]]] = []
+
+        @cache
+        def before(name: str, axes: tuple[int, ...]) -> np.ndarray:
+            return _direction(self.read_base(name, None).transpose(axes))
+
         for info in theirs:
-            after = self.read_tuned(info.name, None)
+            after = _direction(self.read_tuned(info.name, None))
             for twin in ours:
                 for axes in _axes_between(twin.shape, info.shape):
-                    before = self.read_base(twin.name, None).transpose(axes)
                     ops = () if axes == tuple(range(len(axes))) else (Transpose(axes),)
-                    found.append((_correlation(before, after), info.name, twin.name, ops))
+                    found.append(
+                        (float(before(twin.name, axes) @ after), info.name, twin.name, ops)
+                    )
         found.sort(key=lambda item: -item[0])
         done: set[str] = set()
         for cosine, name, twin, ops in found:
@@ -318,11 +325,19 @@ def _by_digest(infos: Iterable[TensorInfo], read: Read) -> dict[str, list[Tensor
 
 
 def _correlation(before: np.ndarray, after: np.ndarray) -> float:
-    a, b = sample(before, _SAMPLE), sample(after, _SAMPLE)
-    if constant(a) or constant(b):
-        return 0.0
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return float(_direction(before) @ _direction(after))
+
+
+def _direction(array: np.ndarray) -> np.ndarray:
+    """A sample of the values without their mean, of length 1; zeros where there is no direction:
+    where all are the same, or too small or large to be squared."""
+    values = sample(array, _SAMPLE)
+    if constant(values):
+        return np.zeros_like(values)
+    with np.errstate(over="ignore", under="ignore"):
+        values = values - values.mean()
+        length = float(np.linalg.norm(values))
+    return values / length if 0 < length < float("inf") else np.zeros_like(values)
 
 
 def _alike(
