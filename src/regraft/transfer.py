@@ -24,7 +24,7 @@ from regraft.tensors import Catalogue, Read, Sink
 from regraft.values import stays
 
 if TYPE_CHECKING:
-    from regraft.tensors import Array
+    from regraft.tensors import Array, Slices
 
 Progress = Callable[[str, int], None]
 # A target's present values by name.
@@ -91,15 +91,20 @@ class Receipt:
         return markup.table(caption, ("kind", "tensor", "from", "xxh3"), rows, len(rows))
 
 
-def make(plan: Plan, graft: Graft, read: Read, own: Own | None = None) -> Array:
-    """The target's array of one graft, in the target's shape and dtype.
+def make(
+    plan: Plan, graft: Graft, read: Read, own: Own | None = None, slices: Slices | None = None
+) -> Array:
+    """The target's array of one graft, in the target's shape and dtype, or the part of it under
+    `slices`, for which no more is read than it takes.
 
     `own` gives the target's values where some of them stay; **raises** `TransferError` where it
     is needed and not there.
     """
-    ops, needed = operations.push_down(graft.ops, plan.shapes_of(graft))
+    pushed = None if graft.keeps else slices  # what stays is laid into the whole
+    ops, needed = operations.push_down(graft.ops, plan.shapes_of(graft), pushed)
     arrays = [read(name, part) for name, part in zip(graft.sources, needed, strict=True)]
-    return operations.run(ops, arrays, own(graft.target) if own and graft.keeps else None)
+    made = operations.run(ops, arrays, own(graft.target) if own and graft.keeps else None)
+    return made if slices is pushed else made[slices]
 
 
 def fingerprint(array: Array) -> str:
