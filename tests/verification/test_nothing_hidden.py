@@ -1,0 +1,38 @@
+"""What a report must not hide, and what observation must not change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import regraft as rg
+from benchmarks.divergences.cases import distinct
+
+X = np.random.default_rng(0).normal(size=(4, 8)).astype("f4")
+
+
+class InPlace(nn.Module):
+    """Adds what its activation was given, or, where that works in place, what it made of it."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU(inplace=inplace)
+
+    def forward(self, x: Any) -> Any:
+        h = self.a(x)
+        return self.b(self.act(h)) + h
+
+
+def test_an_activation_in_place_acts_as_it_does_without_observation() -> None:
+    source, target = distinct(InPlace(inplace=False)), InPlace(inplace=True).eval()
+    target.load_state_dict(source.state_dict())
+    right = source(torch.tensor(X)).detach().numpy()
+    wrong = target(torch.tensor(X)).detach().numpy()
+    report = rg.verify(target, X, source=source)
+    assert not report.equal
+    assert report.max_abs == np.abs(right - wrong).max() > 0.1
+    probe = rg.record(target, X)
+    assert np.array_equal(probe.outputs, wrong)
