@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 import regraft as rg
 from benchmarks.divergences.cases import distinct
@@ -36,3 +37,37 @@ def test_an_activation_in_place_acts_as_it_does_without_observation() -> None:
     assert report.max_abs == np.abs(right - wrong).max() > 0.1
     probe = rg.record(target, X)
     assert np.array_equal(probe.outputs, wrong)
+
+
+class OwnStatistics(nn.Module):
+    """Normalises with the batch's statistics, keeps them, and counts its calls, in any mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Any) -> Any:
+        self.calls = self.calls + 1
+        n = self.bn
+        return functional.batch_norm(
+            self.a(x), n.running_mean, n.running_var, n.weight, n.bias, training=True
+        )
+
+
+def test_statistics_that_code_changes_in_any_mode_are_put_back() -> None:
+    class Right(OwnStatistics):
+        def forward(self, x: Any) -> Any:
+            return self.bn(self.a(x))
+
+    source, target = distinct(Right()), OwnStatistics().eval()
+    target.load_state_dict(source.state_dict())
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    random = torch.get_rng_state()
+    report = rg.verify(target, rg.Probe(X, source(torch.tensor(X))), source=source)
+    assert not report.equal
+    rg.record(target, X)
+    after = target.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(torch.get_rng_state(), random)
