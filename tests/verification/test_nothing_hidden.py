@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 import regraft as rg
+from benchmarks.divergences import cases
 from benchmarks.divergences.cases import distinct
+from regraft.verification import guessing
 
 X = np.random.default_rng(0).normal(size=(4, 8)).astype("f4")
 
@@ -71,3 +73,30 @@ def test_statistics_that_code_changes_in_any_mode_are_put_back() -> None:
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def _with_outputs_alone(factor: float, monkeypatch: Any, **bounds: int) -> Any:
+    """What is told of a target with another GELU and a kernel that is `factor` of what it was."""
+    case = next(c for c in cases.CASES if c.name == "former gelu tanh")
+    source, target, inputs = case.make()
+    with torch.no_grad():
+        target.head.weight *= factor
+    for name, value in bounds.items():
+        monkeypatch.setattr(guessing, name, value)
+    return rg.verify(target, rg.Probe(inputs, source(torch.tensor(inputs)), rtol=1e-4, atol=1e-5))
+
+
+def test_outputs_alone_prove_nothing_that_was_not_tried(monkeypatch: Any) -> None:
+    (cause,) = _with_outputs_alone(1.0, monkeypatch).causes
+    assert cause.proven
+    (cause,) = _with_outputs_alone(1.0, monkeypatch, _RUNS=30, _MOST=40).causes
+    assert not cause.proven
+    assert cause.reason == guessing.UNTRIED
+
+
+def test_a_change_that_brings_outputs_just_within_the_tolerance_is_no_cause(
+    monkeypatch: Any,
+) -> None:
+    report = _with_outputs_alone(1.00007, monkeypatch)
+    assert not report.equal
+    assert not report.causes
