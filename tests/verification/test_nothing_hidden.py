@@ -12,7 +12,11 @@ from torch.nn import functional
 import regraft as rg
 from benchmarks.divergences import cases
 from benchmarks.divergences.cases import distinct
-from regraft.verification import guessing
+from regraft.calls import Call, Setting
+from regraft.targets._torch_taps import TorchTaps
+from regraft.verification import choosing, guessing, proving
+from regraft.verification.causes import Hypothesis
+from regraft.verification.sites import Site
 
 X = np.random.default_rng(0).normal(size=(4, 8)).astype("f4")
 
@@ -91,7 +95,7 @@ def test_outputs_alone_prove_nothing_that_was_not_tried(monkeypatch: Any) -> Non
     assert cause.proven
     (cause,) = _with_outputs_alone(1.0, monkeypatch, _RUNS=30, _MOST=40).causes
     assert not cause.proven
-    assert cause.reason == guessing.UNTRIED
+    assert cause.reason == choosing.UNTRIED
 
 
 def test_a_change_that_brings_outputs_just_within_the_tolerance_is_no_cause(
@@ -100,3 +104,59 @@ def test_a_change_that_brings_outputs_just_within_the_tolerance_is_no_cause(
     report = _with_outputs_alone(1.00007, monkeypatch)
     assert not report.equal
     assert not report.causes
+
+
+def _verified(name: str) -> Any:
+    source, target, inputs = next(c for c in cases.CASES if c.name == name).make()
+    return rg.verify(target, inputs, source=source)
+
+
+def test_a_site_proves_nothing_that_was_not_tried(monkeypatch: Any) -> None:
+    (cause,) = _verified("former gelu tanh").causes
+    assert cause.proven
+    monkeypatch.setattr(proving, "_TRIES", 20)
+    (cause,) = _verified("former gelu tanh").causes
+    assert not cause.proven
+    assert cause.reason == choosing.UNTRIED
+
+
+def test_changes_that_the_whole_model_does_not_bear_are_not_proven(monkeypatch: Any) -> None:
+    """Each is borne in its module; with both the model fails, and the report says what is left."""
+    run = TorchTaps.run
+
+    def failing(self: Any, inputs: Any, watcher: Any = None, edits: Any = ()) -> Any:
+        if edits:
+            raise RuntimeError("these do not go together")
+        return run(self, inputs, watcher, edits)
+
+    monkeypatch.setattr(TorchTaps, "run", failing)
+    report = _verified("former gelu tanh")
+    assert not report.equal
+    assert [(c.kind, c.proven) for c in report.causes] == [("activation", False)]
+
+
+def test_the_error_of_a_cause_is_that_of_the_first_module() -> None:
+    report = _verified("former eps 1e-6")
+    (cause,) = report.causes
+    assert len(cause.modules) > 1
+    first = next(step for step in report.steps if step.path == cause.modules[0])
+    assert cause.error == first.output
+
+
+def test_a_rival_in_one_place_is_not_proven_by_another_place() -> None:
+    def site(path: str) -> Any:
+        array = np.ones(3, np.float32)
+        return Site(path, ("output", path, 0), Call(path, 0, ()), 0.1, array, array, [])
+
+    change = Hypothesis("weights", (Setting("a", {"x": 1}),), ("a",), "w", "")
+    elsewhere = Hypothesis("weights", (Setting("b", {"x": 1}),), ("b",), "w", "")
+    other = Hypothesis("dtype", (Setting("a", {"y": 1}),), ("a",), "d", "")
+    told = [
+        proving.Told(site("a"), [], [change, other], untried=False),
+        proving.Told(site("b"), [elsewhere], [], untried=False),
+    ]
+    made = proving.causes_of(told, proven=True)
+    assert [(c.kind, c.modules) for c in made if c.proven] == [("weights", ("b",))]
+    assert {(c.kind, c.modules) for c in made if not c.proven} == {
+        ("weights", ("a",)), ("dtype", ("a",))
+    }  # fmt: skip

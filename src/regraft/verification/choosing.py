@@ -12,6 +12,8 @@ from regraft.verification.sites import Site
 # How much smaller the error has to be with a change, and how much closer than the next one it must
 # be to be preferred.
 SMALLER, CLOSER = 8.0, 3.0
+# Why nothing is proven where the bound of tries was reached.
+UNTRIED = "more changes are possible than were tried"
 # Kinds that say how a tensor differs, where "weights" only says that it does.
 _OF_TENSORS = frozenset(
     ("tied-head", "dtype", "qkv-order", "flatten-order", "channel-order", "spatial-transpose")

@@ -15,7 +15,7 @@ from regraft.calls import Call, Edit, Taps
 from regraft.tensors import Array, Arrays
 from regraft.verification import causes
 from regraft.verification.causes import Hypothesis, Scene
-from regraft.verification.choosing import CLOSER, SMALLER
+from regraft.verification.choosing import CLOSER, SMALLER, UNTRIED
 from regraft.verification.comparison import Cause, Report
 from regraft.verification.sites import Site
 from regraft.verification.traces import Listener
@@ -23,7 +23,6 @@ from regraft.verification.traces import Listener
 # Runs of the model: those after which nothing was found, and those after which something was, as
 # only what no other kind explains is proven.
 _RUNS, _MOST = 120, 400
-UNTRIED = "more changes are possible than were tried"
 
 
 @dataclass(frozen=True)
