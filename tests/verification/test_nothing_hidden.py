@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
@@ -12,11 +13,14 @@ from torch.nn import functional
 import regraft as rg
 from benchmarks.divergences import cases
 from benchmarks.divergences.cases import distinct
+from regraft._api import proving as proving_api
 from regraft.calls import Call, Setting
 from regraft.targets._torch_taps import TorchTaps
 from regraft.verification import choosing, guessing, proving
 from regraft.verification.causes import Hypothesis
+from regraft.verification.recording import encoded
 from regraft.verification.sites import Site
+from regraft.verification.traces import Recorder
 
 X = np.random.default_rng(0).normal(size=(4, 8)).astype("f4")
 
@@ -160,3 +164,40 @@ def test_a_rival_in_one_place_is_not_proven_by_another_place() -> None:
     assert {(c.kind, c.modules) for c in made if not c.proven} == {
         ("weights", ("a",)), ("dtype", ("a",))
     }  # fmt: skip
+
+
+def test_inputs_without_outputs_and_source_are_an_error() -> None:
+    with pytest.raises(rg.VerificationFailed, match="inputs without outputs"):
+        rg.verify(InPlace(inplace=False), X)
+
+
+def test_calls_that_a_trace_did_not_keep_are_told(monkeypatch: Any) -> None:
+    assert not _verified("former eps 1e-6").warnings
+    monkeypatch.setattr(proving_api, "Recorder", lambda: Recorder(budget=10_000))
+    (warning,) = _verified("former eps 1e-6").warnings
+    assert "calls of the source's modules were not compared" in warning
+    source, target, inputs = next(c for c in cases.CASES if c.name == "former eps 1e-6").make()
+    probe = rg.Probe.from_arrays(encoded(rg.record(source, inputs)))
+    assert rg.verify(target, probe).warnings == (warning,)
+
+
+def test_a_source_that_does_not_give_the_probes_outputs_is_told() -> None:
+    source, target = distinct(InPlace(inplace=False)), distinct(InPlace(inplace=False))
+    right = source(torch.tensor(X)).detach()
+    assert not rg.verify(target, rg.Probe(X, right), source=source).warnings
+    (warning,) = rg.verify(target, rg.Probe(X, right + 1), source=source).warnings
+    assert "does not give the probe's outputs" in warning
+
+
+def test_models_are_made_once(monkeypatch: Any) -> None:
+    made: list[str] = []
+
+    def build(name: str, *_: Any, **__: Any) -> Any:
+        made.append(name)
+        torch.manual_seed(0)
+        return distinct(InPlace(inplace=False)), []
+
+    monkeypatch.setattr("regraft.targets.callables.build", build)
+    report = rg.verify("there:model", X, source="here:model")
+    assert report.equal
+    assert sorted(made) == ["here:model", "there:model"]

@@ -42,8 +42,6 @@ class Found:
     causes: list[Cause]
     first: str | None
     steps: list[Step]
-    edits: tuple[Edit, ...]
-    open: bool
     passes: int
 
 
@@ -309,19 +307,16 @@ class Prover:
         steps: list[Step],
     ) -> Found:
         told.sort(key=lambda entry: entry.site.time)
-        unexplained = [entry.site for entry in told if not entry.chosen]
         proven = False
         if edits:
             self.passes += 1
             try:
                 agree = self.agrees(self.taps.run(self.inputs, None, edits))
-                proven = agree or bool(unexplained)
+                proven = agree or not all(entry.chosen for entry in told)
             except Exception:  # changes that bear each other only one by one
                 proven = False
         first = told[0].site.module if told else None
-        return Found(
-            causes_of(told, proven=proven), first, steps, edits, bool(unexplained), self.passes
-        )
+        return Found(causes_of(told, proven=proven), first, steps, self.passes)
 
 
 def causes_of(told: Sequence[Told], *, proven: bool) -> list[Cause]:

@@ -49,6 +49,11 @@ class Trace:
     def __post_init__(self) -> None:
         self._by_name = {(call.path, call.number): call for call in self.calls}
 
+    @property
+    def left_out(self) -> list[Recorded]:
+        """Calls whose values are not all kept, and which nothing can be compared with."""
+        return [call for call in self.calls if not call.whole]
+
     def find(self, path: str, number: int) -> Recorded | None:
         return self._by_name.get((path, number))
 
