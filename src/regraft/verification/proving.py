@@ -296,7 +296,7 @@ class Prover:
     def _pair_of(self, path: str) -> str | None:
         pair = self.pairs.get(path)
         if pair is not None:
-            return pair.sources[0]
+            return pair[0]
         call = next((c for (p, _), c in self._memo.items() if p == path and c), None)
         return call.path if call else None
 
