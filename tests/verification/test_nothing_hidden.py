@@ -17,7 +17,7 @@ from regraft._api import proving as proving_api
 from regraft.calls import Call, Setting
 from regraft.targets._torch_taps import TorchTaps
 from regraft.verification import choosing, guessing, proving
-from regraft.verification.causes import Hypothesis
+from regraft.verification.causes import Hypothesis, head_count
 from regraft.verification.recording import encoded
 from regraft.verification.sites import Site
 from regraft.verification.traces import Recorder
@@ -201,3 +201,8 @@ def test_models_are_made_once(monkeypatch: Any) -> None:
     report = rg.verify("there:model", X, source="here:model")
     assert report.equal
     assert sorted(made) == ["here:model", "there:model"]
+
+
+def test_a_factor_that_scores_are_divided_by_follows_from_the_number_of_heads() -> None:
+    settings = {"scale": 0.5, "norm_factor": 2.0}
+    assert head_count.rescaled(settings, 8, 2) == {"scale": 0.25, "norm_factor": 4.0}
