@@ -99,6 +99,20 @@ class Cnn(nn.Module):
         return self.fc(x.permute(0, 2, 3, 1).flatten(1))
 
 
+def test_what_keras_code_changes_in_inference_mode_is_put_back() -> None:
+    layers = keras.layers
+    given = keras.Input((8,))
+    norm, drop = layers.BatchNormalization(name="bn"), layers.Dropout(0.5, name="drop")
+    made = drop(norm(layers.Dense(8, name="d")(given), training=True), training=True)
+    model = keras.Model(given, made)
+    before = [keras.ops.convert_to_numpy(v).copy() for v in model.variables]
+    first, second = (rg.record(model, X).outputs for _ in range(2))
+    assert np.array_equal(first, second)
+    after = [keras.ops.convert_to_numpy(v).copy() for v in model.variables]
+    assert len(before) > 6
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def keras_cnn(padding: str) -> Any:
     layers = keras.layers
     given = keras.Input((16, 16, 3))

@@ -9,6 +9,7 @@ import click
 
 import regraft as rg
 from regraft.cli.options import (
+    Said,
     allowing_options,
     as_json_option,
     built,
@@ -17,7 +18,6 @@ from regraft.cli.options import (
     force_option,
     free,
     out_option,
-    rules_of,
     said_options,
     settings_option,
     would,
@@ -61,11 +61,7 @@ def finetune(
     target: str,
     data: str,
     settings: tuple[str, ...],
-    rules_path: str | None,
-    rename: tuple[tuple[str, str], ...],
-    fresh: tuple[str, ...],
-    leave: tuple[str, ...],
-    widen: tuple[str, ...],
+    said: Said,
     adapt: bool,
     accept: tuple[str, ...],
     container: str | None,
@@ -91,7 +87,7 @@ def finetune(
     receipt = rg.load(
         source,
         model,
-        rules=rules_of(rules_path, rename, fresh, leave, widen),
+        rules=said.rules(),
         adapt=adapt,
         accept=accept,
         container=container,

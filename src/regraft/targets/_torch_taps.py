@@ -17,7 +17,7 @@ from regraft.calls import Composed, Edit, InFunction, Module, Setting, Watcher, 
 from regraft.targets._taps import Frame, Session, mapped, plain_settings
 from regraft.targets._torch_arrays import copy_into, to_numpy, to_torch
 from regraft.targets._torch_functions import functions_heard
-from regraft.targets._torch_modules import tensors_of, unwrapped
+from regraft.targets._torch_modules import buffers_kept, tensors_of, unwrapped
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -97,16 +97,10 @@ class TorchTaps:
 
     @contextmanager
     def _moded(self) -> Generator[None]:
-        """The modes that modules have, or inference. Statistics and flags are put back, and random
-        numbers are the same each time."""
-        import torch
-
+        """The modes that modules have, or inference. Statistics (which code may change in any mode)
+        and flags are put back, and random numbers are the same each time."""
         flags = [(module, module.training) for module in self._inner.modules()]
-        training = self.as_it_is and any(flag for _, flag in flags)
-        held = [b for b in self._inner.buffers() if not b.is_meta]
-        kept = [(b, b.clone()) for b in held] if training else []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with buffers_kept(self._inner), self._seeded():
             try:
                 if not self.as_it_is:
                     self._inner.eval()
@@ -114,9 +108,20 @@ class TorchTaps:
             finally:
                 for module, flag in flags:
                     module.training = flag
-                with torch.no_grad():
-                    for buffer, value in kept:
-                        buffer.copy_(value)
+
+    @contextmanager
+    def _seeded(self) -> Generator[None]:
+        """The same random numbers each time, on the devices that the model is on; those of the
+        caller go on as if nothing had been."""
+        import torch
+
+        held = (*self._inner.parameters(), *self._inner.buffers())
+        devices = sorted({t.device.index for t in held if t.device.type == "cuda"})
+        with torch.random.fork_rng(devices):
+            torch.default_generator.manual_seed(0)
+            for index in devices:
+                torch.cuda.default_generators[index].manual_seed(0)
+            yield
 
     @contextmanager
     def _watched(self, watcher: Watcher | None, edits: Sequence[Edit]) -> Generator[Session]:
@@ -162,9 +167,6 @@ class TorchTaps:
                     made = to_torch(np.array(value)).to(present.dtype)
                     undo.callback(_put, present, kept)
                     _put(present, made)
-                elif name == "training":
-                    module.training = value
-                    undo.callback(setattr, module, name, present)
                 else:
                     setattr(module, name, value)
                     undo.callback(setattr, module, name, present)

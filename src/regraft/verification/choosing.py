@@ -11,7 +11,9 @@ from regraft.verification.sites import Site
 
 # How much smaller the error has to be with a change, and how much closer than the next one it must
 # be to be preferred.
-_SMALLER, _CLOSER = 8.0, 3.0
+SMALLER, CLOSER = 8.0, 3.0
+# Why nothing is proven where the bound of tries was reached.
+UNTRIED = "more changes are possible than were tried"
 # Kinds that say how a tensor differs, where "weights" only says that it does.
 _OF_TENSORS = frozenset(
     ("tied-head", "dtype", "qkv-order", "flatten-order", "channel-order", "spatial-transpose")
@@ -28,7 +30,7 @@ class Try:
 
 def fitting(site: Site, tries: list[Try]) -> list[Try]:
     """Those after which the values agree up to rounding, and far better than before."""
-    limit = min(noise(site.actual), site.error / _SMALLER)
+    limit = min(noise(site.actual), site.error / SMALLER)
     return [t for t in tries if t.error <= limit]
 
 
@@ -44,7 +46,7 @@ def chosen_of(tries: list[Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
     least = min(t.left for t in tries)
     tries = [t for t in tries if t.left == least]
     best = min(t.error for t in tries)
-    near = [t for t in tries if t.error <= _CLOSER * max(best, 1.2e-7)]
+    near = [t for t in tries if t.error <= CLOSER * max(best, 1.2e-7)]
     plain = min(_plainness(t.hypothesis) for t in near)
     near = [t for t in near if _plainness(t.hypothesis) == plain]
     kinds = {t.hypothesis.kind for t in near}

@@ -49,7 +49,7 @@ def error(expected: Array, actual: Array) -> float:
         return 0.0
     if expected.dtype.kind in "biu" and actual.dtype.kind in "biu":
         return 0.0 if np.array_equal(expected, actual) else float("inf")
-    a, b = _wide(expected), _wide(actual)
+    a, b = wide(expected), wide(actual)
     odd = ~(np.isfinite(a) & np.isfinite(b))
     if odd.any():
         if not np.array_equal(a[odd], b[odd], equal_nan=True):
@@ -65,7 +65,7 @@ def error(expected: Array, actual: Array) -> float:
     return max(square, float(gap.max()) / largest)
 
 
-def _wide(array: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+def wide(array: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.abs(array) if array.dtype.kind == "c" else array.astype(np.float64)
 
 

@@ -20,11 +20,11 @@ from regraft.tensors import Array, Arrays
 from regraft.verification import causes
 from regraft.verification.causes import Hypothesis, Scene
 from regraft.verification.causes._scene import Tensor, Tie
-from regraft.verification.choosing import Try, chosen_of, fitting
+from regraft.verification.choosing import UNTRIED, Try, chosen_of, fitting
 from regraft.verification.closeness import alike, certain, noise
 from regraft.verification.comparison import Cause
 from regraft.verification.pairing import Pairs
-from regraft.verification.sites import Site, Step
+from regraft.verification.sites import Place, Site, Step
 from regraft.verification.traces import Recorded, Trace
 from regraft.verification.walking import Walk
 
@@ -42,8 +42,6 @@ class Found:
     causes: list[Cause]
     first: str | None
     steps: list[Step]
-    edits: tuple[Edit, ...]
-    open: bool
     passes: int
 
 
@@ -51,10 +49,11 @@ class Found:
 _SEVERAL = 4
 
 
-class _Told(NamedTuple):
+class Told(NamedTuple):
     site: Site
     chosen: list[Hypothesis]
     rivals: list[Hypothesis]
+    untried: bool
 
 
 @dataclass
@@ -77,6 +76,8 @@ class Prover:
     agrees: Callable[[Arrays], bool]
     calls_of: Mapping[str, tuple[str, ...]]
     passes: int = 0
+    _cut: set[Place] = field(default_factory=set[Place])
+    """Places at which more is proposed than is tried."""
     _memo: dict[tuple[str, int], Recorded | None] = field(
         default_factory=dict[tuple[str, int], "Recorded | None"]
     )
@@ -84,11 +85,13 @@ class Prover:
     def search(self) -> Found:
         """Walks, explains, and walks again until nothing new is found."""
         edits: tuple[Edit, ...] = ()
-        told: list[_Told] = []
+        told: list[Told] = []
         seen: set[tuple[str, str, int]] = set()
         steps: list[Step] = []
-        for round_ in range(_ROUNDS):
-            walk, _ = self._walked(edits)
+        for _ in range(_ROUNDS):
+            walk = self._walked(edits)
+            if walk is None:
+                break
             steps = steps or walk.steps
             fresh = [site for site in walk.sites if site.place not in seen]
             if not fresh:
@@ -102,17 +105,16 @@ class Prover:
                     continue  # gone with what was found before
                 if not chosen and not rivals and site.error < certain(site.actual):
                     continue  # rounding, as far as anybody can tell
-                told.append(_Told(site, chosen, rivals))
+                told.append(Told(site, chosen, rivals, self._is_cut(site)))
                 added += [edit for hypothesis in chosen for edit in hypothesis.edits]
             edits = (*edits, *added)
             if not added:
                 break
-            del round_
         told = self._without_void(told)
         edits = tuple(edit for one in told for h in one.chosen for edit in h.edits)
         return self._summed(told, edits, steps)
 
-    def _without_void(self, told: list[_Told]) -> list[_Told]:
+    def _without_void(self, told: list[Told]) -> list[Told]:
         """Without changes that together change nothing: an activation taken away and given again,
         where one side has it in the layer and the other behind it. Of changes that give the same
         outputs as all of them the fewest are kept."""
@@ -141,12 +143,18 @@ class Prover:
         kept = [one._replace(chosen=[h for h in one.chosen if h.key in enough]) for one in told]
         return [now for now, one in zip(kept, told, strict=True) if now.chosen or not one.chosen]
 
-    def _walked(self, edits: tuple[Edit, ...]) -> tuple[Walk, Arrays]:
+    def _walked(self, edits: tuple[Edit, ...]) -> Walk | None:
+        """A walk with what was found so far; None where the model's code does not bear that."""
         walk = Walk(self.trace, self.pairs, self.modules, memo=self._memo)
         self.passes += 1
-        outputs = self.taps.run(self.inputs, walk, edits)
+        try:
+            self.taps.run(self.inputs, walk, edits)
+        except Exception:  # changes that were borne each in its module, and not together
+            if not edits:
+                raise
+            return None
         walk.finish()
-        return walk, outputs
+        return walk
 
     def _explained(
         self, site: Site, edits: tuple[Edit, ...], known: dict[str, Hypothesis]
@@ -208,12 +216,19 @@ class Prover:
         """Every change that is proposed, tried; what explained the same elsewhere at first, and
         nothing else where that explains it here."""
         scene = self._scene(site, self._again(site, edits, keep=True))
-        proposed = list(_bounded(causes.proposals(scene)))
+        proposed = list(islice(causes.proposals(scene), _TRIES + 1))
         same = [h for h in proposed if h.key in known]
         tried = [self._try(site, h.edits, h, edits) for h in same]
         if not fitting(site, tried):
-            tried += [self._try(site, h.edits, h, edits) for h in proposed if h not in same]
+            if len(proposed) > _TRIES:
+                self._cut.add(site.place)
+            fresh = (h for h in proposed[:_TRIES] if h not in same)
+            tried += [self._try(site, h.edits, h, edits) for h in fresh]
         return tried
+
+    def _is_cut(self, site: Site) -> bool:
+        places = [site.place, *([site.instead.place] if site.instead else [])]
+        return not self._cut.isdisjoint(places)
 
     def _try(
         self, site: Site, change: tuple[Edit, ...], told: Hypothesis, edits: tuple[Edit, ...]
@@ -252,7 +267,6 @@ class Prover:
             for (path, _), call in self._memo.items()
             if call is not None and _within(path, site.scope.path) and path != site.scope.path
         }
-        own = dict.fromkeys((*inside,))
         return Scene(
             site,
             self.taps.framework,
@@ -260,7 +274,7 @@ class Prover:
             self.trace.modules,
             self._pair_of,
             before.functions if before else [],
-            {path: inside[path] for path in own},
+            inside,
             self.tensors,
             self.unused,
             self.arrays,
@@ -282,41 +296,56 @@ class Prover:
     def _pair_of(self, path: str) -> str | None:
         pair = self.pairs.get(path)
         if pair is not None:
-            return pair.sources[0]
+            return pair[0]
         call = next((c for (p, _), c in self._memo.items() if p == path and c), None)
         return call.path if call else None
 
     def _summed(
         self,
-        told: list[_Told],
+        told: list[Told],
         edits: tuple[Edit, ...],
         steps: list[Step],
     ) -> Found:
         told.sort(key=lambda entry: entry.site.time)
-        unexplained = [entry.site for entry in told if not entry.chosen]
-        agree = not told
+        proven = False
         if edits:
             self.passes += 1
             try:
                 agree = self.agrees(self.taps.run(self.inputs, None, edits))
+                proven = agree or not all(entry.chosen for entry in told)
             except Exception:  # changes that bear each other only one by one
-                agree = False
-        proven = agree or bool(unexplained)
-        made: dict[str, Cause] = {}
-        for entry in told:
-            for hypothesis in entry.chosen or entry.rivals:
-                sure = bool(entry.chosen) and proven
-                cause = made.get(hypothesis.key)
-                paths = (*(cause.modules if cause else ()), *hypothesis.modules)
-                reason = "" if sure else "several changes explain it equally well"
-                if entry.chosen and not sure:
-                    reason = "the module agrees with it, and the model's outputs do not"
-                made[hypothesis.key] = Cause(
-                    hypothesis.kind, tuple(dict.fromkeys(paths)), sure, hypothesis.text,
-                    _joined(cause.fix if cause else "", hypothesis.fix), entry.site.error, reason,
-                )  # fmt: skip
+                proven = False
         first = told[0].site.module if told else None
-        return Found(list(made.values()), first, steps, edits, bool(unexplained), self.passes)
+        return Found(causes_of(told, proven=proven), first, steps, self.passes)
+
+
+def causes_of(told: Sequence[Told], *, proven: bool) -> list[Cause]:
+    """What was found in several places as one cause of each kind of change; `proven`: with all of
+    them the whole model agrees. What is proven in one place may be one of several possibilities in
+    another, and is told as such there."""
+    made: dict[tuple[str, str], Cause] = {}
+    # What was chosen elsewhere because it explained a place is no better known than there.
+    untried = {h.key for entry in told if entry.untried for h in entry.chosen}
+    for entry in told:
+        for hypothesis in entry.chosen or entry.rivals:
+            reason = _doubt(entry, proven=proven, tried=hypothesis.key not in untried)
+            cause = made.get((hypothesis.key, reason))
+            paths = (*(cause.modules if cause else ()), *hypothesis.modules)
+            made[hypothesis.key, reason] = Cause(
+                hypothesis.kind, tuple(dict.fromkeys(paths)), not reason, hypothesis.text,
+                _joined(cause.fix if cause else "", hypothesis.fix),
+                cause.error if cause else entry.site.error, reason,
+            )  # fmt: skip
+    return list(made.values())
+
+
+def _doubt(told: Told, *, proven: bool, tried: bool) -> str:
+    """Why what explains a place is not proven; nothing where it is."""
+    if not told.chosen:
+        return "several changes explain it equally well"
+    if not proven:
+        return "the module agrees with it, and the model's outputs do not"
+    return "" if tried else UNTRIED
 
 
 def _at(site: Site, hypothesis: Hypothesis) -> Site:
@@ -332,10 +361,3 @@ def _within(path: str, scope: str) -> bool:
 
 def _joined(fix: str, more: str) -> str:
     return f"{fix}\n{more}" if fix else more
-
-
-def _bounded(proposed: Iterator[Hypothesis]) -> Iterator[Hypothesis]:
-    for count, hypothesis in enumerate(proposed):
-        if count >= _TRIES:
-            return
-        yield hypothesis
