@@ -87,7 +87,7 @@ def test_probes_of_every_kind() -> None:
 
 def test_whole_numbers_beyond_what_a_float_tells() -> None:
     large = np.array([2**53, 5], np.int64)
-    assert not compare({"output": large}, {"output": large + [1, 0]}).equal
+    assert not compare({"output": large}, {"output": large + np.array([1, 0])}).equal
     assert compare({"output": large}, {"output": large.copy()}).equal
 
 
