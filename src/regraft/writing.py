@@ -81,7 +81,7 @@ def _as_told(info: TensorInfo, get: Callable[[], Array]) -> Callable[[], Array]:
 
     def checked() -> Array:
         array = get()
-        if array.shape != info.shape or array.dtype != numpy_dtype(info.dtype):
+        if array.shape != info.shape or array.dtype.newbyteorder("=") != numpy_dtype(info.dtype):
             raise FormatError(
                 info.name,
                 found=f"values {array.dtype}{list(array.shape)}",
