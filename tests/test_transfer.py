@@ -197,3 +197,44 @@ def test_what_a_model_writes_to_its_pages_is_its_own(tmp_path: Path) -> None:
         for array in (held, checkpoint.read("0.weight"), state(twin)["0.weight"]):
             np.testing.assert_array_equal(array, before)
     assert path.read_bytes() == written
+
+
+def test_what_stays_where_it_is(tmp_path: Path) -> None:
+    """What was unpacked is not held until the end: all of a packed file would be in memory."""
+    rg.convert({"x": np.ones(10)}, tmp_path / "plain.safetensors")
+    np.savez_compressed(tmp_path / "packed.npz", x=np.ones(10))
+    assert values.stays(rg.open(tmp_path / "plain.safetensors").read("x"))
+    assert not values.stays(rg.open(tmp_path / "packed.npz").read("x"))
+    assert values.stays(torch.ones(10).numpy()[2:])
+    assert not values.stays(np.frombuffer(bytes(16), np.int32).reshape(2, 2))
+    assert not values.stays(np.ones((2, 5))[1:])
+
+
+def test_an_interrupt_waits_for_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(np.full(100, i), np.zeros(100, int)) for i in range(9)]
+    waits = [KeyboardInterrupt, KeyboardInterrupt]
+    wait = copying.wait
+
+    def interrupted(futures: Any) -> None:
+        if waits:
+            raise waits.pop()
+        wait(futures)
+
+    monkeypatch.setattr(copying, "wait", interrupted)
+    copied, interrupt = copying.copy_all(pairs)
+    assert isinstance(interrupt, KeyboardInterrupt)
+    assert [one.held for one in copied] == [transfer.fingerprint(a) for a, _ in pairs]
+    assert all((a == b).all() for a, b in pairs)
+
+
+def test_pages_of_another_file_are_not_taken(tmp_path: Path) -> None:
+    """The path may be another file's by the time a model wants its pages."""
+    path = tmp_path / "m.safetensors"
+    torch.manual_seed(0)
+    rg.convert(torch.nn.Linear(512, 256), path)
+    with rg.open(path) as checkpoint:
+        array = checkpoint.read("weight")
+        before = array.copy()
+        assert values.can_be_private(array)
+        rg.convert(torch.nn.Linear(512, 256), path, force=True)
+        np.testing.assert_array_equal(values.private(array), before)

@@ -83,3 +83,16 @@ def test_probes_of_every_kind() -> None:
     assert isinstance(rg.Probe.from_arrays(arrays).inputs, tuple)
     with pytest.raises(rg.VerificationFailed):
         rg.Probe.from_arrays({"x": X})
+
+
+def test_whole_numbers_beyond_what_a_float_tells() -> None:
+    large = np.array([2**53, 5], np.int64)
+    assert not compare({"output": large}, {"output": large + np.array([1, 0])}).equal
+    assert compare({"output": large}, {"output": large.copy()}).equal
+
+
+def test_outputs_that_are_not_compared_are_told() -> None:
+    output = np.arange(6.0).reshape(2, 3)
+    report = compare({"a": output}, {"a": output, "b": output})
+    assert report.equal
+    assert [w for w in report.warnings if "not compared" in w and w.endswith(": b")]

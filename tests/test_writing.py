@@ -276,3 +276,14 @@ def test_a_temporary_folder_goes_whatever_happens(tmp_path: Path) -> None:
         (folder / "x").write_bytes(b"x")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".npz", ".msgpack", ".gguf"])
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 3), np.float64), np.zeros((3, 2), np.float32), np.zeros(6, np.float32)]
+)
+def test_values_must_be_as_they_are_told(tmp_path: Path, suffix: str, array: Any) -> None:
+    path = tmp_path / f"x{suffix}"
+    with pytest.raises(FormatError, match="as the tensor is told to be"):
+        checkpoints.write(path, [(TensorInfo("w", (2, 3), "float32"), lambda: array)])
+    assert not path.exists()

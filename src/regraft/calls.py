@@ -7,7 +7,6 @@ and decides. Neither sees the other: these values, all of plain arrays, are what
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -165,6 +164,3 @@ class Taps(Protocol):
     def fix(self, edit: Edit) -> str:
         """The change as code."""
         ...
-
-
-Opened: TypeAlias = AbstractContextManager[None]

@@ -8,7 +8,7 @@ cost three times its memory's bandwidth.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,20 +62,34 @@ def copy(array: Array, memory: Array) -> Copied:
 
 
 def copy_all(
-    pairs: Iterable[tuple[Array, Array]],
+    pairs: Sequence[tuple[Array, Array]],
 ) -> tuple[list[Copied], KeyboardInterrupt | None]:
     """`copy` for several pairs, in their order. An interrupt waits until all is copied, and is
     returned."""
     interrupt: KeyboardInterrupt | None = None
-    with ThreadPoolExecutor(_AT_ONCE, "regraft-copy") as pool:
-        copying = [pool.submit(copy, *pair) for pair in pairs]
-        while True:
+    copied: dict[int, Copied] = {}
+    left = deque(enumerate(pairs))
+
+    def lane() -> None:
+        while left:
             try:
-                wait(copying)
-                break
+                index, pair = left.popleft()
+            except IndexError:  # the other lane took the last one
+                return
+            copied[index] = copy(*pair)
+
+    with ThreadPoolExecutor(_AT_ONCE, "regraft-copy") as pool:
+        lanes: list[Future[None]] = []
+        while len(lanes) < _AT_ONCE or not all(one.done() for one in lanes):
+            try:
+                while len(lanes) < _AT_ONCE:
+                    lanes.append(pool.submit(lane))
+                wait(lanes)
             except KeyboardInterrupt as error:
                 interrupt = error
-    return [done.result() for done in copying], interrupt
+    for one in lanes:
+        one.result()
+    return [copied[index] for index in range(len(pairs))], interrupt
 
 
 class Surveys:

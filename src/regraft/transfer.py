@@ -21,9 +21,10 @@ from regraft.errors import IncompletePlan, RegraftError, TransferError
 from regraft.journal import Journal
 from regraft.plans import Graft, Plan, Remark
 from regraft.tensors import Catalogue, Read, Sink
+from regraft.values import stays
 
 if TYPE_CHECKING:
-    from regraft.tensors import Array
+    from regraft.tensors import Array, Slices
 
 Progress = Callable[[str, int], None]
 # A target's present values by name.
@@ -90,15 +91,20 @@ class Receipt:
         return markup.table(caption, ("kind", "tensor", "from", "xxh3"), rows, len(rows))
 
 
-def make(plan: Plan, graft: Graft, read: Read, own: Own | None = None) -> Array:
-    """The target's array of one graft, in the target's shape and dtype.
+def make(
+    plan: Plan, graft: Graft, read: Read, own: Own | None = None, slices: Slices | None = None
+) -> Array:
+    """The target's array of one graft, in the target's shape and dtype, or the part of it under
+    `slices`, for which no more is read than it takes.
 
     `own` gives the target's values where some of them stay; **raises** `TransferError` where it
     is needed and not there.
     """
-    ops, needed = operations.push_down(graft.ops, plan.shapes_of(graft))
+    pushed = None if graft.keeps else slices  # what stays is laid into the whole
+    ops, needed = operations.push_down(graft.ops, plan.shapes_of(graft), pushed)
     arrays = [read(name, part) for name, part in zip(graft.sources, needed, strict=True)]
-    return operations.run(ops, arrays, own(graft.target) if own and graft.keeps else None)
+    made = operations.run(ops, arrays, own(graft.target) if own and graft.keeps else None)
+    return made if slices is pushed else made[slices]
 
 
 def fingerprint(array: Array) -> str:
@@ -158,9 +164,6 @@ def apply(
         for name, (array, _) in sure.items():
             if progress:
                 progress(name, array.nbytes)
-        copied, interrupt = copy_all(sure.values())
-        found |= dict(zip(sure, copied, strict=True))
-        _same(found)
     except BaseException as error:
         log.undo()
         if isinstance(error, RegraftError) or not isinstance(error, Exception):
@@ -173,6 +176,9 @@ def apply(
         ) from error
     if journal is None:
         log.close()
+    copied, interrupt = copy_all(list(sure.values()))
+    found |= dict(zip(sure, copied, strict=True))
+    _same(found, "other programs change the file or the model meanwhile; build the model again")
     if interrupt is not None:
         raise interrupt
     known = {(remark.code, remark.where) for remark in plan.warnings}
@@ -194,7 +200,7 @@ def _sure(grafts: Sequence[Graft], read: Read, sink: Sink) -> dict[str, tuple[Ar
         if memory is None or len(graft.sources) != 1:
             continue
         array = read(graft.sources[0], None)
-        at_hand = not array.flags.owndata and array.flags.c_contiguous
+        at_hand = stays(array) and array.flags.c_contiguous
         if at_hand and _alike(array, memory) and not overlaps(array):
             found[graft.target] = array, memory
     return found
@@ -241,14 +247,17 @@ def _write(
     return found
 
 
-def _same(found: dict[str, Copied]) -> None:
+def _same(
+    found: dict[str, Copied],
+    hint: str = "the model changes what it is given; the model was put back as it was",
+) -> None:
     wrong = [name for name, copied in found.items() if copied.held != copied.meant.digest]
     if wrong:
         raise TransferError(
             wrong[0],
             found="other values than were written",
             expected="the same bytes back",
-            hint="the model changes what it is given; the model was put back as it was",
+            hint=hint,
             problems=wrong,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -43,38 +43,65 @@ class Place(NamedTuple):
     size: int
 
 
+def _owner(array: Array) -> object:
+    """What holds the memory that an array is a view of; itself where it is none."""
+    owner: Any = array
+    while isinstance(owner, (np.ndarray, memoryview)):
+        base = owner.obj if isinstance(owner, memoryview) else owner.base
+        if base is None:
+            break
+        owner = base
+    return owner
+
+
 def mapped(array: Array) -> Place | None:
     """Where in a mapped file the array lies; `None` where it is memory of its own, or where its
     bytes are not in one piece and in row-major order."""
-    owner: Any = array
-    while not isinstance(owner, mmap.mmap):
-        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
-        if owner is None:
-            return None
+    owner = _owner(array)
+    if not isinstance(owner, mmap.mmap):
+        return None
     if not array.flags.c_contiguous or not array.nbytes:
         return None
     begin = np.frombuffer(owner, np.uint8).ctypes.data
     return Place(owner, array.ctypes.data - begin, array.nbytes)
 
 
-# Descriptors of mapped files, each closed with its map.
-_DESCRIPTORS: WeakKeyDictionary[mmap.mmap, int] = WeakKeyDictionary()
+class _File(NamedTuple):
+    """Which file was mapped: another one may have its path by now."""
+
+    path: Path
+    stamp: tuple[int, int, int, int]
+
+
+_FILES: WeakKeyDictionary[mmap.mmap, _File] = WeakKeyDictionary()
 # Smaller arrays are copied: a map takes whole pages and a place in the system's table.
 _WORTH_A_MAP = 1 << 16
 
 
-def map_file(descriptor: int) -> mmap.mmap:
+def map_file(path: Path) -> mmap.mmap:
     """A file mapped to be read, of which `private` can map a part once more."""
-    made = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    _DESCRIPTORS[made] = own = os.dup(descriptor)
-    weakref.finalize(made, os.close, own)
+    with path.open("rb") as file:
+        made = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _FILES[made] = _File(path, _stamp(file.fileno()))
     return made
+
+
+def _stamp(descriptor: int) -> tuple[int, int, int, int]:
+    state = os.fstat(descriptor)
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def stays(array: Array) -> bool:
+    """Whether the values lie where they are whether or not the array is held: in a mapped file, or
+    in the memory of a framework's tensor. What was unpacked or fetched is the array's own."""
+    owner = _owner(array)
+    return owner is not None and not isinstance(owner, (np.ndarray, bytes, bytearray))
 
 
 def can_be_private(array: Array) -> bool:
     """Whether `private` gives pages of this array's file, and no copy."""
     place = mapped(array)
-    known = place is not None and place.file in _DESCRIPTORS
+    known = place is not None and place.file in _FILES
     return known and array.nbytes >= _WORTH_A_MAP and hasattr(mmap, "MAP_PRIVATE")
 
 
@@ -85,15 +112,19 @@ def private(array: Array) -> Array:
     place = mapped(array)
     if place is None or not can_be_private(array):
         return array.copy()
+    known = _FILES[place.file]
     start = place.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     # Without reserve: a file may be larger than memory, and few pages are ever written to.
     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
     try:
-        pages = mmap.mmap(
-            _DESCRIPTORS[place.file], place.start + place.size - start, flags=flags,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=start,
-        )  # fmt: skip
-    except OSError:  # too many maps
+        with known.path.open("rb") as file:
+            if _stamp(file.fileno()) != known.stamp:
+                return array.copy()
+            pages = mmap.mmap(
+                file.fileno(), place.start + place.size - start, flags=flags,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=start,
+            )  # fmt: skip
+    except OSError:  # the file is gone, or there are too many maps
         return array.copy()
     return np.ndarray(array.shape, array.dtype, buffer=pages, offset=place.start - start)
 
@@ -103,7 +134,7 @@ def let_go(array: Array) -> None:
     somebody looks at them. Nothing happens to any other array, nor to pages that may have been
     written to, which would lose it."""
     place = mapped(array)
-    if place is None or place.file not in _DESCRIPTORS or not hasattr(mmap, "MADV_DONTNEED"):
+    if place is None or place.file not in _FILES or not hasattr(mmap, "MADV_DONTNEED"):
         return
     first = -(-place.start // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (place.start + place.size) // mmap.PAGESIZE * mmap.PAGESIZE

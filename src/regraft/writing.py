@@ -16,7 +16,7 @@ from regraft import locations, registry, shards
 from regraft.atomic import replacing_all
 from regraft.errors import FormatError
 from regraft.formats import TensorSource, Write
-from regraft.tensors import TensorInfo
+from regraft.tensors import TensorInfo, numpy_dtype
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -68,11 +68,29 @@ def write(
     if not where.parent.is_dir():
         raise FormatError(str(path), found="no such folder", hint="make the folder first")
     mark = _MARKS.get((_format_of(writer), framework), {})
+    tensors = ((info, _as_told(info, get)) for info, get in tensors)
     if max_shard is not None:
         return _write_set(where, list(tensors), (mark, metadata or {}), writer, max_shard, force)
     _free([where], force)
     writer(where, tensors, {**mark, **(metadata or {})})
     return where
+
+
+def _as_told(info: TensorInfo, get: Callable[[], Array]) -> Callable[[], Array]:
+    """Bytes of another dtype or shape than a header tells would be read as something else."""
+
+    def checked() -> Array:
+        array = get()
+        if array.shape != info.shape or array.dtype.newbyteorder("=") != numpy_dtype(info.dtype):
+            raise FormatError(
+                info.name,
+                found=f"values {array.dtype}{list(array.shape)}",
+                expected=f"{info.dtype}{list(info.shape)}, as the tensor is told to be",
+                hint="what gives the values must give them as they are described",
+            )
+        return array
+
+    return checked
 
 
 def _format_of(writer: Write) -> str:

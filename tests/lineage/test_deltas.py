@@ -103,7 +103,16 @@ def test_empty_scalar_and_tied(tmp_path: Path) -> None:
 def test_grouping_is_undone(values: list[int], width: int) -> None:
     own = np.array(values[: len(values) // width * width], np.uint8)
     grouped = b"".join(delta_frames.grouped(own, None, width))
-    np.testing.assert_array_equal(delta_frames.ungrouped(grouped, width), own)
+    back = delta_frames.ungrouped(grouped, width)
+    np.testing.assert_array_equal(back, own)
+    assert back.flags.writeable  # the base's bytes are laid over it in place
+
+
+def test_a_last_block_of_a_single_value(tmp_path: Path) -> None:
+    base = {"w": np.random.default_rng(1).standard_normal((1 << 20) + 1).astype(np.float32)}
+    tuned = {"w": base["w"] * np.float32(1.001)}
+    before = saved(tmp_path / "a.safetensors", base)
+    assert there_and_back(before, saved(tmp_path / "b.safetensors", tuned), tmp_path) < 0.9
 
 
 def test_another_base_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
@@ -210,6 +219,24 @@ def test_several_files_are_refused(tmp_path: Path) -> None:
         rg.make_delta(before, index, tmp_path / "d")
     shard = sorted(tmp_path.glob("s-*.safetensors"))[0]
     assert there_and_back(index, shard, tmp_path) < 0.2
+
+
+def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path: Path) -> None:
+    base = base_arrays()
+    before = saved(tmp_path / "a.safetensors", base)
+    after = saved(tmp_path / "b.safetensors", tuned_arrays(base))
+
+    def written_to(name: str, _: int) -> None:
+        if name == "l7.w":
+            with after.open("r+b") as file:
+                file.seek(-8, 2)
+                file.write(bytes(8))
+
+    with pytest.raises(FormatError, match="changed while it was read"):
+        rg.make_delta(before, after, tmp_path / "d", progress=written_to)
+    assert not (tmp_path / "d").exists()
+    with pytest.raises(FormatError, match="a model"):
+        rg.make_delta("torch.nn:Identity", after, tmp_path / "d")
 
 
 def test_real_epochs(real: Path, tmp_path: Path) -> None:

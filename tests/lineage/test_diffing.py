@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import regraft as rg
 from regraft import checkpoints
-from regraft.lineage import measuring
+from regraft.lineage import correspondence, measuring
 from regraft.lineage.measuring import Change, compared, effective_rank, pieces
 from regraft.tensors import TensorInfo
 
@@ -73,6 +73,19 @@ def test_what_is_no_number_is_counted_and_left_out() -> None:
     zero = compared(np.zeros(3), np.array([0.0, -0.0, 0.0]))
     assert not zero.same
     assert (zero.rel_l2, zero.cosine) == (0.0, 1.0)
+
+
+def test_a_tensor_without_a_number_has_not_stayed_close(tmp_path: Path) -> None:
+    base = weights()
+    tuned = {n: np.full_like(a, np.nan) if "weight" in n else a for n, a in base.items()}
+    found = rg.diff(*files(tmp_path, base, tuned))
+    entry = found["layers.0.weight"]
+    assert (entry.status, entry.odd) == ("moved", entry.shape[0] * entry.shape[1])
+    assert all(np.isnan([entry.rel_l2, entry.max_abs, entry.cosine]))
+    assert np.isnan(found.modules()["layers.0"].rel_l2)
+    rg.report(tmp_path / "page.html", diff=found)
+    assert f"{entry.odd} NaN or Inf" in (tmp_path / "page.html").read_text()
+    assert rg.diff(*files(tmp_path, tuned, tuned)).same
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1, 1, 7, 2), (5,), (1, 40)])
@@ -159,6 +172,46 @@ def test_close_values_and_their_module_under_other_names(tmp_path: Path) -> None
         assert found[f"{new}kernel"].base == f"{old}weight"
         assert found[f"{new}kernel"].cosine > 0.99
         assert found[f"{new}shift"].base == f"{old}bias"
+
+
+def test_equal_constants_and_the_order_of_modules_say_nothing_against_values(
+    tmp_path: Path,
+) -> None:
+    base: dict[str, np.ndarray] = {}
+    tuned: dict[str, np.ndarray] = {}
+    random = rng()
+    for i in range(2):
+        base[f"layers.{i}.weight"] = random.standard_normal((16, 16)).astype(np.float32)
+        base[f"layers.{i}.bias"] = np.zeros(16, np.float32)
+        base[f"layers.{i}.gain"] = random.standard_normal(16).astype(np.float32)
+    parts = {"kernel": "weight", "shift": "bias", "scale": "gain"}
+    swapped = {"a": "layers.1", "b": "layers.0"}
+    for new, old in swapped.items():
+        for part, was in parts.items():
+            far = {"weight": 0.01, "bias": 0, "gain": 1}[was]
+            array = base[f"{old}.{was}"] + far * random.standard_normal(base[f"{old}.{was}"].shape)
+            tuned[f"{new}.{part}"] = array.astype(np.float32)
+    found = rg.diff(*files(tmp_path, base, tuned))
+    told = {name: entry.base for name, entry in found.items()}
+    assert told == {f"{n}.{p}": f"{o}.{w}" for n, o in swapped.items() for p, w in parts.items()}
+
+
+def test_heads_of_one_shape_and_zeros_of_two_are_no_counterparts(tmp_path: Path) -> None:
+    random = rng()
+    body = {f"body.{i}.0.weight": random.standard_normal((8, 9)) for i in range(4)}
+    base = body | {"fc.weight": random.standard_normal((10, 8)), "p": np.zeros((3, 5))}
+    tuned = body | {"head.weight": random.standard_normal((10, 8)), "q": np.zeros((5, 3))}
+    found = rg.diff(*files(tmp_path, base, tuned))
+    assert found.counts() == {"identical": 4, "fresh": 2, "gone": 2}
+
+
+def test_values_that_cannot_be_squared_are_close_to_nothing(tmp_path: Path) -> None:
+    tiny, huge = (rng().standard_normal((12, 12)) * scale for scale in (1e-300, 1e200))
+    base = {"a": tiny, "b": huge[:, :9].copy()}
+    tuned = {"x": tiny[::-1] * 1.5, "y": huge[::-1, :9] * 1.5}
+    one, other = (rg.open(path) for path in files(tmp_path, base, tuned, "npz"))
+    plan = correspondence(one, one.read, other, other.read)
+    assert plan.fresh == ["x", "y"]
 
 
 def test_another_training_is_no_fine_tuning(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import regraft as rg
 from regraft import checkpoints
 from regraft.cli import cli
+from regraft.lineage import Lineage, Origin, encode
 from regraft.lineage.hints import order_by_names
 from regraft.tensors import TensorInfo
 
@@ -134,6 +135,21 @@ def test_roundings_hang_on_their_origin(tmp_path: Path) -> None:
     assert len(told) == 5
 
 
+def test_copies_of_two_files_of_a_family_hang_on_their_own(tmp_path: Path) -> None:
+    little = Little(tmp_path)
+    base = little.new()
+    tuned = little.step(base)
+    for name in ("a.safetensors", "b.pth"):
+        little.save(name, base)
+    # The first of these in order is not the one that others go on from, by its name.
+    for name in ("w-copy.npz", "w.safetensors", "w-copy-2.npz"):
+        little.save(name, tuned)
+    same = {(e.parent, e.child) for e in rg.family_tree(tmp_path).edges if "same" in e.why[0]}
+    groups = ({"a.safetensors", "b.pth"}, {"w-copy.npz", "w.safetensors", "w-copy-2.npz"})
+    assert len(same) == 3
+    assert all(any({p, c} <= group for group in groups) for p, c in same)
+
+
 def test_means_have_all_their_parents(tmp_path: Path) -> None:
     little = Little(tmp_path)
     base = little.new()
@@ -177,6 +193,20 @@ def test_a_lineage_in_the_file_is_believed(tmp_path: Path) -> None:
         "certain",
     )
     assert "the lineage in the file" in edge.why[0]
+
+
+def test_files_of_which_nothing_is_compared_are_not_the_same(tmp_path: Path) -> None:
+    """Integers alone: kin by the lineage in the file, and by nothing else."""
+    little = Little(tmp_path)
+    values = np.arange(30).reshape(5, 6)
+    little.save("base.safetensors", {"w": values})
+    with rg.open(tmp_path / "base.safetensors") as base:
+        told = Lineage("base.safetensors", base.sha256, "", {"w": Origin("tuned", "", ("w",))})
+    item = (TensorInfo("w", (5, 6), "int64"), lambda: values[::-1].copy())
+    checkpoints.write(tmp_path / "tuned.safetensors", [item], encode(told))
+    (edge,) = rg.family_tree(tmp_path).edges
+    assert (edge.parent, edge.direction) == ("base.safetensors", "certain")
+    assert not any("same values" in reason for reason in edge.why)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import regraft as rg
-from regraft.lineage import parent_of, sidecar
+from regraft import checkpoints
+from regraft.lineage import encode, parent_of, sidecar
+from regraft.tensors import TensorInfo
 
 
 def net(classes: int = 4, width: int = 6) -> nn.Sequential:
@@ -98,6 +101,41 @@ def test_restore_without_lineage_by_names(base: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_restore_keeps_the_dtype_of_the_tuned_file(tmp_path: Path) -> None:
+    model = net()
+    wide = model.state_dict()
+    narrow = {n: (t + 1).bfloat16() if t.is_floating_point() else t for n, t in wide.items()}
+    torch.save(wide, tmp_path / "wide.pth")
+    torch.save(narrow, tmp_path / "narrow.pth")
+    out = tmp_path / "r.safetensors"
+    rg.restore(tmp_path / "narrow.pth", tmp_path / "wide.pth", out, tensors=["0.*"])
+    with rg.open(out) as found:
+        assert found["0.weight"].dtype == "bfloat16"
+        want = wide["0.weight"].bfloat16().float().numpy()
+        np.testing.assert_array_equal(found.read("0.weight").astype(np.float32), want)
+
+
+def test_restore_by_a_plan_says_which_file_it_was(base: Path, tuned: Path, tmp_path: Path) -> None:
+    other = {n: t * 3 for n, t in torch.load(base)["state_dict"].items()}
+    torch.save(other, tmp_path / "other.pth")
+    rules = {"fresh": ["4.*"], "unused": ["module.4.*"]}
+    plan = rg.load(tmp_path / "other.pth", net(9), **rules).plan
+    out = tmp_path / "r.safetensors"
+    rg.restore(tuned, tmp_path / "other.pth", out, tensors=["0.*"], plan=plan)
+    told = rg.trace(out)
+    assert told.tensors["0.bias"].state == "loaded"
+    assert told.tensors["0.bias"].file == "other.pth"
+    assert set(told.also) == {"other.pth"}
+    # Of the lineage's own source there are the others still.
+    assert set(rg.pretrained(out, base)) == {n for n in told.tensors if n.startswith("1.")}
+    few = msgspec.structs.replace(plan, grafts={n: plan.grafts[n] for n in ("0.weight",)})
+    done = rg.restore(tuned, tmp_path / "other.pth", out, tensors=["0.*"], plan=few, force=True)
+    assert (done.rewound, done.kept) == (("0.weight",), ("0.bias",))
+    wider = rg.save(net(9, width=9), tmp_path / "wider.safetensors")
+    with pytest.raises(rg.ShapeMismatch, match=r"0\.weight"):
+        rg.restore(wider, tmp_path / "other.pth", out, tensors=["0.*"], plan=plan, force=True)
+
+
 def test_export_in_the_source_s_terms(base: Path, tuned: Path, tmp_path: Path) -> None:
     done = rg.export(tuned, tmp_path / "back.pth")
     assert done.left == ("4.weight", "4.bias")
@@ -109,6 +147,20 @@ def test_export_in_the_source_s_terms(base: Path, tuned: Path, tmp_path: Path) -
     assert list(torch.load(whole.path)) == list(torch.load(base)["state_dict"])
     assert rg.diff(base, whole.path).counts() == {"identical": 7, "moved": 2}
     assert set(rg.trace(whole.path).counts()) == {"loaded"}
+    # What came from the base is no part of the tuned file.
+    assert set(rg.pretrained(whole.path, tuned)) == set(done.written)
+    assert rg.export(whole.path, tmp_path / "again.safetensors").left == whole.filled
+
+
+def test_export_takes_nothing_from_another_training(
+    base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    held = torch.load(base)["state_dict"]
+    torch.save({"state_dict": held, "epoch": 3}, tmp_path / "same.pth")
+    assert rg.export(tuned, tmp_path / "a.pth", base=tmp_path / "same.pth").filled
+    torch.save({"state_dict": {n: t * 2 for n, t in held.items()}}, tmp_path / "other.pth")
+    with pytest.raises(rg.StalePlan, match="other values than were loaded"):
+        rg.export(tuned, tmp_path / "b.pth", base=tmp_path / "other.pth")
 
 
 def test_export_from_another_layout(tmp_path: Path) -> None:
@@ -189,3 +241,30 @@ def test_a_lineage_beside_its_file(base: Path, tuned: Path, tmp_path: Path) -> N
     sidecar.path_of(bare).write_text("{")
     with pytest.raises(rg.FormatError, match="cannot be read"):
         rg.trace(bare)
+
+
+def test_a_lineage_is_not_believed(tuned: Path, base: Path, tmp_path: Path) -> None:
+    """It names no file outside its folder, and sources that it does not describe are an error."""
+    told = rg.trace(tuned)
+    (tmp_path / "inner").mkdir()
+    bare = tmp_path / "inner" / "bare.safetensors"
+    rg.convert(tuned, bare)
+    with rg.open(bare) as found:
+        kept = {name: found.read(name).copy() for name in found}
+    items = [(TensorInfo(n, a.shape, a.dtype.name), lambda a=a: a) for n, a in kept.items()]
+    for name in (str(base), f"../{base.name}", "..", ""):
+        wrong = msgspec.structs.replace(told, source=name)
+        checkpoints.write(bare, items, encode(wrong), force=True)
+        assert [s.state for s in rg.sources_of(bare)] == ["absent"]
+    checkpoints.write(
+        bare, items, encode(msgspec.structs.replace(told, source_tensors={})), force=True
+    )
+    with pytest.raises(rg.FormatError, match="says no shape"):
+        rg.export(bare, tmp_path / "e.pth")
+
+
+def test_a_plan_of_other_files_is_told(base: Path, tuned: Path) -> None:
+    model = nn.ModuleDict({"net": net(9)})
+    plan = rg.plan(base, model)
+    with pytest.raises(rg.StalePlan, match="none of the tensors"):
+        rg.diff(base, tuned, plan=plan)

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import regraft as rg
 from regraft import matching
 from regraft.plans import Plan
 from regraft.tensors import Catalogue, TensorInfo
@@ -323,3 +325,39 @@ def test_a_tied_head_whose_kernel_lies_turned() -> None:
     way = question.alternatives[0]
     assert way.sources == ("embed_tokens.weight",)
     assert list(map(str, way.ops)) == ["transpose(1, 0)"]
+
+
+class _Attention(torch.nn.Module):
+    def __init__(self, loose: bool) -> None:
+        super().__init__()
+        self.qkv = torch.nn.Linear(12, 36, bias=not loose)
+        self.proj = torch.nn.Linear(12, 12)
+        if loose:
+            self.q_bias = torch.nn.Parameter(torch.zeros(12))
+            self.v_bias = torch.nn.Parameter(torch.zeros(12))
+
+
+def test_a_bias_of_keys_that_goes_nowhere_is_told() -> None:
+    """It changes nothing where it is zero, and may where keys are normalised or turned."""
+    torch.manual_seed(0)
+    source, target = (torch.nn.ModuleDict({"attn": _Attention(loose)}) for loose in (False, True))
+    plan = rg.plan(source, target)
+    assert plan.complete
+    assert [(w.code, w.where) for w in plan.warnings] == [("partly-used", "attn.qkv.bias")]
+    with torch.no_grad():
+        source["attn"].qkv.bias[12:24] = 0
+    assert not rg.plan(source, target).warnings
+    assert not rg.plan(target, source).warnings
+
+
+@pytest.mark.parametrize(
+    ("shape", "certain"), [((20, 3, 4, 5), True), ((20, 3, 3, 5), False), ((24, 3, 24), False)]
+)
+def test_an_axis_of_three_that_may_be_heads(shape: tuple[int, ...], certain: bool) -> None:
+    """Three heads, of which each has its query, key and value, make the same shape."""
+    width = int(np.prod(shape[2:]))
+    source = random({"attn/qkv/kernel": shape, "attn/out/kernel": (width, shape[0])})
+    parts = {f"attn.{n}.weight": (width, shape[0]) for n in "qkv"}
+    target = random(parts | {"attn.out.weight": (shape[0], width)})
+    plan = planned(source, target, framework="jax")
+    assert ("attn.q.weight" in plan.grafts) == certain, plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import regraft as rg
+from regraft.lineage import sidecar
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import samples, torch_net
@@ -75,6 +77,33 @@ def test_soup(tmp_path: Path) -> None:
     assert "2.safetensors" in rg.trace(path).training["parents"]
 
 
+def test_parents_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Trainings that each wrote into a folder of its own: every one is named, with its sha256."""
+    for seed in range(2):
+        (tmp_path / f"run{seed}").mkdir()
+        tuned_file(tmp_path, f"run{seed}/model.safetensors", seed)
+    files = [tmp_path / f"run{seed}" / "model.safetensors" for seed in range(2)]
+    told = rg.trace(rg.soup(files, tmp_path / "soup.safetensors"))
+    shas = {
+        "/".join(file.parts[-2:]): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
+    assert told.also == shas
+    assert told.source_hash == shas[told.source] == shas["run0/model.safetensors"]
+
+
+def test_a_lineage_beside_the_file(tmp_path: Path) -> None:
+    told = rg.trace(tuned_file(tmp_path, "tuned.safetensors", 0))
+    end = arrays(tmp_path / "tuned.safetensors")
+    plain = tmp_path / "plain.pth"
+    torch.save({name: torch.tensor(array) for name, array in end.items()}, plain)
+    beside = sidecar.write(plain, told)
+    path = rg.interpolate(tmp_path / "base.pth", plain, tmp_path / "mid.safetensors")
+    assert rg.trace(path).tensors["3.weight"].state == "fresh"
+    beside.write_text("no lineage")
+    with pytest.raises(rg.FormatError, match="lineage"):
+        rg.interpolate(tmp_path / "base.pth", plain, tmp_path / "x.safetensors")
+
+
 def test_what_cannot_be_averaged(tmp_path: Path) -> None:
     tuned = tuned_file(tmp_path, "tuned.safetensors", 0)
     torch.save({"0.weight": torch.ones(2)}, tmp_path / "other.pth")
@@ -86,3 +115,15 @@ def test_what_cannot_be_averaged(tmp_path: Path) -> None:
     with pytest.raises(rg.TargetError):
         rg.interpolate(tuned, tuned, tmp_path / "x.safetensors", share=1.5)
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_codes_and_masks_have_no_mean(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        codes = np.full((2, 3), seed, np.int8)
+        rg.convert({"codes": codes, "steps": np.array(seed)}, tmp_path / f"{seed}.npz")
+        same = {"codes": np.ones((2, 3), np.int8), "steps": np.array(seed)}
+        rg.convert(same, tmp_path / f"same{seed}.npz")
+    with pytest.raises(rg.TargetError, match="codes"):
+        rg.soup([tmp_path / "1.npz", tmp_path / "2.npz"], tmp_path / "x.safetensors")
+    path = rg.soup([tmp_path / "same1.npz", tmp_path / "same2.npz"], tmp_path / "y.safetensors")
+    assert rg.open(path).read("steps") == 2

@@ -54,6 +54,15 @@ def test_numbers_in_csv_and_parquet(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.y, found.y)
 
 
+def test_text_that_looks_like_a_number_stays_as_it_is(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", "code,label\n007,1\n1e3,01\nnan,x\na,1\n")
+    seen: list[str] = []
+    found = read(path, rows=lambda row: [seen.append(row["code"]) or 0])
+    assert seen == ["007", "1e3", "nan", "a"]
+    assert found.classes == ("01", "1", "x")
+    assert found.y.tolist() == [1, 0, 2, 1]
+
+
 def tokenizer(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

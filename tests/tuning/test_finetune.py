@@ -109,6 +109,31 @@ def test_linear_probe_learns_only_what_is_fresh(tmp_path: Path) -> None:
         rg.finetune(model, samples(), linear_probe=True)
 
 
+def test_a_live_source_is_held_as_it_was(tmp_path: Path) -> None:
+    """L2-SP's values may lie in the very memory that is trained: it pulls to what they were."""
+    torch.save(torch_net(1).state_dict(), tmp_path / "base.pth")
+    found: list[dict[str, Any]] = []
+    for live in (False, True):
+        model = torch_net(2)
+        receipt = rg.load(tmp_path / "base.pth", model)
+        source = model if live else tmp_path / "base.pth"
+        policy = rg.Policy(l2_sp=100.0)
+        rg.finetune(
+            model, samples(), receipt=receipt, source=source, policy=policy, epochs=2, batch_size=8,
+            validation=0,
+        )  # fmt: skip
+        found.append(values(model))
+    for name, array in found[0].items():
+        np.testing.assert_array_equal(array, found[1][name], err_msg=name)
+
+
+def test_settings_and_single_values_together() -> None:
+    settings = rg.Settings(epochs=9, lr=0.02)
+    tuned = rg.finetune(torch_net(), samples(), settings=settings, epochs=2)
+    assert len(tuned.curve) == 2
+    assert tuned.training["lr"] == "0.02"
+
+
 def test_regression() -> None:
     x, _ = samples()
     tuned = rg.finetune(nn.Linear(3, 1), (x, x.sum(1)), epochs=30, lr=0.1)
@@ -124,6 +149,12 @@ def test_what_cannot_be_trained() -> None:
         rg.finetune(torch_net(), (x, y * 5))
     with pytest.raises(rg.FormatError):
         rg.finetune(torch_net(), (x, y[:3]))
+    with pytest.raises(rg.FormatError, match="x_val"):
+        Data(x, y, x)
+    with pytest.raises(rg.FormatError, match="class number -1"):
+        Data(x, y - 1)
+    with pytest.raises(rg.FormatError, match="class number -1"):
+        Data(x, y, x, y - 1)
     with pytest.raises(rg.TargetError):
         rg.finetune({"w": np.ones(3)}, (x, y))
 
@@ -147,6 +178,11 @@ def test_images_by_class(tmp_path: Path) -> None:
     assert 0 <= found.x.min() <= found.x.max() <= 1
     gray = training_data.load(folder, channels_first=False, reading=Reading(size=(4, 6), gray=True))
     assert gray.x.shape == (4, 4, 6, 1)
+    tuned = rg.finetune(
+        nn.Sequential(nn.Flatten(), nn.Linear(24, 2)), folder, reading=Reading(gray=True),
+        size=(4, 6), epochs=1,
+    )  # fmt: skip
+    assert len(tuned.curve) == 1
     with pytest.raises(rg.FormatError, match="size"):
         training_data.load(_images(tmp_path / "mixed", (8, 9)), channels_first=True)
     (folder / "cat" / "0.png").write_bytes(b"no image")

@@ -12,6 +12,7 @@ import pytest
 
 import regraft as rg
 from regraft.tuning.keras import Follow, Tuning
+from regraft.tuning.keras_data import Schedule
 from regraft.tuning.keras_statistics import measure
 from regraft.tuning.policies import Policy
 from regraft.tuning.references import Reference
@@ -203,6 +204,21 @@ def test_a_run_that_goes_on_ends_the_same(after: int, tmp_path: Path) -> None:
     assert "first/bias" in found.receipt.frozen
     with pytest.raises(rg.StalePlan, match="policy"):
         rg.finetune(net(0.4), samples(), checkpoints=tmp_path, **SETTINGS)
+
+
+def test_rates_follow_the_updates() -> None:
+    """Batches whose gradients are only added up are no steps of the schedule."""
+    settings = rg.Settings(epochs=2, lr=0.5, schedule="linear", accumulate=2)
+    schedule = Schedule(0.5, settings, 0.0, 4.0)
+    optimizer = keras.optimizers.SGD(schedule, gradient_accumulation_steps=2)
+    variable = keras.Variable([1.0])
+    optimizer.build([variable])
+    moved: list[float] = []
+    for _ in range(8):
+        before = float(variable.numpy()[0])
+        optimizer.apply([keras.ops.ones((1,))], [variable])
+        moved.append(before - float(variable.numpy()[0]))
+    np.testing.assert_allclose(moved, [0, 0.5, 0, 0.375, 0, 0.25, 0, 0.125], atol=1e-6)
 
 
 def test_precision_accumulation_and_rate() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -83,6 +85,24 @@ def test_gradual_unfreezing(tmp_path: Path) -> None:
     assert changed(before, values(model)) >= {"3.weight", "0.weight", "1.weight", "1.running_mean"}
 
 
+@pytest.mark.parametrize("how", [{}, {"accumulate": 2}, {"precision": "bf16"}, {"clip": 1.0}])
+def test_l2_sp(how: dict[str, Any], tmp_path: Path) -> None:
+    """Lightning makes the gradients within the optimizer's step; the pull is added to them, and not
+    clipped."""
+    torch.save(torch_net(1).state_dict(), tmp_path / "base.pth")
+    apart: list[float] = []
+    for strength in (0.0, 1e4):
+        model = torch_net(2)
+        receipt = rg.load(tmp_path / "base.pth", model)
+        start = values(model)
+        rg.finetune(
+            model, samples(), receipt=receipt, source=tmp_path / "base.pth", epochs=6, lr=0.01,
+            batch_size=8, policy=Policy(l2_sp=strength), **how,
+        )  # fmt: skip
+        apart.append(float(np.linalg.norm(values(model)["0.weight"] - start["0.weight"])))
+    assert apart[1] < 0.7 * apart[0]
+
+
 SETTINGS: dict[str, Any] = {
     "epochs": 4, "lr": 0.02, "weight_decay": 0.1, "schedule": "cosine", "warmup": 0.1,
     "accumulate": 2, "clip": 1.0, "batch_size": 7, "seed": 5,
@@ -151,3 +171,13 @@ def test_what_starts_later_is_refused_in_several_processes() -> None:
     trainer = type("Trainer", (), {"world_size": 2, "optimizers": []})
     with pytest.raises(rg.TargetError, match="fit twice"):
         Follow(tuning).on_train_start(trainer, None)
+
+
+def test_a_run_from_other_pretrained_values_is_another(tmp_path: Path) -> None:
+    """From live models, too, which have no file's hash."""
+    for seed, raises in ((1, False), (1, False), (2, True)):
+        model = torch_net(9)
+        receipt = rg.load(torch_net(seed), model)
+        wanted = pytest.raises(rg.StalePlan, match="pretrained") if raises else nullcontext()
+        with wanted:
+            rg.finetune(model, samples(), receipt=receipt, checkpoints=tmp_path, epochs=1)

@@ -117,3 +117,5 @@ def test_l2_sp(tmp_path: Path) -> None:
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, away), optimizer.init(away), away)
     np.testing.assert_allclose(updates["first"]["kernel"], -1.0, rtol=1e-5)
     np.testing.assert_allclose(updates["head"]["kernel"], -0.25 * away["head"]["kernel"], rtol=1e-5)
+    with pytest.raises(rg.TargetError, match="Reference"):
+        follow(course, away, lambda rate, _: optax.sgd(rate))

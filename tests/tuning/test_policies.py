@@ -147,6 +147,15 @@ def test_statistics_follow_their_layer() -> None:
     )
 
 
+def test_statistics_of_a_norm_without_scale_and_shift() -> None:
+    tensors = infos("conv.weight", ("bn.running_mean", 1), "fc.weight")
+    mean = "bn.running_mean"
+    assert course(tensors, Policy())[mean].since == 0
+    assert course(tensors, Policy(freeze_depth=1)).frozen == ["conv.weight", mean]
+    assert mean in course(tensors, Policy(linear_probe=True, head=("fc.*",))).frozen
+    assert mean in course(tensors, Policy(freeze=("bn.*",))).frozen
+
+
 def test_policies_that_do_not_fit() -> None:
     with pytest.raises(rg.RuleMatchedNothing):
         course(vit(), Policy(freeze=("nothing.*",)))

@@ -98,6 +98,16 @@ def test_frozen_statistics_everywhere() -> None:
     assert tuning.finish().check().held
 
 
+def test_an_end_that_lacks_something() -> None:
+    tuning = Tuning(torch_net(), Policy(batchnorm="recalibrate"))
+    with pytest.raises(rg.TargetError, match="begin"):
+        tuning.finish()
+    tuning.begin()
+    with pytest.raises(rg.TargetError, match="no data"):
+        tuning.finish()
+    assert "1.running_mean" in tuning.finish([torch.randn(4, 3)]).learned
+
+
 def test_groups_keep_their_rates() -> None:
     tuning = Tuning(torch_net(), Policy(layer_decay=0.1, head=("3.*",), head_lr=4))
     found = {name: g for g in tuning.groups(1.0, 0.3) for name in g["names"]}
@@ -114,9 +124,10 @@ def test_tied_tensors_are_one() -> None:
             self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
             self.head.weight = self.embed.weight
 
-    tuning = Tuning(nn.Sequential(Tied(), nn.Linear(5, 5)), Policy(freeze=("0.embed.weight",)))
-    assert tuning.course["0.head.weight"].since is None
-    assert [n for g in tuning.groups(1.0) for n in g["names"]] == ["1.weight", "1.bias"]
+    for frozen in ("0.embed.weight", "0.head.weight"):
+        tuning = Tuning(nn.Sequential(Tied(), nn.Linear(5, 5)), Policy(freeze=(frozen,)))
+        assert tuning.course.frozen == ["0.embed.weight", "0.head.weight"]
+        assert [n for g in tuning.groups(1.0) for n in g["names"]] == ["1.weight", "1.bias"]
 
 
 def test_moving_average() -> None:
@@ -178,6 +189,21 @@ def test_l2_sp_holds_weights_near_the_pretrained_ones(tmp_path: Path) -> None:
         loop(net, tuning, optimizer, 3)
         apart.append(float((net[0].weight.detach() - start).norm()))
     assert apart[1] < 0.5 * apart[0]
+
+
+def test_only_what_is_fresh_is_pulled_to_0(tmp_path: Path) -> None:
+    """Pretrained values are not, though no reference says what they were."""
+    net, receipt, _ = _loaded(tmp_path)
+    before = values(net)
+    tuning = Tuning(net, Policy(l2_sp_fresh=0.2), receipt=receipt)
+    optimizer = torch.optim.SGD(tuning.groups(0.5))
+    tuning.begin(optimizer)
+    (0 * net.eval()(torch.randn(6, 3)).sum()).backward()
+    optimizer.step()
+    assert changed(before, values(net)) == {"3.weight", "3.bias"}
+    np.testing.assert_allclose(values(net)["3.weight"], 0.9 * before["3.weight"], rtol=1e-6)
+    with pytest.raises(rg.TargetError, match="fresh"):
+        Tuning(net, Policy(l2_sp_fresh=0.2))
 
 
 def test_the_reference_is_the_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import regraft as rg
 from regraft.tuning.policies import Policy
 from regraft.tuning.torch import Tuning
 
@@ -110,3 +111,8 @@ def test_the_trainer_goes_on_with_the_average(tmp_path: Path) -> None:
     assert changed(values(whole), values(again)) == set()
     assert follow.receipt is not None
     assert follow.receipt.held
+    (tmp_path / "checkpoint-5" / "regraft_tuning.pt").unlink()
+    with pytest.raises(rg.TargetError, match="regraft_tuning"):
+        train(
+            Net(), rows(), policy, tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-5")
+        )

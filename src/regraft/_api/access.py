@@ -65,7 +65,8 @@ class Source(NamedTuple):
 def sources_of(path: Given, bases: Iterable[str | os.PathLike[str]] = ()) -> list[Source]:
     """The files that a saved model came from, and these from: its lineage, parents included.
 
-    **Arguments:** `bases`: files to look at; those in the folder of `path` are found by name.
+    **Arguments:** `bases`: files to look at; those in the folder of `path` are found by name (a
+    lineage is not believed to name files anywhere else).
 
     **Raises** `FormatError` where the file has no lineage.
     """
@@ -77,14 +78,14 @@ def sources_of(path: Given, bases: Iterable[str | os.PathLike[str]] = ()) -> lis
     depth = 0
     while told is not None:
         for name, digest in {told.source: told.source_hash, **told.also}.items():
-            file = at_hand.get(name, here / name)
-            found.append(Source(name, digest, depth, _state(file, digest)))
+            beside = here / name if Path(name).name == name != ".." and name else None
+            found.append(Source(name, digest, depth, _state(at_hand.get(name, beside), digest)))
         told, depth = lineage.parent_of(told), depth + 1
     return found
 
 
-def _state(file: Path, digest: str) -> Literal["verified", "changed", "absent"]:
-    if not digest or not file.exists():
+def _state(file: Path | None, digest: str) -> Literal["verified", "changed", "absent"]:
+    if not digest or file is None or not file.exists():
         return "absent"
     try:
         return "verified" if checkpoints.content_hash(file) == digest else "changed"
@@ -109,13 +110,22 @@ def paired(
     container: str | None = None,
 ) -> Pairing:
     """Which tensor of one file is which of the other: by the plan, by the newer file's lineage
-    where it speaks of this base, or by what names and values tell."""
+    where it speaks of this base, or by what names and values tell. **Raises** `StalePlan` where the
+    plan is of other files."""
     before, after = source_side(base, container), source_side(tuned, container)
     made = plan if isinstance(plan, Plan) or plan is None else Plan.load(plan)
     if made is None:
         made = _from_lineage(before, after)
     if made is not None:
         made.check(before.catalogue)
+        if made.grafts and not made.grafts.keys() & after.catalogue.keys():
+            raise StalePlan(
+                after.catalogue.label,
+                found="none of the tensors that the plan makes",
+                expected=f"tensors of {made.target.label or 'its model'} such as "
+                f"{next(iter(made.grafts))!r}",
+                hint="give the plan that the newer file's model was loaded by",
+            )
         return Pairing(before, after, made, True)
     sides = (before.catalogue, before.reader(), after.catalogue, after.reader())
     found = lineage.correspondence(*sides, known=_matched(before, after))
@@ -190,10 +200,11 @@ class Weights(Mapping[str, "Array"]):
 def pretrained(tuned: Given, base: Given) -> Weights:
     """The weights as they were before training, by the tuned model's names and in its layout.
 
-    A Mapping whose arrays are read from the base when they are asked for. Tensors that were fresh
-    have no pretrained values and are left out; entries that a model added to a pretrained tensor
-    (rows of a vocabulary) are as they are now. **Raises** `FormatError` where `tuned` holds no
-    lineage, `StalePlan` where `base` is not the file it speaks of.
+    A Mapping whose arrays are read from the base when they are asked for. Tensors that were fresh,
+    or came from another file, have no pretrained values there and are left out; entries that a
+    model added to a pretrained tensor (rows of a vocabulary) are as they are now. **Raises**
+    `FormatError` where `tuned` holds no lineage, `StalePlan` where `base` is not the file it speaks
+    of.
     """
     after = source_side(tuned)
     told = lineage_of(after)
@@ -202,7 +213,8 @@ def pretrained(tuned: Given, base: Given) -> Weights:
     wrong: list[str] = []
     makers: dict[str, Callable[[], Array]] = {}
     for name, origin in told.tensors.items():
-        if origin.kind == "fresh" or name not in made.grafts:
+        elsewhere = origin.file not in ("", told.source, before.catalogue.label)
+        if origin.kind == "fresh" or elsewhere or name not in made.grafts:
             continue
         if not made.grafts[name].written:
             wrong.append(f"{name}: {', '.join(origin.sources)} is missing")

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from regraft import checkpoints, keras_layout, lineage, transfer
+from regraft._api.access import has_lineage, lineage_of
 from regraft._sides import Given, Side, source_side
-from regraft.errors import FormatError, TargetError
+from regraft.errors import StalePlan, TargetError
 from regraft.lineage import Lineage, Origin
 from regraft.plans import Spec
 from regraft.tensors import TensorInfo
 from regraft.tuning import blending
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from regraft.tensors import Array
 
 
@@ -53,7 +53,14 @@ def interpolate(
         made.check(before.catalogue)
 
         def through(name: str) -> Array | None:
-            graft = made.grafts[name]
+            graft = made.grafts.get(name)
+            if graft is None:
+                raise StalePlan(
+                    after.catalogue.label,
+                    found=f"{name!r}, of which the lineage does not speak",
+                    expected="the tensors that were saved with it",
+                    hint="the file was changed by other means since: see rg.trace",
+                )
             if graft.keeps or not graft.written:
                 return None
             return transfer.make(made, graft, before.reader())
@@ -65,7 +72,7 @@ def interpolate(
 
     def value(name: str) -> Array:
         ours, theirs = after.reader()(name, None), pretrained(name)
-        return ours if theirs is None else blending.mixed([theirs, ours], [1 - share, share])
+        return ours if theirs is None else blending.mixed([theirs, ours], [1 - share, share], name)
 
     what = f"interpolated, {share:g} of the tuned weights"
     return _written(path, [before, after], value, pretrained, what, force)
@@ -85,7 +92,7 @@ def soup(files: Iterable[Given], path: str | os.PathLike[str], *, force: bool = 
     shares = [1 / len(sides)] * len(sides)
 
     def value(name: str) -> Array:
-        return blending.mixed((side.reader()(name, None) for side in sides), shares)
+        return blending.mixed((side.reader()(name, None) for side in sides), shares, name)
 
     first = sides[0].reader()
     what = f"uniform soup of {len(sides)}"
@@ -121,10 +128,8 @@ def _told(
     """Lineage of a blend: from the first parent, as the last one's own lineage says of each tensor;
     `also` names the other parents with their sha256."""
     first, last = parents[0], parents[-1]
-    shas = {
-        side.catalogue.label: checkpoints.content_hash(side.path) if side.path else ""
-        for side in parents
-    }
+    names = _names(parents)
+    shas = {name: side.content() for name, side in zip(names, parents, strict=True)}
     known = _lineage_of(last)
     known = known if known and lineage.speaks_of(known, first.catalogue) else None
     tensors: dict[str, Origin] = {}
@@ -138,20 +143,27 @@ def _told(
             origin = msgspec.structs.replace(origin, state="tuned")
         tensors[name] = msgspec.structs.replace(origin, hash=digest)
     made = Lineage(
-        source=first.catalogue.label,
-        source_hash=shas[first.catalogue.label],
+        source=names[0],
+        source_hash=shas[names[0]],
         container=first.catalogue.container,
         tensors=tensors,
         source_tensors={t.name: Spec(t.shape, t.dtype) for t in first.catalogue.values()},
         training={"blend": what, "parents": ", ".join(shas)},
         parent=first.catalogue.metadata.get(lineage.KEY, ""),
-        also={label: digest for label, digest in shas.items() if label != first.catalogue.label},
+        also={name: shas[name] for name in names if name != names[0]},
     )
     return lineage.encode(made)
 
 
+def _names(parents: Sequence[Side]) -> list[str]:
+    """The parents' names; those of trainings that each wrote `model.safetensors` into a folder of
+    its own begin with as many folders as tell them apart."""
+    paths = [p.path.absolute() if p.path else Path(p.catalogue.label) for p in parents]
+    count = 1
+    while len({path.parts[-count:] for path in paths}) < len(set(paths)):
+        count += 1
+    return ["/".join(path.parts[-count:]) for path in paths]
+
+
 def _lineage_of(side: Side) -> Lineage | None:
-    try:
-        return lineage.decode(side.catalogue.metadata, side.catalogue.label)
-    except FormatError:
-        return None
+    return lineage_of(side) if has_lineage(side.catalogue) else None

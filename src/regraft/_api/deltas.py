@@ -42,15 +42,17 @@ def make_delta(
     Tensors are paired as by `diff`. The delta is never larger than the file and 1 % (in files of
     some tens of kilobytes or more).
 
-    **Raises** `FormatError` where `tuned` is no single file (make a delta for each shard), or where
-    the path exists and `force` is False.
+    **Raises** `FormatError` where `tuned` is no single file (make a delta for each shard), where
+    one of the files is written to meanwhile, or where the path exists and `force` is False.
     """
     where = Path(path)
     _free(where, force)
     found = paired(base, tuned, plan)
     ours, theirs = found.before.catalogue, found.after.catalogue
-    assert isinstance(ours, Checkpoint)
-    assert isinstance(theirs, Checkpoint)
+    if not isinstance(ours, Checkpoint) or not isinstance(theirs, Checkpoint):
+        raise FormatError(
+            f"{base}, {tuned}", found="a model", expected="two files", hint="rg.save it first"
+        )
     file = folders.found(locations.where(tuned)).path
     if not (locations.is_local(file) and file.is_file()) or shards.files_of(file):
         raise FormatError(
@@ -63,6 +65,12 @@ def make_delta(
             found.plan, ours, found.before.reader(), theirs, found.after.reader(), file, hashes,
             scratch, progress,
         )  # fmt: skip
+        for side in (ours, theirs):
+            if side.changed:  # its hash is of other bytes than were read
+                raise FormatError(
+                    str(side.path), found="a file that changed while it was read",
+                    expected="a file that nobody writes to", hint="make the delta again",
+                )  # fmt: skip
         items = [
             (TensorInfo(name, (size,), "uint8"), _frame(scratch, start, size))
             for name, (start, size) in kept.frames.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -169,7 +170,7 @@ def _tensors(file: _File) -> Iterator[tuple[str, TensorInfo, Read]]:
         kind = held[graft.sources[0]].kind if graft.sources else "weight"
         info = TensorInfo(name, graft.spec.shape, dtype, kind=kind)
 
-        yield name, info, _reader(plan, graft, held.read)
+        yield name, info, partial(_made, plan, graft, held.read)
     used = {source for graft in plan.grafts.values() for source in graft.sources}
     into = _renaming(plan)
     for name, info in held.items():
@@ -177,12 +178,8 @@ def _tensors(file: _File) -> Iterator[tuple[str, TensorInfo, Read]]:
             yield into(name), info, held.read
 
 
-def _reader(plan: Plan, graft: Graft, read: Read) -> Read:
-    def get(_: str, slices: Slices | None) -> Array:
-        whole = transfer.make(plan, graft, read)
-        return whole if slices is None else whole[slices]
-
-    return get
+def _made(plan: Plan, graft: Graft, read: Read, _: str, slices: Slices | None) -> Array:
+    return transfer.make(plan, graft, read, slices=slices)
 
 
 def _renaming(plan: Plan) -> Callable[[str], str]:

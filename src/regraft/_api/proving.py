@@ -10,7 +10,7 @@ from regraft import checkpoints, targets
 from regraft._api.planning import both_sides, compared, plan_sides
 from regraft._sides import Given, Side, source_side, target_side
 from regraft.calls import Taps
-from regraft.errors import RegraftError, TargetError
+from regraft.errors import RegraftError, TargetError, VerificationFailed
 from regraft.plans import Plan
 from regraft.tensors import TensorInfo
 from regraft.verification import Probe, Report
@@ -40,20 +40,12 @@ def verify(
     - `plan`: what was loaded; without it one is made.
 
     The model is as it was afterwards. **Raises** `TargetError` where the model cannot be had; a
-    difference is a Report, no error.
+    difference is a Report, no error. `VerificationFailed` for inputs without outputs and a source.
     """
-    if source is not None and not isinstance(probe, Probe):
-        _, _, made = both_sides(source, model, None, arguments, probe)
-        assert made is not None
-        given: Probe = made
-    else:
-        given = probe
-    theirs = target_side(model, arguments=arguments, inputs=given.inputs)
-    live = theirs.model
-    taps = _taps(live)
+    ours, theirs, given = _sides(model, probe, source, arguments)
+    taps = _taps(theirs.model)
     if taps is None:
         return compared(theirs.sink(), given)
-    ours = None if source is None else source_side(source)
     taps.as_it_is = _as_it_is(taps, ours)
     live_source = ours is not None and ours.model is not None
     other = _other(ours, given, probe) if ours and live_source else _recorded(given, ours)
@@ -63,6 +55,23 @@ def verify(
     return explain(
         given, taps, _separator(theirs), theirs.reader(), theirs.catalogue, made_plan, other
     )
+
+
+def _sides(
+    model: Given, probe: Probe | Any, source: Given | None, arguments: Mapping[str, object] | None
+) -> tuple[Side | None, Side, Probe]:
+    if isinstance(probe, Probe):
+        theirs = target_side(model, arguments=arguments, inputs=probe.inputs)
+        return None if source is None else source_side(source), theirs, probe
+    if source is None:
+        raise VerificationFailed(
+            "probe", found=f"{type(probe).__name__}: inputs without outputs",
+            expected="what the source model gives for them",
+            hint="give rg.Probe(inputs=x, outputs=y), or the source as a live model: source=…",
+        )  # fmt: skip
+    ours, theirs, made = both_sides(source, model, None, arguments, probe)
+    assert made is not None
+    return ours, theirs, made
 
 
 def record(
@@ -156,8 +165,10 @@ def _other(ours: Side, probe: Probe, given: Any) -> Other | None:
             ours.catalogue.label, found="a model that cannot be observed",
             expected=f"a live model of {', '.join(targets.names())}",
         )  # fmt: skip
-    inputs = given if not isinstance(given, Probe) else probe.inputs
+    own = isinstance(given, Probe)
     recorder = Recorder()
-    taps.run(inputs, recorder)
+    outputs = taps.run(probe.inputs if own else given, recorder)
     trace = recorder.trace(taps.modules(), taps.framework)
-    return Other(trace, taps.owner, _separator(ours), ours.catalogue, ours.read)
+    return Other(
+        trace, taps.owner, _separator(ours), ours.catalogue, ours.read, outputs if own else None
+    )

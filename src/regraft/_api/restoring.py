@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from regraft import checkpoints, keras_layout, lineage, transfer
+from regraft import checkpoints, keras_layout, lineage, operations, transfer
 from regraft._api.access import Pairing, lineage_of, maker, paired, pretrained
 from regraft._sides import Given, Side, source_side
-from regraft.errors import FormatError, IncompletePlan, RuleMatchedNothing, StalePlan
+from regraft.errors import (
+    FormatError,
+    IncompletePlan,
+    RuleMatchedNothing,
+    ShapeMismatch,
+    StalePlan,
+)
 from regraft.lineage import Lineage, Origin
 from regraft.lineage.returning import Return, way_back
-from regraft.plans import Plan, Spec
-from regraft.tensors import TensorInfo
+from regraft.operations import Cast
+from regraft.plans import Graft, Plan, Spec
+from regraft.tensors import CODED, TensorInfo
 from regraft.transfer import Receipt
 
 if TYPE_CHECKING:
@@ -81,8 +88,8 @@ def restore(
         held = pretrained(found.after.catalogue, found.before.catalogue)
         before = {name: _getter(held, name) for name in wanted if name in held}
     else:
-        grafts = found.plan.grafts
-        before = {name: maker(found, name) for name in wanted if grafts[name].written}
+        found = _as_stored(found, wanted)
+        before = {name: maker(found, name) for name in wanted if name in found.plan.grafts}
     if not before:
         raise IncompletePlan(
             found.after.catalogue.label,
@@ -92,7 +99,7 @@ def restore(
         )
     metadata = {k: v for k, v in found.after.catalogue.metadata.items() if k in _KEPT}
     if told is not None:
-        metadata |= lineage.encode(_rewound(told, before))
+        metadata |= lineage.encode(_rewound(told, before, None if plan is None else found))
     read = found.after.reader()
     items = (
         (info, before.get(name) or _reader(read, name))
@@ -126,12 +133,52 @@ def _lineage(side: Side) -> Lineage | None:
         return None
 
 
-def _rewound(told: Lineage, names: Iterable[str]) -> Lineage:
-    tensors = dict(told.tensors)
-    for name in names:
-        origin = tensors[name]
-        tensors[name] = msgspec.structs.replace(origin, state="loaded", hash=origin.loaded_hash)
-    return msgspec.structs.replace(told, tensors=tensors)
+def _as_stored(found: Pairing, wanted: list[str]) -> Pairing:
+    """The pairing of those tensors alone for which the base has values, cast to the dtypes that the
+    tuned file stores. **Raises** `ShapeMismatch` where a plan makes another shape."""
+    grafts: dict[str, Graft] = {}
+    problems: list[str] = []
+    for name in wanted:
+        graft, info = found.plan.grafts.get(name), found.after.catalogue[name]
+        if graft is None or not graft.written:
+            continue
+        if graft.spec.shape != info.shape:
+            problems.append(
+                f"{name}: {list(info.shape)} here, {list(graft.spec.shape)} in the plan"
+            )
+        sources = [found.before.catalogue[source].dtype for source in graft.sources]
+        plain = ["float32" if dtype in CODED else dtype for dtype in sources]
+        made = operations.dtype_of(graft.ops, plain or [graft.spec.dtype])
+        cast = () if made == info.dtype or info.dtype in CODED else (Cast(info.dtype, made),)
+        grafts[name] = msgspec.structs.replace(graft, ops=(*graft.ops, *cast))
+    if problems:
+        raise ShapeMismatch(
+            found.after.catalogue.label,
+            found=f"{len(problems)} tensors in other shapes than the plan makes",
+            expected="the plan that this file's model was made by",
+            problems=problems,
+        )
+    return found._replace(plan=msgspec.structs.replace(found.plan, grafts=grafts))
+
+
+def _rewound(
+    told: Lineage, before: dict[str, Callable[[], Array]], by_plan: Pairing | None
+) -> Lineage:
+    """The lineage with what the rewound tensors hold now; with the base as their file, where a
+    plan took them from another than it speaks of."""
+    tensors, also = dict(told.tensors), dict(told.also)
+    for name, get in before.items():
+        origin, digest = tensors.get(name), transfer.fingerprint(get())
+        if origin is not None and (by_plan is None or digest == origin.loaded_hash):
+            state = "loaded" if digest == origin.loaded_hash else "tuned"
+            tensors[name] = msgspec.structs.replace(origin, state=state, hash=digest)
+        elif by_plan is not None:
+            graft, label = by_plan.plan.grafts[name], by_plan.before.catalogue.label
+            tensors[name] = Origin(
+                "loaded", digest, graft.sources, graft.ops, "convert", digest, label
+            )
+            also[label] = by_plan.before.content()
+    return msgspec.structs.replace(told, tensors=tensors, also=also)
 
 
 def _getter(held: object, name: str) -> Callable[[], Array]:
@@ -162,7 +209,8 @@ def export(
 
     The dtype is that of the tuned weights. Its lineage says that each tensor came from `tuned`.
 
-    **Raises** `FormatError` where `tuned` holds no lineage; `IncompletePlan` where tensors were
+    **Raises** `FormatError` where `tuned` holds no lineage; `StalePlan` where `base` holds other
+    values than were loaded of the source; `IncompletePlan` where tensors were
     adapted to the model (resized, merged, cut), so that there is no way back for them.
     """
     if to != "source":
@@ -203,7 +251,7 @@ def _items(
     metadata: dict[str, str] = {}
     filled: tuple[str, ...] = ()
     if opened is not None:
-        _hold_to(told, opened)
+        _hold_to(told, side, opened)
         theirs = opened.catalogue
         filled = tuple(name for name in theirs if name not in ours)
         read = opened.reader()
@@ -217,13 +265,16 @@ def _items(
     return items, metadata | lineage.encode(new), filled
 
 
-def _hold_to(told: Lineage, base: Side) -> None:
+def _hold_to(told: Lineage, tuned: Side, base: Side) -> None:
+    """**Raises** `StalePlan` unless the base is the source, or holds what was loaded of it."""
     if not lineage.speaks_of(told, base.catalogue):
         raise StalePlan(
             base.catalogue.label,
             found="other tensors than the lineage speaks of",
             expected=f"{told.source}, sha256 {told.source_hash or 'unknown'}",
         )
+    if not told.source_hash or base.content() != told.source_hash:
+        pretrained(tuned.catalogue, base.catalogue)
 
 
 def _with_filled(

@@ -46,8 +46,10 @@ def finetune(
     - `receipt`: what loading gave; `linear_probe` needs it.
     - `policy`: what learns, when and how fast. `freeze` (templates of tensors that are not to
       learn) and `linear_probe` (only what is fresh learns) are short for two of its fields.
-    - `settings`: a `Settings`, or its fields as further keyword arguments (`epochs=10`).
-    - `source`: the file that the model was loaded from, for L2-SP.
+    - `settings`: a `Settings`; its fields as further keyword arguments (`epochs=10`) count before
+      it.
+    - `source`: the file that the model was loaded from, for L2-SP; of a live model's values a copy
+      is kept.
     - `validation`: share of each class that is held out where the data brings no split.
     - `reading`: how files become arrays; `size`, `gray` are short for two of its fields.
     - `checkpoints`: a folder; a run that was killed and is started again goes on from there, to
@@ -59,7 +61,7 @@ def finetune(
     template that names no tensor, `StalePlan` where the checkpoint is another run's,
     `VerificationFailed` where something frozen moved, `MissingDependency`.
     """
-    chosen = settings or Settings(**options)
+    chosen = replace(settings or Settings(), **options)
     side = target_side(model)
     live: Any = side.model
     framework = side.catalogue.framework
@@ -67,14 +69,16 @@ def finetune(
         raise TargetError(side.catalogue.label, found="no model", expected="a live model")
     trainer = trainer_of(framework)
     wanted = _policy(policy or Policy(), tuple(freeze), linear_probe, receipt, len(side.catalogue))
-    how = reading or training_data.Reading(size=tuple(size), gray=gray)
+    how = reading or training_data.Reading()
+    how = replace(how, size=tuple(size) or how.size, gray=gray or how.gray)
     samples = training_data.load(data, channels_first=framework == "torch", reading=how)
     samples = samples.split(validation, chosen.seed)
     _answers_fit(live, samples)
     reference = None
     if source is not None and receipt is not None:
         container = receipt.plan.source.container or None
-        reference = Reference(receipt, source_side(source, container).reader())
+        origin = source_side(source, container)
+        reference = Reference(receipt, origin.reader(), copy=origin.model is not None)
     folder = None if checkpoints is None else Path(checkpoints)
     with _Told(progress, None if log is None else Path(log), tensorboard) as each:
         job = Job(live, samples, chosen, wanted, receipt, reference, each, folder)

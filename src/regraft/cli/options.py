@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
@@ -57,7 +58,7 @@ settings_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE",
     help="An argument for module:callable; may be repeated.",
 )  # fmt: skip
-said_options = options(
+_rules_options = options(
     click.option("--rules", "rules_path", type=click.Path(), help="A TOML file of rules."),
     click.option("--rename", nargs=2, multiple=True, metavar="SOURCE TARGET",
                  help="Source names like SOURCE go to target names like TARGET."),
@@ -84,16 +85,30 @@ out_option = click.option(
 )
 
 
-def rules_of(
-    path: str | None,
-    rename: Iterable[tuple[str, str]],
-    fresh: Iterable[str],
-    leave: Iterable[str],
-    widen: Iterable[str],
-) -> list[Any]:
-    said: list[Any] = [*(rg.rename(a, b) for a, b in rename), *map(rg.fresh, fresh)]
-    said += [*map(rg.leave, leave), *map(rg.widen, widen)]
-    return [*said, *(rg.load_rules(path) if path else ())]
+class Said(NamedTuple):
+    """What the options of rules say."""
+
+    rules_path: str | None
+    rename: tuple[tuple[str, str], ...]
+    fresh: tuple[str, ...]
+    leave: tuple[str, ...]
+    widen: tuple[str, ...]
+
+    def rules(self) -> list[Any]:
+        said: list[Any] = [*(rg.rename(a, b) for a, b in self.rename), *map(rg.fresh, self.fresh)]
+        said += [*map(rg.leave, self.leave), *map(rg.widen, self.widen)]
+        return [*said, *(rg.load_rules(self.rules_path) if self.rules_path else ())]
+
+
+def said_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of rules, which the command is given as one: `said`."""
+
+    @functools.wraps(command)
+    def gathered(**given: Any) -> Any:
+        said = Said(*(given.pop(name) for name in Said._fields))
+        return command(said=said, **given)
+
+    return _rules_options(gathered)
 
 
 def arguments_of(settings: Iterable[str]) -> dict[str, object] | None:

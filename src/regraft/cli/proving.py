@@ -7,6 +7,7 @@ import click
 import regraft as rg
 from regraft.cli.options import (
     NEGATIVE,
+    Said,
     allowing_options,
     arguments_of,
     as_json_option,
@@ -15,7 +16,6 @@ from regraft.cli.options import (
     force_option,
     free,
     probe_of,
-    rules_of,
     said_options,
     settings_option,
 )
@@ -42,11 +42,7 @@ def verify(
     live: str | None,
     page: str | None,
     settings: tuple[str, ...],
-    rules_path: str | None,
-    rename: tuple[tuple[str, str], ...],
-    fresh: tuple[str, ...],
-    leave: tuple[str, ...],
-    widen: tuple[str, ...],
+    said: Said,
     adapt: bool,
     accept: tuple[str, ...],
     container: str | None,
@@ -63,8 +59,9 @@ def verify(
     model, _ = built(target, settings)
     probe = probe_of(probe_path)
     assert probe is not None
-    rules = rules_of(rules_path, rename, fresh, leave, widen)
-    receipt = rg.load(source, model, rules=rules, adapt=adapt, accept=accept, container=container)
+    receipt = rg.load(
+        source, model, rules=said.rules(), adapt=adapt, accept=accept, container=container
+    )
     report = rg.verify(model, probe, source=live or source, plan=None if live else receipt.plan)
     if page:
         rg.report(page, title=f"{source} and {target}", verification=report, force=force)

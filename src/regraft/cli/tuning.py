@@ -11,6 +11,7 @@ import click
 
 import regraft as rg
 from regraft.cli.options import (
+    Said,
     allowing_options,
     as_json_option,
     built,
@@ -20,7 +21,6 @@ from regraft.cli.options import (
     free,
     options,
     out_option,
-    rules_of,
     said_options,
     settings_option,
     would,
@@ -111,11 +111,7 @@ def finetune(
     named: str | None,
     data: str,
     settings: tuple[str, ...],
-    rules_path: str | None,
-    rename: tuple[tuple[str, str], ...],
-    fresh: tuple[str, ...],
-    leave: tuple[str, ...],
-    widen: tuple[str, ...],
+    said: Said,
     adapt: bool,
     accept: tuple[str, ...],
     container: str | None,
@@ -128,7 +124,7 @@ def finetune(
     force: bool,
     dry_run: bool,
     as_json: bool,
-    **said: Any,
+    **more: Any,
 ) -> None:
     """Load SOURCE into the model that TARGET makes, fine-tune it and write it with lineage."""
     chosen = named or target
@@ -141,12 +137,12 @@ def finetune(
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     for path in (out, page) if first else ():
         free(path, force)
-    reading, policy, how = (_taken(kind, said) for kind in (rg.Reading, rg.Policy, rg.Settings))
+    reading, policy, how = (_taken(kind, more) for kind in (rg.Reading, rg.Policy, rg.Settings))
     model, _ = built(chosen, settings, seed=how.seed)
     receipt = rg.load(
         source,
         model,
-        rules=rules_of(rules_path, rename, fresh, leave, widen),
+        rules=said.rules(),
         adapt=adapt,
         accept=accept,
         container=container,
@@ -188,10 +184,10 @@ def finetune(
     show(f"written to {out}")
 
 
-def _taken(kind: Any, said: dict[str, Any]) -> Any:
+def _taken(kind: Any, more: dict[str, Any]) -> Any:
     """The options that are fields of one of the values which say how to train."""
     fields = {field.name for field in dataclasses.fields(kind)}
-    found = {name: value for name, value in said.items() if name in fields}
+    found = {name: value for name, value in more.items() if name in fields}
     if "lr" in found and found["lr"] != "auto":
         found["lr"] = click.FLOAT.convert(found["lr"], None, None)
     return kind(**found)

@@ -161,8 +161,7 @@ class Mapped:
         if self._map is None:
             from regraft import values
 
-            with self.path.open("rb") as file:
-                self._map = values.map_file(file.fileno())
+            self._map = values.map_file(self.path)
         return self._map
 
     def _fetched(

@@ -3,7 +3,9 @@
 What is found is a Plan from the older file to the newer. Tensors of one name and shape belong
 together; names may differ by what wrappers put before them; what is then left on both sides is
 known by its values: the same bytes, the same bytes in another layout, or values so close that no
-other tensor comes near. A module's small tensors follow its large ones.
+other tensor comes near. A module's small tensors follow its large ones, those of which there are
+several alike (zeros, ones) too. What matching found by structure gives way where values say
+otherwise.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 
+from regraft import operations
 from regraft.lineage.fingerprints import constant, digest, digest_in_any_order, sample
 from regraft.operations import AnyOp, Transpose
 from regraft.plans import Evidence, Graft, Plan, Side, Spec
@@ -42,7 +46,8 @@ def correspondence(
     """The plan that makes of the base what the newer file was made from, as far as names and values
     tell; what has no counterpart is fresh.
 
-    **Arguments:** `known`: a plan whose grafts hold, such as matching gives.
+    **Arguments:** `known`: a plan, such as matching gives, whose grafts hold where values do not
+    tell of others.
     """
     pairs: dict[str, _Pair] = {}
     if known is not None:
@@ -54,10 +59,14 @@ def correspondence(
     search.by_name()
     search.by_name_without_wrappers()
     search.by_transposition()
+    doubtful = search.without_doubtful(known)
     search.by_content()
     search.by_layout()
     search.by_closeness()
     search.by_module()
+    search.by_default(doubtful)
+    search.by_module()
+    search.by_content(unique=False)
     return search.plan(known)
 
 
@@ -101,8 +110,11 @@ class _Search:
                 self.pairs[name] = _Pair(name, ())
 
     def by_name_without_wrappers(self) -> None:
-        """Where most names agree once leading parts are taken off, those agree."""
+        """Where most names agree once leading parts are taken off, those agree. Where they are
+        taken off both sides, most of the files' names must: of a few that are left over, `weight`
+        is like `weight` in any two heads."""
         ours, theirs = self.left()
+        some, all_ = min(len(ours), len(theirs)), min(len(self.base), len(self.tuned))
         best: dict[str, str] = {}
         for m in range(_WRAPPERS + 1):
             for n in range(_WRAPPERS + 1):
@@ -112,10 +124,10 @@ class _Search:
                     for key, info in _unique(theirs, n).items()
                     if key in inner and inner[key].shape == info.shape
                 }
-                best = max(best, found, key=len)
-        if 2 * len(best) >= max(1, min(len(ours), len(theirs))):
-            why = Evidence("names", 1.0, "the same name, but for what stands before it")
-            self.pairs |= {name: _Pair(source, (), why) for name, source in best.items()}
+                if 2 * len(found) >= max(1, all_ if m and n else some):
+                    best = max(best, found, key=len)
+        why = Evidence("names", 1.0, "the same name, but for what stands before it")
+        self.pairs |= {name: _Pair(source, (), why) for name, source in best.items()}
 
     def by_transposition(self) -> None:
         """Square tensors under other names may lie the other way round: their values tell."""
@@ -133,17 +145,60 @@ class _Search:
                 why = Evidence("values", close[best], f"close values, of cosine {close[best]:.4f}")
                 self.pairs[name] = _Pair(pair.source, (Transpose(best),), why)
 
-    def by_content(self) -> None:
-        """The same bytes in the same shape; of several such tensors, the first by the first."""
-        why = Evidence("values", 1.0, "the same values to the bit")
+    def without_doubtful(self, known: Plan | None) -> dict[str, _Pair]:
+        """Takes out, for other values to be sought first, what `known` paired by anything but
+        values and values do not bear out."""
+        doubtful: dict[str, _Pair] = {}
+        for name, graft in known.grafts.items() if known is not None else ():
+            pair = self.pairs.get(name)
+            if (
+                pair is None
+                or graft.keeps
+                or (pair.source, pair.ops) != (*graft.sources, graft.ops)
+            ):
+                continue
+            before = operations.run(pair.ops, (self.read_base(pair.source, None),))
+            if _correlation(before, self.read_tuned(name, None)) < _COSINE:
+                doubtful[name] = self.pairs.pop(name)
+        return doubtful
+
+    def by_default(self, doubtful: dict[str, _Pair]) -> None:
+        """Pairs of which neither side was found elsewhere; where the rest of a module was found in
+        another one than was thought, with the tensor of that name there."""
+        homes: dict[str, set[str]] = defaultdict(set)
+        for name, pair in self.pairs.items():
+            homes[_module(name)].add(_module(pair.source))
+        used = {pair.source for pair in self.pairs.values()}
+        for name, pair in doubtful.items():
+            thought, known = _module(pair.source), homes.get(_module(name), set())
+            if name in self.pairs or (known and thought not in known and len(known) > 1):
+                continue
+            home = thought if not known or thought in known else next(iter(known))
+            source = home + _last(pair.source)
+            same = source in self.base and self.base[source].shape == self.base[pair.source].shape
+            if same and source not in used:
+                self.pairs[name] = pair._replace(source=source)
+                used.add(source)
+
+    def by_content(self, *, unique: bool = True) -> None:
+        """The same bytes in the same shape: at first where no other tensor has them, in the end of
+        several alike the first by the first."""
         ours, theirs = _alike(*self.left(), key=lambda info: (info.shape, info.dtype))
-        known: dict[str, list[str]] = defaultdict(list)
-        for info in ours:
-            known[digest(self.read_base, info)].append(info.name)
-        for info in theirs:
-            twins = known.get(digest(self.read_tuned, info))
-            if twins and (len(twins) == 1 or info.size):
-                self.pairs[info.name] = _Pair(twins.pop(0), (), why)
+        known, wanted = (
+            _by_digest(infos, read)
+            for infos, read in ((ours, self.read_base), (theirs, self.read_tuned))
+        )
+        for key in known.keys() & wanted.keys():
+            sources, targets = known[key], wanted[key]
+            alone = len(sources) == len(targets) == 1
+            if unique and not (alone and not constant(self.read_tuned(targets[0].name, None))):
+                continue
+            if not alone and not targets[0].size:
+                continue
+            text = "the same values to the bit"
+            why = Evidence("values", 1.0 if unique else 0.5, text if alone else f"{text} as others")
+            for source, target in zip(sources, targets, strict=False):
+                self.pairs[target.name] = _Pair(source.name, (), why)
 
     def by_layout(self) -> None:
         """The same bytes once axes are permuted."""
@@ -155,11 +210,14 @@ class _Search:
         for info in ours:
             known[digest_in_any_order(self.read_base, info)].append(info)
         for info in theirs:
-            for twin in known.get(digest_in_any_order(self.read_tuned, info), ()):
-                ops = layout_of(self.read_base(twin.name, None), self.read_tuned(info.name, None))
-                if ops is not None:
+            twins = known.get(digest_in_any_order(self.read_tuned, info))
+            if not twins or constant(after := self.read_tuned(info.name, None)):
+                continue
+            for twin in twins:
+                ops = layout_of(self.read_base(twin.name, None), after)
+                if ops:
                     self.pairs[info.name] = _Pair(twin.name, ops, why)
-                    known[digest_in_any_order(self.read_base, twin)].remove(twin)
+                    twins.remove(twin)
                     break
 
     def by_closeness(self) -> None:
@@ -169,13 +227,19 @@ class _Search:
         if len(ours) * len(theirs) > _PAIRS:
             return
         found: list[tuple[float, str, str, tuple[AnyOp, ...]]] = []
+
+        @cache
+        def before(name: str, axes: tuple[int, ...]) -> np.ndarray:
+            return _direction(self.read_base(name, None).transpose(axes))
+
         for info in theirs:
-            after = self.read_tuned(info.name, None)
+            after = _direction(self.read_tuned(info.name, None))
             for twin in ours:
                 for axes in _axes_between(twin.shape, info.shape):
-                    before = self.read_base(twin.name, None).transpose(axes)
                     ops = () if axes == tuple(range(len(axes))) else (Transpose(axes),)
-                    found.append((_correlation(before, after), info.name, twin.name, ops))
+                    found.append(
+                        (float(before(twin.name, axes) @ after), info.name, twin.name, ops)
+                    )
         found.sort(key=lambda item: -item[0])
         done: set[str] = set()
         for cosine, name, twin, ops in found:
@@ -217,7 +281,7 @@ class _Search:
             spec = Spec(info.shape, info.dtype)
             held = known.grafts.get(name) if known else None
             pair = self.pairs.get(name)
-            if held is not None and held.written and (pair is None or len(held.sources) != 1):
+            if held is not None and held.written and len(held.sources) != 1:
                 grafts[name] = held
             elif pair is not None:
                 why = (pair.why,) if pair.why else ()
@@ -253,12 +317,27 @@ def _axes_between(before: tuple[int, ...], after: tuple[int, ...]) -> Iterable[t
     return [axes for axes in ways if tuple(before[a] for a in axes) == after]
 
 
+def _by_digest(infos: Iterable[TensorInfo], read: Read) -> dict[str, list[TensorInfo]]:
+    found: dict[str, list[TensorInfo]] = defaultdict(list)
+    for info in infos:
+        found[f"{info.dtype}{info.shape}{digest(read, info)}"].append(info)
+    return found
+
+
 def _correlation(before: np.ndarray, after: np.ndarray) -> float:
-    a, b = sample(before, _SAMPLE), sample(after, _SAMPLE)
-    if constant(a) or constant(b):
-        return 0.0
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return float(_direction(before) @ _direction(after))
+
+
+def _direction(array: np.ndarray) -> np.ndarray:
+    """A sample of the values without their mean, of length 1; zeros where there is no direction:
+    where all are the same, or too small or large to be squared."""
+    values = sample(array, _SAMPLE)
+    if constant(values):
+        return np.zeros_like(values)
+    with np.errstate(over="ignore", under="ignore"):
+        values = values - values.mean()
+        length = float(np.linalg.norm(values))
+    return values / length if 0 < length < float("inf") else np.zeros_like(values)
 
 
 def _alike(

@@ -37,8 +37,8 @@ def grouped(
 
 
 def ungrouped(block: bytes, width: int) -> NDArray[np.uint8]:
-    planes = np.frombuffer(block, np.uint8).reshape(width, -1)
-    return planes.T.reshape(-1).copy() if width == 1 else planes.T.reshape(-1)
+    """In memory of one's own, whatever the shape: a transposed view may be the bytes themselves."""
+    return np.frombuffer(block, np.uint8).reshape(width, -1).T.flatten()
 
 
 def compressed(parts: Iterator[bytes], scratch: IO[bytes]) -> None:

@@ -140,7 +140,6 @@ def _in_place(tuned: Catalogue, after: Read, path: Path) -> Iterator[tuple[Tenso
                 places.append((start, own.size, info))
                 at = start + own.size
             let_go(array)
-        let_go(np.frombuffer(data, np.uint8))
     at = 0
     for start, size, info in sorted(places, key=lambda place: place[:2]):
         if start >= at:

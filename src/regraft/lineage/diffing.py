@@ -88,13 +88,9 @@ class _Sides:
         self.tuned, self.after = tuned, after
 
     def before(self, graft: Graft, slices: Slices | None) -> Array:
-        """What the plan makes of the base, or a part of it."""
-        if graft.keeps:  # entries that stayed as the model had them are no difference
-            whole = make(self.plan, graft, self.read, lambda name: self.after(name, None))
-            return whole if slices is None else whole[slices]
-        ops, needed = operations.push_down(graft.ops, self.plan.shapes_of(graft), slices)
-        parts = [self.read(name, part) for name, part in zip(graft.sources, needed, strict=True)]
-        return operations.run(ops, parts)
+        """What the plan makes of the base, or a part of it; entries that stayed as the model had
+        them are no difference."""
+        return make(self.plan, graft, self.read, lambda name: self.after(name, None), slices)
 
     def changes(self, infos: list[TensorInfo]) -> Iterator[tuple[TensorInfo, Change | None]]:
         """Each tensor with its change, `None` where the plan makes nothing for it; in order."""
@@ -135,9 +131,12 @@ class _Sides:
             shown, note = self._rearranged(graft, info, change)
             ops = (*ops, *shown)
         rank = self._rank(graft, info) if ranks and not change.same else float("nan")
+        measured = change.rel_l2, change.largest, change.cosine
+        if info.size and change.odd >= info.size and not change.same:  # nothing to measure
+            measured = float("nan"), float("nan"), float("nan")
         return Entry(
-            status, info.shape, info.dtype, change.rel_l2, change.largest, change.cosine,
-            base, ops, note, change.a**0.5, rank, change.odd,
+            status, info.shape, info.dtype, *measured, base, ops, note, change.a**0.5, rank,
+            change.odd,
         )  # fmt: skip
 
     def _rank(self, graft: Graft, info: TensorInfo) -> float:

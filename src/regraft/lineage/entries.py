@@ -26,8 +26,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
       values; `moved`: other values; `fresh`: the base has none of it; `gone`: only the base has it.
     - `rel_l2` is ‖b − a‖ / ‖a‖ (0 where both are 0, inf where only a is), `max_abs` the largest
       absolute change, `cosine` of the angle between them (1 where both are 0). NaN where a tensor
-      is on one side only. Places that hold NaN or Inf on either side are counted in `odd` and left
-      out of these.
+      is on one side only, and where no place has a number on both. Places that hold NaN or Inf on
+      either side are counted in `odd` and left out of these.
     - `base` names the base's tensor where its name differs, `ops` what brings it into the layout of
       the newer file, `note` says what else is known (`the rows of axis 0 in another order`).
     - `norm` is ‖a‖; `rank` the effective rank of the change, where it was asked for.
@@ -49,7 +49,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Module(msgspec.Struct, frozen=True):
     """Tensors of one module together: their numbers by status, and `rel_l2` of all that are on both
-    sides, as if they were one vector; NaN where none is."""
+    sides, as if they were one vector; NaN where none is, or that of one is."""
 
     counts: dict[str, int]
     rel_l2: float
@@ -137,7 +137,7 @@ def _counts(entries: Iterable[Entry]) -> dict[str, int]:
 
 def _together(entries: Iterable[Entry]) -> float:
     pairs = [(e.norm, e.rel_l2 * e.norm if e.norm else e.max_abs) for e in entries]
-    known = [(a, change) for a, change in pairs if a == a and change == change]
+    known = [(a, change) for a, change in pairs if a == a]
     if not known:
         return _NOT_A_NUMBER
     norm, change = (sum(part**2 for part in parts) for parts in zip(*known, strict=True))

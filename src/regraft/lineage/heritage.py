@@ -173,7 +173,10 @@ class _Family:
             first, copy = (name, twin) if self._odds(name, twin) > 0 else (twin, name)
             if first != twin:
                 standing[standing.index(twin)] = first
-                found[:] = [self._edge(first, e.child, "the same values") for e in found]
+                found[:] = [
+                    self._edge(first, e.child, "the same values") if e.parent == twin else e
+                    for e in found
+                ]
             found.append(self._edge(first, copy, "the same values"))
         return standing
 

@@ -112,9 +112,14 @@ def inner_products(family: Sequence[Portrait], name: str) -> NDArray[np.float64]
 
 
 def same_values(a: Portrait, b: Portrait) -> bool:
-    """Whether both hold the same tensors to the bit."""
-    return a.parts.keys() == b.parts.keys() and all(
-        p.hash == b.parts[n].hash and p.shape == b.parts[n].shape for n, p in a.parts.items()
+    """Whether both hold the same tensors to the bit; what holds none that are compared is like
+    nothing."""
+    return (
+        bool(a.parts)
+        and a.parts.keys() == b.parts.keys()
+        and all(
+            p.hash == b.parts[n].hash and p.shape == b.parts[n].shape for n, p in a.parts.items()
+        )
     )
 
 

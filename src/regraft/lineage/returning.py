@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from regraft.errors import FormatError
 from regraft.lineage.records import Lineage
 from regraft.operations import AnyOp, Cast, Each
 from regraft.plans import Graft, Plan, Side, Spec
@@ -57,9 +58,18 @@ def _forth(lineage: Lineage, tuned: Catalogue) -> Plan:
             continue
         info = tuned[name]
         counter = origin.state == "counter"
-        if origin.kind == "fresh":
+        elsewhere = origin.file and origin.file != lineage.source
+        if origin.kind == "fresh" or elsewhere:
             grafts[name] = Graft(name, Spec(info.shape, info.dtype), "fresh", counter=counter)
             continue
+        unknown = [source for source in origin.sources if source not in specs]
+        if unknown:
+            raise FormatError(
+                tuned.label,
+                found=f"a lineage that makes {name!r} of {unknown[0]!r}, of which it says no shape",
+                expected="the shape of every tensor of the source that was used",
+                hint="save the model again with its receipt",
+            )
         spec = Spec(info.shape, info.dtype)
         ops = _without_casts(origin.ops)
         grafts[name] = Graft(name, spec, "convert", origin.sources, ops, counter=counter)

@@ -232,7 +232,8 @@ def _plan(
             undecided[name] = Undecided(spec_of(info), "nothing in the source was found for it")
     grafts = {name: state.grafts[name] for name in target if name in state.grafts}
     read = {name for g in grafts.values() for name in g.sources}
-    read |= {n for u in undecided.values() for way in u.alternatives for n in way.sources}
+    asked = {n for u in undecided.values() for way in u.alternatives for n in way.sources}
+    read |= asked
     unused = tuple(
         name for name, info in source.items() if name not in read and not is_constant(info)
     )
@@ -242,6 +243,7 @@ def _plan(
         (warnings if matters else notes).append(remark)
     if read_source:
         warnings += values.doubts(source, sources, read_source, read)
+    warnings += values.partly_used(source, grafts.values(), asked, read_source)
     return Plan(
         source=Side.of(source),
         target=Side.of(target),

@@ -13,7 +13,7 @@ import numpy as np
 
 from regraft import operations
 from regraft.matching.modules import Module
-from regraft.plans import Alternative, Remark
+from regraft.plans import Alternative, Graft, Remark
 from regraft.tensors import Array, Catalogue, Read
 from regraft.values import not_finite
 
@@ -46,6 +46,36 @@ def doubts(
         if (small or len(info.shape) == 1) and not_finite(array := read(info.name, None)):
             count = not_finite(array)
             yield Remark("not-finite", info.name, f"{count} of {array.size} values are NaN or Inf")
+
+
+def partly_used(
+    catalogue: Catalogue, grafts: Iterable[Graft], asked: Collection[str], read: Read | None
+) -> Iterable[Remark]:
+    """Vectors of which some values go nowhere, and are not 0: the keys' part of a fused bias, where
+    the target has none for keys. Left out are those that are resized, which is told anyway, and
+    those that something undecided may yet take (`asked`)."""
+    reached: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]] = {}
+    resized: set[str] = set(asked)
+    for graft in grafts:
+        if graft.kind == "adapt":
+            resized.update(graft.sources)
+        infos = [catalogue[name] for name in graft.sources]
+        if not any(len(info.shape) == 1 for info in infos):
+            continue
+        _, needed = operations.push_down(graft.ops, tuple(info.shape for info in infos))
+        for info, part in zip(infos, needed, strict=True):
+            if len(info.shape) == 1:
+                seen = reached.setdefault(info.name, np.zeros(info.shape, np.bool_))
+                seen[part if part is not None else slice(None)] = True
+    for name, seen in reached.items():
+        if name not in resized and not seen.all():
+            lost = _float(read(name, None))[~seen] if read else None
+            if lost is not None and not lost.any():
+                continue
+            count = seen.size - np.count_nonzero(seen)
+            told = "may be any" if lost is None else f"are not 0 (up to {np.abs(lost).max():.3g})"
+            text = f"{count} of {seen.size} values go nowhere and {told}"
+            yield Remark("partly-used", name, text)
 
 
 def _float(array: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

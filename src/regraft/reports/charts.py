@@ -82,7 +82,7 @@ def drift(diff: Diff, *, first: bool) -> str:
 
 def changes(diff: Diff, *, first: bool) -> str:
     """How far each tensor moved, relative to its size; in the file's order."""
-    moved = {name: entry for name, entry in diff.items() if entry.status == "moved"}
+    moved = {n: e for n, e in diff.items() if e.status == "moved" and e.rel_l2 == e.rel_l2}
     largest = sorted(moved, key=lambda name: -moved[name].rel_l2)[:_BARS]
     names = [name for name in moved if name in set(largest)]
     figure = _figure()

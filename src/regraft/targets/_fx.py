@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from regraft.targets._torch_modules import buffers_kept
 from regraft.tensors import FlowNode
 
 _LIMIT = 20_000
@@ -72,7 +73,7 @@ def _graph(model: Any, sized: bool) -> Any:
 
     own = set(vars(model))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), buffers_kept(model):
             warnings.simplefilter("ignore")
             return Tracer().trace(model)
     # Tracing runs the model's own Python on stand-ins: it may raise anything at all.

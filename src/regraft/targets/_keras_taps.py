@@ -73,13 +73,13 @@ class KerasTaps:
     ) -> dict[str, Array]:
         from regraft.targets import keras as target
 
-        with self._watched(watcher, edits):
+        with self._watched(watcher, edits), _kept(self._model):
             if callable(inputs):
                 return target.outputs_of(inputs(self._model))
             return target.run(self._model, inputs)
 
     def again(self, frame: Frame, watcher: Watcher, edits: Sequence[Edit] = ()) -> list[Array]:
-        with self._watched(watcher, edits) as session:
+        with self._watched(watcher, edits) as session, _kept(frame.module):
             session.counts = Counter(frame.counts)
             session.inside = frame.inside
             return session.arrays(frame.module(*frame.args, **frame.kwargs))
@@ -163,6 +163,20 @@ class KerasTaps:
 
     def fix(self, edit: Edit) -> str:
         return ""
+
+
+@contextmanager
+def _kept(layer: Any) -> Generator[None]:
+    """What the code writes into variables that are not trained (statistics, the states of random
+    numbers) is undone afterwards, so that each run is like the first."""
+    from regraft.targets.keras import to_numpy
+
+    kept = [(v, to_numpy(v.value)) for v in layer.variables if not v.trainable]
+    try:
+        yield
+    finally:
+        for variable, value in kept:
+            variable.assign(value)
 
 
 def _named_activation(layer: Any) -> dict[str, str]:

@@ -117,27 +117,32 @@ class Session:
 
         return mapped(value, put, self._is_tensor)
 
+    def _put(self, value: Any, found: Sequence[Array], arrays: Sequence[Array]) -> Any:
+        """The nesting with what was changed. What was not stays the tensor that it is: code that
+        changes a tensor in place means all who hold it, under observation, too."""
+        changed = [None if a is f else a for f, a in zip(found, arrays, strict=False)]
+        return value if all(a is None for a in changed) else self.replaced(value, changed)
+
     def enter(
         self, path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given: Any = (args, kwargs)
+        given: tuple[tuple[Any, ...], dict[str, Any]] = (args, kwargs)
         counts = Counter(self.counts)
         number = self.counts[path]
         self.counts[path] += 1
         inside = (*self.stack[-1].inside, self.stack[-1].path) if self.stack else self.inside
         frame = Frame(path, number, module, args, kwargs, inside, counts)
         if self.watcher is not None or self._edited(path):
-            arrays = self._entered(path, self.arrays(given), inside=False)
+            found = self.arrays(given)
+            arrays = self._entered(path, found, inside=False)
             if self.watcher is not None:
-                told = Call(path, number, inside, frame)
-                forced = self.watcher.enter(told, [*arrays])
-                if forced is not None:
-                    arrays = [a if f is None else f for a, f in zip(arrays, forced, strict=False)]
+                arrays = _forced(
+                    arrays, self.watcher.enter(Call(path, number, inside, frame), arrays)
+                )
             # What runs it again is to find what it was given, before any change inside.
-            frame.args, frame.kwargs = given = self.replaced(given, arrays)
+            frame.args, frame.kwargs = self.replaced(given, arrays)
             frame.inputs = self._entered(path, arrays, inside=True)
-            if frame.inputs is not arrays:
-                given = self.replaced(given, frame.inputs)
+            given = self._put(given, found, frame.inputs)
         if self.stack:
             self.stack[-1].more[path] = given
         self.stack.append(frame)
@@ -159,15 +164,14 @@ class Session:
         frame.as_tuple = isinstance(result, tuple)
         if self.watcher is None and not self._edited(path):
             return result
-        arrays = self.arrays(result)
+        found = arrays = self.arrays(result)
         for edit in self.edits:
             if isinstance(edit, Rewritten) and edit.path == path:
                 arrays = edit.change(frame.inputs or [], arrays)
         if self.watcher is not None:
-            forced = self.watcher.leave(Call(path, frame.number, frame.inside, frame), [*arrays])
-            if forced is not None:
-                arrays = [a if f is None else f for a, f in zip(arrays, forced, strict=False)]
-        return self.replaced(result, arrays)
+            told = Call(path, frame.number, frame.inside, frame)
+            arrays = _forced(arrays, self.watcher.leave(told, arrays))
+        return self._put(result, found, arrays)
 
     def composed(self, path: str) -> Composed | None:
         return next((e for e in self.edits if isinstance(e, Composed) and e.path == path), None)
@@ -212,6 +216,12 @@ class Session:
             output = tuple(result.shape) if self._is_tensor(result) else ()
             self.watcher.function(FunctionCall(frame.path, name, number, told, shapes, output))
         return result
+
+
+def _forced(arrays: list[Array], forced: Sequence[Array | None] | None) -> list[Array]:
+    if forced is None:
+        return arrays
+    return [a if f is None else f for a, f in zip(arrays, forced, strict=False)]
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from regraft.errors import TargetError
@@ -124,6 +125,27 @@ def _summoned(model: Any) -> bool:
             "shard with fully_shard",
         )
     return bool(parts)
+
+
+@contextmanager
+def buffers_kept(model: Any) -> Generator[None]:
+    """While the model's code runs: what it writes into buffers (statistics, which code may change
+    in any mode, counters, caches) or puts in their place is undone afterwards."""
+    import torch
+
+    kept = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta
+    ]
+    try:
+        yield
+    finally:
+        with torch.inference_mode():  # some were made in it
+            for held, name, buffer, value in kept:
+                held[name] = buffer
+                buffer.copy_(value)
 
 
 def replace(model: Any, old: Any, new: Any) -> None:

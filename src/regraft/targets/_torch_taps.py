@@ -6,9 +6,8 @@ setting that is written into `forward` can be changed for an experiment like one
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,30 +16,11 @@ import numpy as np
 from regraft.calls import Composed, Edit, InFunction, Module, Setting, Watcher, Written
 from regraft.targets._taps import Frame, Session, mapped, plain_settings
 from regraft.targets._torch_arrays import copy_into, to_numpy, to_torch
-from regraft.targets._torch_modules import tensors_of, unwrapped
+from regraft.targets._torch_functions import functions_heard
+from regraft.targets._torch_modules import buffers_kept, tensors_of, unwrapped
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
-
-_CONV = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
-# Parameters of functions that are written in C and tell none themselves.
-_PARAMETERS: dict[str, list[str]] = {
-    "conv1d": _CONV, "conv2d": _CONV, "conv3d": _CONV,
-    "scaled_dot_product_attention":
-        ["query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"],
-    "avg_pool1d": ["input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"],
-    "avg_pool2d": ["input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"],
-    "gelu": ["input", "approximate"],
-    "batch_norm":
-        ["input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"],
-    "layer_norm": ["input", "normalized_shape", "weight", "bias", "eps"],
-    "group_norm": ["input", "num_groups", "weight", "bias", "eps"],
-    "softmax": ["input", "dim", "dtype"], "dropout": ["input", "p", "training"],
-    "masked_fill": ["input", "mask", "value"], "max_pool2d":
-        ["input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"],
-    "max_pool1d": ["input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"],
-}  # fmt: skip
-_NOT_TOLD = frozenset(("__get__", "__set__", "size", "dim", "is_contiguous", "_set_grad_enabled"))
 
 
 def is_tensor(value: object) -> bool:
@@ -117,16 +97,10 @@ class TorchTaps:
 
     @contextmanager
     def _moded(self) -> Generator[None]:
-        """The modes that modules have, or inference. Statistics and flags are put back, and random
-        numbers are the same each time."""
-        import torch
-
+        """The modes that modules have, or inference. Statistics (which code may change in any mode)
+        and flags are put back, and random numbers are the same each time."""
         flags = [(module, module.training) for module in self._inner.modules()]
-        training = self.as_it_is and any(flag for _, flag in flags)
-        held = [b for b in self._inner.buffers() if not b.is_meta]
-        kept = [(b, b.clone()) for b in held] if training else []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with buffers_kept(self._inner), self._seeded():
             try:
                 if not self.as_it_is:
                     self._inner.eval()
@@ -134,9 +108,20 @@ class TorchTaps:
             finally:
                 for module, flag in flags:
                     module.training = flag
-                with torch.no_grad():
-                    for buffer, value in kept:
-                        buffer.copy_(value)
+
+    @contextmanager
+    def _seeded(self) -> Generator[None]:
+        """The same random numbers each time, on the devices that the model is on; those of the
+        caller go on as if nothing had been."""
+        import torch
+
+        held = (*self._inner.parameters(), *self._inner.buffers())
+        devices = sorted({t.device.index for t in held if t.device.type == "cuda"})
+        with torch.random.fork_rng(devices):
+            torch.default_generator.manual_seed(0)
+            for index in devices:
+                torch.cuda.default_generators[index].manual_seed(0)
+            yield
 
     @contextmanager
     def _watched(self, watcher: Watcher | None, edits: Sequence[Edit]) -> Generator[Session]:
@@ -155,7 +140,7 @@ class TorchTaps:
                     tupled = frame is not None and frame.as_tuple
                     undo.enter_context(self._composed(module, composed, told, as_tuple=tupled))
             if watcher is not None or any(isinstance(e, InFunction) for e in edits):
-                undo.enter_context(_mode(session))
+                undo.enter_context(functions_heard(session))
             yield session
         self._last |= {p: f for p, f in session.frames.items() if p not in self._last}
 
@@ -182,9 +167,6 @@ class TorchTaps:
                     made = to_torch(np.array(value)).to(present.dtype)
                     undo.callback(_put, present, kept)
                     _put(present, made)
-                elif name == "training":
-                    module.training = value
-                    undo.callback(setattr, module, name, present)
                 else:
                     setattr(module, name, value)
                     undo.callback(setattr, module, name, present)
@@ -259,49 +241,3 @@ def _hooked(session: Session, path: str, module: Any) -> list[Any]:
         module.register_forward_pre_hook(before, with_kwargs=True),
         module.register_forward_hook(after, with_kwargs=True),
     ]
-
-
-def _mode(session: Session) -> Any:
-    from torch.overrides import TorchFunctionMode
-
-    class Functions(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            given: dict[str, Any] = kwargs or {}
-            name: str = getattr(func, "__name__", "")
-            if name in _NOT_TOLD:
-                return func(*args, **given)
-            named, call = _named(func, name, args, given)
-            return session.function(name, named, call)
-
-    return Functions()
-
-
-def _named(
-    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
-    """Arguments by name where names are known, by place otherwise, and how to call with them."""
-    names = _PARAMETERS.get(name) or _signature(func)
-    keys = [names[i] if i < len(names) else str(i) for i in range(len(args))]
-    named = dict(zip(keys, args, strict=True)) | kwargs
-
-    def call(changed: dict[str, Any]) -> Any:
-        first = [changed[key] for key in keys]
-        return func(*first, **{k: v for k, v in changed.items() if k not in keys})
-
-    return named, call
-
-
-_signatures: dict[Any, list[str]] = {}
-
-
-def _signature(func: Any) -> list[str]:
-    if func not in _signatures:
-        try:
-            _signatures[func] = list(inspect.signature(func).parameters)
-        except (TypeError, ValueError):
-            _signatures[func] = []
-        if any(name in ("args", "kwargs") for name in _signatures[func]):
-            _signatures[func] = []
-    return _signatures[func]

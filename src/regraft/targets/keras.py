@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
@@ -125,7 +126,10 @@ class _KerasSink(Sink):
     def __init__(self, model: Any) -> None:
         self._model = model
         self._variables = {name: variable for name, (variable, _) in named(model).items()}
-        self._spare = _free_memory() // 4
+        held = (
+            sum(math.prod(v.shape) * DTYPE_BITS[_dtype(v)] for v in self._variables.values()) // 8
+        )
+        self._plenty = held <= _free_memory() // 4
 
     def write(self, name: str, array: Array) -> None:
         self._variables[name].assign(array)
@@ -137,18 +141,16 @@ class _KerasSink(Sink):
         return _seen(self._variables[name].value)
 
     def undo(self, name: str) -> Callable[[], None] | None:
-        """Buffers of TensorFlow and JAX are replaced, not changed: the old one is kept as long as
+        """Buffers of TensorFlow and JAX are replaced, not changed: the old ones are kept where
         memory is plenty."""
         import keras
 
-        variable = self._variables[name]
-        before = variable.value
-        if keras.backend.backend() == "tensorflow":
-            before = before.read_value() if hasattr(before, "read_value") else before
-        elif keras.backend.backend() != "jax":
+        backend = keras.backend.backend()
+        if backend not in ("tensorflow", "jax") or not self._plenty:
             return None
-        self._spare -= int(getattr(before, "nbytes", 0)) or np.asarray(before).nbytes
-        return (lambda: variable.assign(before)) if self._spare >= 0 else None
+        variable = self._variables[name]
+        before = variable.value.read_value() if backend == "tensorflow" else variable.value
+        return lambda: variable.assign(before)
 
     def memory(self, name: str) -> Array | None:
         """With PyTorch as backend values are set in its tensors' own memory."""

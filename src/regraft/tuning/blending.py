@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regraft.errors import ShapeMismatch
+from regraft.errors import ShapeMismatch, TargetError
 from regraft.tensors import Catalogue
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
 
 
-def mixed(arrays: Iterable[Array], shares: Sequence[float]) -> Array:
+def mixed(arrays: Iterable[Array], shares: Sequence[float], name: str) -> Array:
     """The weighted mean of arrays of one shape, in the first one's dtype, one at a time.
 
-    What is no number with a fraction (counters, masks) is taken from the last one. A share of 0 or
-    1 gives one side to the bit.
+    Of counters and states, numbers without a fraction and at most a row of them, the last one is
+    taken. A share of 0 or 1 gives one side to the bit. **Raises** `TargetError` for matrices of
+    such numbers that differ: codes of quantized weights and masks have no mean.
     """
     total: Any = None
     first: Any = None
@@ -33,6 +34,13 @@ def mixed(arrays: Iterable[Array], shares: Sequence[float]) -> Array:
         if share == 1.0:
             return values.astype(first.dtype, copy=False)
         if not _fractional(values):
+            if total is not None and values.ndim > 1 and not np.array_equal(total, values):
+                raise TargetError(
+                    name,
+                    found=f"other values of {values.dtype} in each file: codes, or a mask",
+                    expected="weights with a fraction, or the same values in all files",
+                    hint="average the models before they are quantized or pruned",
+                )
             total = values
         elif share:
             wide = values.astype(np.complex128 if values.dtype.kind == "c" else np.float64) * share

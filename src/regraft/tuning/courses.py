@@ -104,7 +104,8 @@ def course(
     - `fresh`: names without pretrained values (`receipt.fresh`).
     - `statistics`: names of what no gradient reaches; by the names' last words by default.
     - `order`: of the tensors, as in a Catalogue.
-    - `ties`: groups of names that are one tensor; the first speaks for all.
+    - `ties`: groups of names that are one tensor; it is frozen where any of them is, and the first
+      speaks for the rest.
 
     **Raises** `RuleMatchedNothing` for a template that names nothing; `TargetError` where a head
     is needed and none is known, or where nothing would learn.
@@ -135,9 +136,13 @@ def course(
     still = by_role if statistics is None else set(statistics)
     found = {t.name: _treatment(t, policy, depth, known) for t in listed if t.name not in still}
     for info in (t for t in listed if t.name in still):
-        found[info.name] = _statistic(info.name, policy, depth[info.name], found)
-    for group in ties:
-        found |= {name: found[group[0]] for name in group if name in found and group[0] in found}
+        alone = _treatment(info._replace(kind="weight"), policy, depth, known)
+        found[info.name] = _statistic(info.name, policy, alone, found)
+    for group in (tuple(name for name in tied if name in found) for tied in ties):
+        held = any(found[name].since is None for name in group)
+        found |= {
+            n: found[group[0]]._replace(since=None) if held else found[group[0]] for n in group
+        }
     if not any(t.since is not None and not t.statistic for t in found.values()):
         raise TargetError(
             "the policy", found="a policy that freezes every tensor", expected="something to learn"
@@ -172,19 +177,21 @@ def _treatment(
 
 
 def _statistic(
-    name: str, policy: Policy, depth: int, parameters: Mapping[str, Treatment]
+    name: str, policy: Policy, alone: Treatment, parameters: Mapping[str, Treatment]
 ) -> Treatment:
-    """A statistic follows the data as soon as a parameter of its own layer learns."""
+    """A statistic follows the data as soon as a parameter of its own layer learns; where the layer
+    has none (a norm without scale and shift), unless a parameter there would be frozen (`alone`).
+    """
     owner = name[: len(name) - len(_leaf(name))]
     beside = [t.since for n, t in parameters.items() if n[: len(n) - len(_leaf(n))] == owner]
     starts = [since for since in beside if since is not None]
     since = min(starts, default=None)
-    if not beside and not (policy.linear_probe or matches_any(policy.freeze, name)):
-        since = 0  # a norm without scale and shift
+    if not beside and alone.since is not None:
+        since = 0
     held = matches_any(policy.freeze, name) and not matches_any(policy.unfreeze, name)
     if held or policy.batchnorm in ("freeze", "adapt"):
         since = None
-    return Treatment(depth, since, 1.0, False, True)
+    return Treatment(alone.depth, since, 1.0, False, True)
 
 
 def _leaf(name: str) -> str:

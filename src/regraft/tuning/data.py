@@ -36,6 +36,12 @@ class Data:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if (self.x_val is None) != (self.y_val is None):
+            raise FormatError(
+                "training data",
+                found="only one of x_val and y_val",
+                expected="both, or none for no validation",
+            )
         for x, y, what in ((self.x, self.y, "x"), (self.x_val, self.y_val, "x_val")):
             if x is None or y is None:
                 continue
@@ -46,6 +52,13 @@ class Data:
                     "training data",
                     found=f"{told} samples in {what} and {len(y)} answers",
                     expected="as many answers as samples, and at least one",
+                )
+            if self.classification and y.min() < 0:
+                raise FormatError(
+                    "training data",
+                    found=f"class number {y.min()} among the answers to {what}",
+                    expected="numbers from 0",
+                    hint="for regression give floats",
                 )
 
     @property

@@ -17,6 +17,7 @@ so are its scale and shift.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -28,8 +29,8 @@ from regraft.tuning.courses import Course, course
 from regraft.tuning.keras_optimizers import Paced, Pull
 from regraft.tuning.keras_statistics import measure
 from regraft.tuning.policies import Policy
-from regraft.tuning.receipts import TuningReceipt, Watch
-from regraft.tuning.references import Reference
+from regraft.tuning.receipts import TuningReceipt, Watch, finished
+from regraft.tuning.references import Reference, pulls
 
 
 def course_of(model: Any, policy: Policy, receipt: Receipt | None = None) -> Course:
@@ -76,17 +77,10 @@ class Tuning:
     ) -> None:
         self.model, self.policy = model, policy
         self.course = course_of(model, policy, receipt)
-        self._reference = reference
+        self._pulls = pulls(self.course, reference)
         self._watch: Watch | None = None
         self.now = 0
         self._before: list[tuple[Any, str, Any]] = []
-        if policy.l2_sp and reference is None:
-            raise TargetError(
-                "L2-SP",
-                found="no pretrained values to pull towards",
-                expected="a Reference",
-                hint="Reference(receipt, rg.open(path).read)",
-            )
 
     def begin(self) -> None:
         """To be called before the first phase: hashes what is there, adds L2-SP's regularizers."""
@@ -98,7 +92,10 @@ class Tuning:
             for name, (variable, _) in weights.items():
                 self._before.append((variable, "trainable", variable.trainable))
                 self._before.append((variable, "regularizer", variable.regularizer))
-                self._regularize(name, variable)
+                if name in self._pulls:
+                    strength, reference = self._pulls[name]
+                    pretrained = None if reference is None else reference[name]
+                    variable.regularizer = Pull(strength, pretrained, variable.regularizer)
         self.epoch(self.now)
 
     def phases(self, epochs: int) -> Iterable[range]:
@@ -122,7 +119,9 @@ class Tuning:
         if not isinstance(base._learning_rate, keras.Variable):  # a schedule, as it is
             config["learning_rate"] = base._learning_rate
         if self.policy.ema:
-            config |= {"use_ema": True, "ema_momentum": self.policy.ema}
+            # Keras averages after every batch, also where gradients are only added up.
+            batches = base.gradient_accumulation_steps or 1
+            config |= {"use_ema": True, "ema_momentum": self.policy.ema ** (1 / batches)}
         made: Any = type(type(base).__name__, (Paced, type(base)), {}).from_config(config)
         weights = {n: v for n, (v, _) in keras_target.named(self.model).items()}
         made.rates = {id(v): self.course[n].rate for n, v in weights.items()}
@@ -137,18 +136,9 @@ class Tuning:
 
         `batches`: new data on which `batchnorm="recalibrate"` measures statistics.
         """
-        if self._watch is None:
-            raise TargetError("Tuning.finish", found="no begin()", expected="begin() before it")
         self.release()
-        if self.policy.batchnorm == "recalibrate":
-            if batches is None:
-                raise TargetError(
-                    "batchnorm='recalibrate'",
-                    found="no data to measure statistics on",
-                    expected="tuning.finish(batches)",
-                )
-            measure(self.model, batches)
-        return self._watch.receipt(self.read, self.now + 1)
+        anew = partial(measure, self.model)
+        return finished(self._watch, self.read, self.now + 1, anew, batches)
 
     def release(self) -> None:
         """Puts flags and regularizers back."""
@@ -167,15 +157,6 @@ class Tuning:
         """Goes on from `state()`; after `begin`."""
         if self._watch and state:
             self._watch.take(state)
-
-    def _regularize(self, name: str, variable: Any) -> None:
-        policy, reference = self.policy, self._reference
-        if self.course[name].since is None:
-            return
-        if policy.l2_sp and reference is not None and name in reference:
-            variable.regularizer = Pull(policy.l2_sp, reference[name], variable.regularizer)
-        elif policy.l2_sp_fresh and (reference is None or name not in reference):
-            variable.regularizer = Pull(policy.l2_sp_fresh, None, variable.regularizer)
 
 
 class Follow(keras.callbacks.Callback):

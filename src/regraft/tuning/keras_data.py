@@ -43,15 +43,18 @@ def assign(variable: Any, array: Any) -> None:
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """`Settings.share` at each step, as a table that the backend looks up."""
+    """`Settings.share` at each update, as a table that the backend looks up."""
 
     def __init__(self, lr: float, settings: Settings, first: float, steps: float) -> None:
         count = max(1, round(steps - first))
         rates = [lr * settings.share(round(first) + i, round(steps)) for i in range(count)]
         self._rates = np.array(rates, np.float32)
+        self._batches = settings.accumulate
 
     def __call__(self, step: Any) -> Any:
-        index = keras.ops.minimum(keras.ops.cast(step, "int32"), len(self._rates) - 1)
+        # Keras counts batches here, also those whose gradients are only added up.
+        update = keras.ops.floor_divide(keras.ops.cast(step, "int32"), self._batches)
+        index = keras.ops.minimum(update, len(self._rates) - 1)
         return keras.ops.take(keras.ops.convert_to_tensor(self._rates), index)
 
     def get_config(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ not reach: a loop freezes them by not taking the new ones, and a `watch` on all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from regraft.transfer import Receipt
 from regraft.tuning.courses import Course, course
 from regraft.tuning.policies import Policy
 from regraft.tuning.receipts import TuningReceipt, Watch
-from regraft.tuning.references import Reference
+from regraft.tuning.references import Reference, pulls
 
 
 def course_of(params: Any, policy: Policy, receipt: Receipt | None = None) -> Course:
@@ -79,6 +79,8 @@ def follow(
     - `epoch`: from 0: what learns in it alone; a policy that lets more learn later needs
       `optimizer.init` anew at each of `course.steps`. `None`: all that ever learns.
     - `reference`: the pretrained values, for L2-SP; they are constants of a compiled step.
+
+    **Raises** `TargetError` for L2-SP without a reference.
     """
     tree = labels(course, params, epoch)
     found: dict[Hashable, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
@@ -86,10 +88,8 @@ def follow(
         rate, _, bare = label.partition(" ")
         found[label] = make(float(rate), 0.0 if bare else weight_decay)
     chosen: Any = optax.partition(found, tree)
-    policy = course.policy
-    if policy.l2_sp or policy.l2_sp_fresh:
-        chosen = optax.chain(_pull(course, reference), chosen)
-    return chosen
+    pulled = pulls(course, reference)
+    return optax.chain(_pull(pulled), chosen) if pulled else chosen
 
 
 def watch(course: Course, params: Any) -> Callable[[Any, int], TuningReceipt]:
@@ -103,16 +103,14 @@ def watch(course: Course, params: Any) -> Callable[[Any, int], TuningReceipt]:
     return lambda after, epochs: before.receipt(jax_target.sink(after).read, epochs)
 
 
-def _pull(course: Course, reference: Reference | None) -> optax.GradientTransformation:
+def _pull(pulled: Mapping[str, tuple[float, Reference | None]]) -> optax.GradientTransformation:
     """Adds the gradient of L2-SP's term (Li et al. 2018)."""
-    policy = course.policy
 
     def one(name: str, gradient: Any, value: Any) -> Any:
-        if policy.l2_sp and reference is not None and name in reference:
-            return gradient + policy.l2_sp * (value - reference[name])
-        if policy.l2_sp_fresh and (reference is None or name not in reference):
-            return gradient + policy.l2_sp_fresh * value
-        return gradient
+        if name not in pulled:
+            return gradient
+        strength, reference = pulled[name]
+        return gradient + strength * (value if reference is None else value - reference[name])
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return jax.tree.map(one, _by_name(params, str), updates, params), state

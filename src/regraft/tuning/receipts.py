@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from regraft.errors import VerificationFailed
+from regraft.errors import TargetError, VerificationFailed
 from regraft.transfer import fingerprint
 from regraft.tuning.courses import Course
 from regraft.tuning.policies import Policy
@@ -82,6 +82,10 @@ class Watch:
         self._frozen = self._hashes(read, course.frozen)
         self._others = self._hashes(read, (name for name in course if name not in self._frozen))
 
+    @property
+    def policy(self) -> Policy:
+        return self._course.policy
+
     @staticmethod
     def _hashes(read: Callable[[str], Array], names: Iterable[str]) -> dict[str, str]:
         return {name: fingerprint(read(name)) for name in names}
@@ -111,3 +115,25 @@ class Watch:
         """Hashes of the start of the run that this one goes on with."""
         self._frozen = {name: kept["frozen"].get(name, "") for name in self._frozen}
         self._others = {name: kept["others"].get(name, "") for name in self._others}
+
+
+def finished(
+    begun: Watch | None,
+    read: Callable[[str], Array],
+    epochs: int,
+    measure: Callable[[Iterable[Any]], object],
+    batches: Iterable[Any] | None,
+) -> TuningReceipt:
+    """The end of every Tuning: statistics are measured on `batches` where the policy says so, and
+    hashes are compared. **Raises** `TargetError` where there are no batches, or was no `begin`."""
+    if begun is None:
+        raise TargetError("Tuning.finish", found="no begin()", expected="begin() before it")
+    if begun.policy.batchnorm == "recalibrate":
+        if batches is None:
+            raise TargetError(
+                "batchnorm='recalibrate'",
+                found="no data to measure statistics on",
+                expected="tuning.finish(batches)",
+            )
+        measure(batches)
+    return begun.receipt(read, epochs)

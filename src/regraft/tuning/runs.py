@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def identity(job: Job, names: Iterable[str]) -> dict[str, str]:
-    """What must be the same for a run to go on: settings, policy, data and the model's tensors."""
+    """What must be the same for a run to go on: settings, policy, data, the model's tensors
+    and the pretrained values."""
     data = job.data
     parts = {"x": data.x, "y": data.y, "x_val": data.x_val, "y_val": data.y_val}
     return {
@@ -28,7 +29,7 @@ def identity(job: Job, names: Iterable[str]) -> dict[str, str]:
         "policy": msgspec.json.encode(asdict(job.policy)).decode(),
         "data": _digest({name: _arrays(part) for name, part in parts.items()}),
         "model": xxhash.xxh3_128_hexdigest("\n".join(names).encode()),
-        "pretrained": job.loading.source_hash if job.loading else "",
+        "pretrained": _pretrained(job),
     }
 
 
@@ -50,6 +51,16 @@ def replaced(temporary: Path, path: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _pretrained(job: Job) -> str:
+    """What was loaded, by the values' hashes: the same file may be loaded in other ways, and a live
+    model has none. Where a model kept entries of its own, these may be others in each run."""
+    if job.loading is None:
+        return ""
+    grafts = job.loading.plan.grafts
+    hashes = [f"{n} {h}" for n, h in job.loading.hashes.items() if not grafts[n].keeps]
+    return xxhash.xxh3_128_hexdigest("\n".join(hashes).encode())
 
 
 def _arrays(part: Any) -> dict[str, Array]:

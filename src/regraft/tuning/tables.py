@@ -73,17 +73,17 @@ def _csv(path: Path) -> Table:
             found=f"line {uneven} of another length" if uneven else f"columns {names}, no rows",
             expected="a row of distinct names, and rows of as many values",
         )
-    return {name: [_plain(row[i]) for row in rows] for i, name in enumerate(names)}
+    return {name: _column([row[i] for row in rows]) for i, name in enumerate(names)}
 
 
-def _plain(text: str) -> Any:
-    """A number where the text is one; empty: `None`."""
+def _column(texts: list[str]) -> list[Any]:
+    """Numbers where all of a column are; otherwise the texts as they are. Empty: `None`."""
     for kind in (int, float):
         try:
-            return kind(text)
+            return [kind(text) if text else None for text in texts]
         except ValueError:
             continue
-    return text or None
+    return [text or None for text in texts]
 
 
 def _parquet(path: Path) -> Table:

@@ -18,19 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
-from regraft.errors import TargetError
 from regraft.targets import torch as torch_target
 from regraft.targets._torch_arrays import to_numpy
 from regraft.targets._torch_modules import tensors_of
 from regraft.transfer import Receipt
 from regraft.tuning.courses import Course, course
 from regraft.tuning.policies import Policy
-from regraft.tuning.receipts import TuningReceipt, Watch
-from regraft.tuning.references import Reference
+from regraft.tuning.receipts import TuningReceipt, Watch, finished
+from regraft.tuning.references import Reference, pulls
 from regraft.tuning.torch_averages import Average
 from regraft.tuning.torch_statistics import holders, measure, staying
 
@@ -68,21 +68,15 @@ class Tuning:
         receipt: Receipt | None = None,
         reference: Reference | None = None,
     ) -> None:
-        self.model, self.policy, self.reference = model, policy, reference
+        self.model, self.policy = model, policy
         self.course = course_of(model, policy, receipt)
+        self._pulls = pulls(self.course, reference)
         self.average: Average | None = None
         self._epoch = 0
         self._handles: list[Any] = []
         self._hooked: set[int] = set()
         self._watch: Watch | None = None
         self._flags: dict[str, bool] = {}
-        if policy.l2_sp and reference is None:
-            raise TargetError(
-                "L2-SP",
-                found="no pretrained values to pull towards",
-                expected="a Reference",
-                hint="Reference(receipt, rg.open(path).read)",
-            )
 
     def parameters(self) -> dict[str, Any]:
         """The parameters by the course's names; one name for those that are tied."""
@@ -132,7 +126,7 @@ class Tuning:
         for optimizer in optimizers:
             if id(optimizer) not in self._hooked:
                 self._hooked.add(id(optimizer))
-                self._handles.append(optimizer.register_step_pre_hook(self._pull))
+                self._handles.append(optimizer.register_step_pre_hook(self._before))
                 self._handles.append(optimizer.register_step_post_hook(self._follow))
         self.epoch(self._epoch)
 
@@ -180,21 +174,12 @@ class Tuning:
 
         `batches`: new data on which `batchnorm="recalibrate"` measures statistics.
         """
-        if self._watch is None:
-            raise TargetError("Tuning.finish", found="no begin()", expected="begin() before it")
         if self.average:
             self.average.swap()
             self.average = None
         self.release()
-        if self.policy.batchnorm == "recalibrate":
-            if batches is None:
-                raise TargetError(
-                    "batchnorm='recalibrate'",
-                    found="no data to measure statistics on",
-                    expected="tuning.finish(batches)",
-                )
-            measure(self.model, batches)
-        return self._watch.receipt(self.read, self._epoch + 1)
+        anew = partial(measure, self.model)
+        return finished(self._watch, self.read, self._epoch + 1, anew, batches)
 
     def release(self) -> None:
         """Removes hooks and puts `requires_grad` back, as `finish` does."""
@@ -233,7 +218,22 @@ class Tuning:
         if self.average:
             self.average.update()
 
-    def _pull(self, *_: Any) -> None:
+    def _before(self, _: Any, args: Any, options: Any) -> Any:
+        """Adds L2-SP's gradient before a step. A closure makes the gradients within the step
+        (Lightning always gives one), so there they are added to when it has run."""
+        given = [*args[1:], options.get("closure")]
+        if given[0] is None:
+            self._pull()
+            return None
+
+        def closure() -> Any:
+            loss = given[0]()
+            self._pull()
+            return loss
+
+        return args[:1], {**options, "closure": closure}
+
+    def _pull(self) -> None:
         with torch.no_grad():
             for parameter, strength, pretrained in self._pulled():
                 if parameter.grad is not None:
@@ -242,14 +242,11 @@ class Tuning:
 
     def _pulled(self) -> Generator[tuple[Any, float, Any]]:
         """Parameters that are pulled, how much, and to where; `None`: to 0."""
-        policy, reference = self.policy, self.reference
         for name, parameter in self.parameters().items():
-            if not self.course[name].learns(self._epoch):
-                continue
-            if policy.l2_sp and reference is not None and name in reference:
-                yield parameter, policy.l2_sp, _shared(reference[name], parameter)
-            elif policy.l2_sp_fresh and (reference is None or name not in reference):
-                yield parameter, policy.l2_sp_fresh, None
+            if name in self._pulls and self.course[name].learns(self._epoch):
+                strength, reference = self._pulls[name]
+                pretrained = None if reference is None else _shared(reference[name], parameter)
+                yield parameter, strength, pretrained
 
 
 def _shared(array: Any, like: Any) -> Any:

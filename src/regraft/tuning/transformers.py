@@ -50,7 +50,14 @@ class Follow(TrainerCallback):
         optimizer = found["optimizer"]
         self.tuning.begin(getattr(optimizer, "optimizer", optimizer))
         kept = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _KEPT
-        if state.global_step and kept.exists():
+        if state.global_step and not kept.exists():
+            raise TargetError(
+                str(kept),
+                found="a run that goes on, and no such file",
+                expected="what Follow kept of the start and of the moving average",
+                hint="go on from a checkpoint in the same output_dir, of a run with this callback",
+            )
+        if state.global_step:
             self.tuning.resume(torch.load(kept, map_location="cpu", weights_only=True))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **found: Any) -> None:

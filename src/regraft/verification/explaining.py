@@ -6,7 +6,7 @@ tensors of both sides. See `walking` for how places are found and `proving` for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from regraft.verification.guessing import Guesser
 from regraft.verification.pairing import pair
 from regraft.verification.probes import Probe, flat
 from regraft.verification.proving import Found, Prover
-from regraft.verification.traces import Listener, Trace
+from regraft.verification.traces import BUDGET, Listener, Trace
 
 # Unused source tensors of at most so many elements may be factors of a layer scale.
 _FACTORS = 1 << 16
@@ -37,6 +37,8 @@ class Other:
     separator: str
     catalogue: Catalogue | None = None
     read: Read | None = None
+    outputs: Arrays | None = None
+    """What it gave where it was run on a probe's own inputs."""
 
 
 def explain(
@@ -65,6 +67,7 @@ def explain(
     report = replace(compared(actual), passes=1)
     if report.verdict == "equal to the bit":
         return report
+    report = replace(report, warnings=(*report.warnings, *_blind_spots(other, compared)))
     arrays = [array for _, array in flat(probe.inputs)]
     if other is None:
         if report.equal or set(expected) != set(actual):
@@ -91,6 +94,25 @@ def explain(
         _calls_of(listener),
     )
     return _told(report, prover.search())
+
+
+def _blind_spots(other: Other | None, compared: Callable[[Arrays], Report]) -> Iterator[str]:
+    """Why the source's calls say less than it seems."""
+    if other is None:
+        return
+    missing = other.trace.left_out
+    if missing:
+        yield (
+            f"{len(missing)} of {len(other.trace.calls)} calls of the source's modules were not "
+            f"compared, first that of {missing[0].path or 'the model itself'}: a trace keeps at "
+            f"most {BUDGET >> 30} GiB; the first divergence may lie before what is told (try a "
+            "smaller batch)"
+        )
+    if other.outputs is not None and not compared(other.outputs).equal:
+        yield (
+            "the source itself, run on the probe's inputs, does not give the probe's outputs: "
+            "what its calls show need not be why the model's outputs differ from these"
+        )
 
 
 def _told(report: Report, found: Found) -> Report:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from regraft.calls import Call, Edit, Taps
 from regraft.tensors import Array, Arrays
 from regraft.verification import causes
 from regraft.verification.causes import Hypothesis, Scene
+from regraft.verification.choosing import CLOSER, SMALLER, UNTRIED
 from regraft.verification.comparison import Cause, Report
+from regraft.verification.sites import Site
 from regraft.verification.traces import Listener
-from regraft.verification.walking import Site
 
-# Runs of the model, and how much closer the best has to be than the next.
-_RUNS, _CLOSER = 120, 3.0
+# Runs of the model: those after which nothing was found, and those after which something was, as
+# only what no other kind explains is proven.
+_RUNS, _MOST = 120, 400
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,27 @@ class Guesser:
     def search(self, expected: Arrays, actual: Arrays) -> tuple[list[Cause], int]:
         """Causes whose change makes the outputs agree, and how many runs it took."""
         scene = self._scene(next(iter(expected.values())), next(iter(actual.values())))
+        limit = self.compared(actual).max_rel / SMALLER
         fitting: list[tuple[float, Hypothesis]] = []
-        runs = 0
-        for hypothesis in islice(_together(scene), _RUNS):
+        runs, all_tried = 0, True
+        for hypothesis in _together(scene):
+            if runs >= (_MOST if fitting else _RUNS):
+                all_tried = False
+                break
             runs += 1
             try:
                 report = self.compared(self.taps.run(self.inputs, None, hypothesis.edits))
             except Exception:  # a change that the model's code does not bear
                 continue
-            if report.equal:
+            if report.equal and report.max_rel <= limit:
                 fitting.append((report.max_rel, hypothesis))
         if not fitting:
             return [], runs
         least = min(error for error, _ in fitting)
-        near = [h for error, h in fitting if error <= _CLOSER * max(least, 1.2e-7)]
-        sure = len({h.kind for h in near}) == 1
-        chosen = near[:1] if sure else near
-        reason = "" if sure else "several changes explain it equally well"
+        near = [h for error, h in fitting if error <= CLOSER * max(least, 1.2e-7)]
+        one_kind = len({h.kind for h in near}) == 1
+        chosen, sure = near[:1] if one_kind else near, one_kind and all_tried
+        reason = "" if sure else UNTRIED if one_kind else "several changes explain it equally well"
         return [
             Cause(h.kind, h.modules, sure, h.text, h.fix, least, reason) for h in chosen
         ], runs  # fmt: skip

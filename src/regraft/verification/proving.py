@@ -15,27 +15,22 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from regraft.calls import Composed, Edit, Entered, InFunction, Module, Rewritten, Taps
+from regraft.calls import Edit, Module, Taps
 from regraft.tensors import Array, Arrays
 from regraft.verification import causes
 from regraft.verification.causes import Hypothesis, Scene
 from regraft.verification.causes._scene import Tensor, Tie
-from regraft.verification.closeness import certain, noise
+from regraft.verification.choosing import UNTRIED, Try, chosen_of, fitting
+from regraft.verification.closeness import alike, certain, noise
 from regraft.verification.comparison import Cause
 from regraft.verification.pairing import Pairs
+from regraft.verification.sites import Place, Site, Step
 from regraft.verification.traces import Recorded, Trace
-from regraft.verification.walking import Site, Step, Walk
+from regraft.verification.walking import Walk
 
-# How much smaller the error has to be with the change, how much closer than the next it must be to
-# be preferred, rounds of walks, and sites that are looked at one by one.
-_SMALLER, _CLOSER, _ROUNDS, _SITES = 8.0, 3.0, 4, 200
+# Rounds of walks, and sites that are looked at one by one in each.
+_ROUNDS, _SITES = 4, 200
 _TRIES = 400
-# Kinds that say how a tensor differs, where "weights" only says that it does.
-_OF_TENSORS = frozenset(
-    ("tied-head", "dtype", "qkv-order", "flatten-order", "channel-order", "spatial-transpose")
-)
 # Pairs of changes that are tried where no single one explains a place.
 _PAIRS = 150
 
@@ -47,8 +42,6 @@ class Found:
     causes: list[Cause]
     first: str | None
     steps: list[Step]
-    edits: tuple[Edit, ...]
-    open: bool
     passes: int
 
 
@@ -56,18 +49,11 @@ class Found:
 _SEVERAL = 4
 
 
-class _Told(NamedTuple):
+class Told(NamedTuple):
     site: Site
     chosen: list[Hypothesis]
     rivals: list[Hypothesis]
-
-
-@dataclass
-class _Try:
-    hypothesis: Hypothesis
-    error: float
-    left: int
-    more: Hypothesis | None = None
+    untried: bool
 
 
 @dataclass
@@ -90,6 +76,8 @@ class Prover:
     agrees: Callable[[Arrays], bool]
     calls_of: Mapping[str, tuple[str, ...]]
     passes: int = 0
+    _cut: set[Place] = field(default_factory=set[Place])
+    """Places at which more is proposed than is tried."""
     _memo: dict[tuple[str, int], Recorded | None] = field(
         default_factory=dict[tuple[str, int], "Recorded | None"]
     )
@@ -97,11 +85,13 @@ class Prover:
     def search(self) -> Found:
         """Walks, explains, and walks again until nothing new is found."""
         edits: tuple[Edit, ...] = ()
-        told: list[_Told] = []
+        told: list[Told] = []
         seen: set[tuple[str, str, int]] = set()
         steps: list[Step] = []
-        for round_ in range(_ROUNDS):
-            walk, _ = self._walked(edits)
+        for _ in range(_ROUNDS):
+            walk = self._walked(edits)
+            if walk is None:
+                break
             steps = steps or walk.steps
             fresh = [site for site in walk.sites if site.place not in seen]
             if not fresh:
@@ -115,97 +105,139 @@ class Prover:
                     continue  # gone with what was found before
                 if not chosen and not rivals and site.error < certain(site.actual):
                     continue  # rounding, as far as anybody can tell
-                told.append(_Told(site, chosen, rivals))
+                told.append(Told(site, chosen, rivals, self._is_cut(site)))
                 added += [edit for hypothesis in chosen for edit in hypothesis.edits]
             edits = (*edits, *added)
             if not added:
                 break
-            del round_
         told = self._without_void(told)
         edits = tuple(edit for one in told for h in one.chosen for edit in h.edits)
         return self._summed(told, edits, steps)
 
-    def _without_void(self, told: list[_Told]) -> list[_Told]:
+    def _without_void(self, told: list[Told]) -> list[Told]:
         """Without changes that together change nothing: an activation taken away and given again,
         where one side has it in the layer and the other behind it. Of changes that give the same
         outputs as all of them the fewest are kept."""
-        every = [hypothesis for one in told for hypothesis in one.chosen]
+        # The same change in several places is one: it may be small, and is not undone by itself.
+        places: dict[str, list[Hypothesis]] = {}
+        for one in told:
+            for hypothesis in one.chosen:
+                places.setdefault(hypothesis.key, []).append(hypothesis)
+        every = list(places)
         if not 2 <= len(every) <= _SEVERAL:
             return told
 
-        def outputs(chosen: Sequence[Hypothesis]) -> Arrays:
+        def outputs(chosen: Sequence[str]) -> Arrays:
             self.passes += 1
-            edits = tuple(edit for hypothesis in chosen for edit in hypothesis.edits)
+            edits = tuple(e for key in chosen for h in places[key] for e in h.edits)
             return self.taps.run(self.inputs, None, edits)
 
         try:
             whole = outputs(every)
             fewer = (few for n in range(len(every) - 1) for few in combinations(every, n))
-            enough = next((few for few in fewer if _alike(outputs(few), whole)), None)
+            enough = next((few for few in fewer if alike(outputs(few), whole)), None)
         except Exception:  # the model's own code, under changes that belong together
             return told
         if enough is None:
             return told
-        kept = [one._replace(chosen=[h for h in one.chosen if h in enough]) for one in told]
+        kept = [one._replace(chosen=[h for h in one.chosen if h.key in enough]) for one in told]
         return [now for now, one in zip(kept, told, strict=True) if now.chosen or not one.chosen]
 
-    def _walked(self, edits: tuple[Edit, ...]) -> tuple[Walk, Arrays]:
+    def _walked(self, edits: tuple[Edit, ...]) -> Walk | None:
+        """A walk with what was found so far; None where the model's code does not bear that."""
         walk = Walk(self.trace, self.pairs, self.modules, memo=self._memo)
         self.passes += 1
-        outputs = self.taps.run(self.inputs, walk, edits)
+        try:
+            self.taps.run(self.inputs, walk, edits)
+        except Exception:  # changes that were borne each in its module, and not together
+            if not edits:
+                raise
+            return None
         walk.finish()
-        return walk, outputs
+        return walk
 
     def _explained(
         self, site: Site, edits: tuple[Edit, ...], known: dict[str, Hypothesis]
     ) -> tuple[list[Hypothesis], list[Hypothesis], Site]:
         """The change (rarely two) that makes a site agree, or those of several kinds that do."""
-        rivals: list[Hypothesis] = []
-        first = site
-        for seen in (site, site.instead):
-            if seen is None or self._gray_glue(seen):
-                continue
-            tries = self._tries(seen, edits, known)
-            chosen, rivals = _chosen(tries)
-            if chosen:
-                known.update((hypothesis.key, hypothesis) for hypothesis in chosen)
-                return chosen, [], _at(seen, chosen[0])
-            if rivals:
-                break
-        return [], rivals, first
+        views = [view for view in self._views(site) if not self._gone(view, site, edits)]
+        if site.error <= noise(site.actual):
+            return [], [], site
+        tried = {id(view): self._tries(view, edits, known) for view in views[:1]}
+        # One change where the value is next used explains more than two where it is made.
+        for pairs in (False, True):
+            for view in views:
+                if id(view) not in tried:
+                    tried[id(view)] = self._tries(view, edits, known)
+                fit = fitting(view, tried[id(view)])
+                if not fit and pairs:
+                    fit = list(self._both(view, tried[id(view)], edits))
+                chosen, rivals = chosen_of(fit)
+                if chosen:
+                    known.update((hypothesis.key, hypothesis) for hypothesis in chosen)
+                    return chosen, [], _at(view, chosen[0])
+                if rivals:
+                    return [], rivals, site
+        return [], [], site
+
+    def _views(self, site: Site) -> list[Site]:
+        """Where a divergence can be looked at: the results of its module, and the place where they
+        are used next. That comes first where one side's layer applies an activation itself that
+        the other's code applies after it."""
+        if site.instead is None or self._gray_glue(site.instead):
+            return [site]
+        source = self._pair_of(site.module)
+        own = self.modules[site.module].settings.get("activation")
+        theirs = (
+            self.trace.modules[source].settings if source and source in self.trace.modules else {}
+        )
+        fused = own != theirs.get("activation") and {own, theirs.get("activation")} != {
+            None, "linear"
+        }  # fmt: skip
+        return [site.instead, site] if fused else [site, site.instead]
+
+    def _gone(self, view: Site, site: Site, edits: tuple[Edit, ...]) -> bool:
+        """Whether what was changed before has mended a place."""
+        if not edits:
+            return False
+        walk = self._again(view, edits)
+        view.error = walk.errors.get(view.place, view.error) if walk else view.error
+        if view.error > noise(view.actual):
+            return False
+        site.error = view.error
+        return True
 
     def _gray_glue(self, site: Site) -> bool:
         return not site.leaf and site.error <= noise(site.actual)
 
     def _tries(
         self, site: Site, edits: tuple[Edit, ...], known: Mapping[str, Hypothesis]
-    ) -> list[_Try]:
-        before = self._again(site, edits, keep=True)
-        site.error = before.errors.get(site.place, site.error) if before else site.error
-        if site.error <= noise(site.actual):
-            return []
-        scene = self._scene(site, before)
-        limit = min(noise(site.actual), site.error / _SMALLER)
-        proposed = list(_bounded(causes.proposals(scene)))
+    ) -> list[Try]:
+        """Every change that is proposed, tried; what explained the same elsewhere at first, and
+        nothing else where that explains it here."""
+        scene = self._scene(site, self._again(site, edits, keep=True))
+        proposed = list(islice(causes.proposals(scene), _TRIES + 1))
         same = [h for h in proposed if h.key in known]
-        tried: list[_Try] = []
-        for hypotheses in (same, [h for h in proposed if h not in same]):
-            tried += [self._try(site, h.edits, h, edits) for h in hypotheses]
-            fitting = [t for t in tried if t.error <= limit]
-            if fitting:  # what explained the same elsewhere explains it here
-                return fitting
-        return list(self._both(site, tried, edits, limit))
+        tried = [self._try(site, h.edits, h, edits) for h in same]
+        if not fitting(site, tried):
+            if len(proposed) > _TRIES:
+                self._cut.add(site.place)
+            fresh = (h for h in proposed[:_TRIES] if h not in same)
+            tried += [self._try(site, h.edits, h, edits) for h in fresh]
+        return tried
+
+    def _is_cut(self, site: Site) -> bool:
+        places = [site.place, *([site.instead.place] if site.instead else [])]
+        return not self._cut.isdisjoint(places)
 
     def _try(
         self, site: Site, change: tuple[Edit, ...], told: Hypothesis, edits: tuple[Edit, ...]
-    ) -> _Try:
+    ) -> Try:
         walk = self._again(site, (*edits, *change))
         error = walk.errors.get(site.place, float("inf")) if walk else float("inf")
-        return _Try(told, error, len(walk.sites) if walk else 0)
+        return Try(told, error, len(walk.sites) if walk else 0)
 
-    def _both(
-        self, site: Site, tried: list[_Try], edits: tuple[Edit, ...], limit: float
-    ) -> Iterator[_Try]:
+    def _both(self, site: Site, tried: list[Try], edits: tuple[Edit, ...]) -> Iterator[Try]:
         """Two changes of different kinds at once, those that move the result most likely first."""
         moved = [t for t in tried if t.error != site.error and t.error < float("inf")]
         moved.sort(key=lambda t: t.error)
@@ -217,7 +249,7 @@ class Prover:
         )
         for a, b in islice(pairs, _PAIRS):
             made = self._try(site, (*a.edits, *b.edits), a, edits)
-            if made.error <= limit:
+            if fitting(site, [made]):
                 yield replace(made, more=b)
 
     def _again(self, site: Site, edits: tuple[Edit, ...], *, keep: bool = False) -> Walk | None:
@@ -235,7 +267,6 @@ class Prover:
             for (path, _), call in self._memo.items()
             if call is not None and _within(path, site.scope.path) and path != site.scope.path
         }
-        own = dict.fromkeys((*inside,))
         return Scene(
             site,
             self.taps.framework,
@@ -243,7 +274,7 @@ class Prover:
             self.trace.modules,
             self._pair_of,
             before.functions if before else [],
-            {path: inside[path] for path in own},
+            inside,
             self.tensors,
             self.unused,
             self.arrays,
@@ -265,98 +296,56 @@ class Prover:
     def _pair_of(self, path: str) -> str | None:
         pair = self.pairs.get(path)
         if pair is not None:
-            return pair.sources[0]
+            return pair[0]
         call = next((c for (p, _), c in self._memo.items() if p == path and c), None)
         return call.path if call else None
 
     def _summed(
         self,
-        told: list[_Told],
+        told: list[Told],
         edits: tuple[Edit, ...],
         steps: list[Step],
     ) -> Found:
         told.sort(key=lambda entry: entry.site.time)
-        unexplained = [entry.site for entry in told if not entry.chosen]
-        agree = not told
+        proven = False
         if edits:
             self.passes += 1
             try:
                 agree = self.agrees(self.taps.run(self.inputs, None, edits))
+                proven = agree or not all(entry.chosen for entry in told)
             except Exception:  # changes that bear each other only one by one
-                agree = False
-        proven = agree or bool(unexplained)
-        made: dict[str, Cause] = {}
-        for entry in told:
-            for hypothesis in entry.chosen or entry.rivals:
-                sure = bool(entry.chosen) and proven
-                cause = made.get(hypothesis.key)
-                paths = (*(cause.modules if cause else ()), *hypothesis.modules)
-                reason = "" if sure else "several changes explain it equally well"
-                if entry.chosen and not sure:
-                    reason = "the module agrees with it, and the model's outputs do not"
-                made[hypothesis.key] = Cause(
-                    hypothesis.kind, tuple(dict.fromkeys(paths)), sure, hypothesis.text,
-                    _joined(cause.fix if cause else "", hypothesis.fix), entry.site.error, reason,
-                )  # fmt: skip
+                proven = False
         first = told[0].site.module if told else None
-        return Found(list(made.values()), first, steps, edits, bool(unexplained), self.passes)
+        return Found(causes_of(told, proven=proven), first, steps, self.passes)
 
 
-def _alike(some: Arrays, others: Arrays) -> bool:
-    """Whether outputs are the same but for the last digits."""
-    if some.keys() != others.keys():
-        return False
-    return all(_close(array, others[name]) for name, array in some.items())
+def causes_of(told: Sequence[Told], *, proven: bool) -> list[Cause]:
+    """What was found in several places as one cause of each kind of change; `proven`: with all of
+    them the whole model agrees. What is proven in one place may be one of several possibilities in
+    another, and is told as such there."""
+    made: dict[tuple[str, str], Cause] = {}
+    # What was chosen elsewhere because it explained a place is no better known than there.
+    untried = {h.key for entry in told if entry.untried for h in entry.chosen}
+    for entry in told:
+        for hypothesis in entry.chosen or entry.rivals:
+            reason = _doubt(entry, proven=proven, tried=hypothesis.key not in untried)
+            cause = made.get((hypothesis.key, reason))
+            paths = (*(cause.modules if cause else ()), *hypothesis.modules)
+            made[hypothesis.key, reason] = Cause(
+                hypothesis.kind, tuple(dict.fromkeys(paths)), not reason, hypothesis.text,
+                _joined(cause.fix if cause else "", hypothesis.fix),
+                cause.error if cause else entry.site.error, reason,
+            )  # fmt: skip
+    return list(made.values())
 
 
-def _close(a: Array, b: Array) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype or a.dtype.kind != "f":
-        return np.array_equal(a, b)
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    digits = 16 * float(np.spacing(np.ones((), a.dtype)))
-    return bool((np.abs(x - y) <= digits * np.abs(x).max(initial=0.0)).all())
-
-
-def _chosen(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
-    """The best of what fits: what leaves least in the module, is closest, and changes a setting
-    rather than values. Of several kinds that are as good, none."""
-    if not tries:
-        return [], []
-    if any(t.more for t in tries):
-        return _chosen_pair(tries)
-    if any(t.hypothesis.kind in _OF_TENSORS for t in tries):
-        tries = [t for t in tries if t.hypothesis.kind != "weights"]
-    least = min(t.left for t in tries)
-    tries = [t for t in tries if t.left == least]
-    best = min(t.error for t in tries)
-    near = [t for t in tries if t.error <= _CLOSER * max(best, 1.2e-7)]
-    plain = min(_plainness(t.hypothesis) for t in near)
-    near = [t for t in near if _plainness(t.hypothesis) == plain]
-    kinds = {t.hypothesis.kind for t in near}
-    if len(kinds) == 1:
-        return [min(near, key=lambda t: round(t.error / 1.2e-7)).hypothesis], []
-    return [], [t.hypothesis for t in near]
-
-
-def _chosen_pair(tries: list[_Try]) -> tuple[list[Hypothesis], list[Hypothesis]]:
-    """The pair of changes that fits, where all that fit are of the same two kinds."""
-    best = min(tries, key=lambda t: (t.left, round(t.error / 1.2e-7)))
-    both = [best.hypothesis, *([best.more] if best.more else [])]
-    kinds = {frozenset((t.hypothesis.kind, t.more.kind if t.more else "")) for t in tries}
-    return (both, []) if len(kinds) == 1 else ([], both)
-
-
-def _plainness(hypothesis: Hypothesis) -> int:
-    """0 for settings and tensors, more for values that are made anew."""
-
-    def of(edit: Edit) -> int:
-        if isinstance(edit, (Rewritten, Entered)):
-            return 2
-        if isinstance(edit, Composed):
-            return 1
-        return int(isinstance(edit, InFunction) and not edit.arguments)
-
-    return max(map(of, hypothesis.edits))
+def _doubt(told: Told, *, proven: bool, tried: bool) -> str:
+    """Why what explains a place is not proven; nothing where it is."""
+    if not told.chosen:
+        return "several changes explain it equally well"
+    if not proven:
+        return "the module agrees with it, and the model's outputs do not"
+    return "" if tried else UNTRIED
 
 
 def _at(site: Site, hypothesis: Hypothesis) -> Site:
@@ -372,10 +361,3 @@ def _within(path: str, scope: str) -> bool:
 
 def _joined(fix: str, more: str) -> str:
     return f"{fix}\n{more}" if fix else more
-
-
-def _bounded(proposed: Iterator[Hypothesis]) -> Iterator[Hypothesis]:
-    for count, hypothesis in enumerate(proposed):
-        if count >= _TRIES:
-            return
-        yield hypothesis

@@ -113,7 +113,7 @@ def trace_of(arrays: Mapping[str, Array], label: str) -> Trace | None:
         path: Module(path, kind, {k: _back(v) for k, v in settings.items()}, children)
         for path, (kind, settings, children) in kept.modules.items()
     }
-    return Trace(calls, modules, kept.framework, [], kept.born)
+    return Trace(calls, modules, kept.framework, kept.born)
 
 
 def _back(value: Any) -> Any:

@@ -36,18 +36,21 @@ class Trace:
     """The calls of one run in the order in which they began.
 
     - `modules`: the model's modules by path; `framework`: whose they are.
-    - `functions`: what their code called, where the framework tells it.
     - `born`: when each value was first seen.
     """
 
     calls: list[Recorded]
     modules: Mapping[str, Module]
     framework: str = ""
-    functions: list[FunctionCall] = field(default_factory=list[FunctionCall])
     born: dict[str, int] = field(default_factory=dict[str, int])
 
     def __post_init__(self) -> None:
         self._by_name = {(call.path, call.number): call for call in self.calls}
+
+    @property
+    def left_out(self) -> list[Recorded]:
+        """Calls whose values are not all kept, and which nothing can be compared with."""
+        return [call for call in self.calls if not call.whole]
 
     def find(self, path: str, number: int) -> Recorded | None:
         return self._by_name.get((path, number))
@@ -67,7 +70,6 @@ class Recorder:
         self._kept: dict[str, Array] = {}
         self._budget = budget
         self._born: dict[str, int] = {}
-        self._functions: list[FunctionCall] = []
         self._time = 0
 
     def enter(self, call: Call, inputs: list[Array]) -> None:
@@ -82,7 +84,7 @@ class Recorder:
         recorded.outputs, _ = self._keep(recorded, outputs)
 
     def function(self, call: FunctionCall) -> None:
-        self._functions.append(call)
+        pass
 
     def _tick(self) -> int:
         self._time += 1
@@ -105,7 +107,7 @@ class Recorder:
         return kept, keys
 
     def trace(self, modules: Mapping[str, Module], framework: str) -> Trace:
-        return Trace(self._calls, modules, framework, self._functions, self._born)
+        return Trace(self._calls, modules, framework, self._born)
 
 
 class Listener:

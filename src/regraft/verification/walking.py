@@ -14,60 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from regraft.calls import Call, FunctionCall, Module
 from regraft.tensors import Array
-from regraft.verification.closeness import error, nearest, noise
+from regraft.verification.closeness import nearest, noise
 from regraft.verification.kinds_of_modules import category
-from regraft.verification.pairing import Pair, Pairs
+from regraft.verification.pairing import Pairs
+from regraft.verification.sites import Place, Site, Step
 from regraft.verification.traces import Recorded, Trace
-
-Place = tuple[Literal["input", "output"], str, int]
-
-
-@dataclass
-class Site:
-    """A place where target and source part.
-
-    - `module`: the target's module in which it happens.
-    - `place`: where it was seen: the results of a call, or what went into one.
-    - `scope`: the call to run again to see it again.
-    - `expected`, `actual`: the source's value, in the target's layout, and the target's.
-    - `inputs`: what the module was given, `source`: the call of the source.
-    - `instead`: the same seen where the value is next used, in the code around the module, which
-      is then what is `behind` it.
-    """
-
-    module: str
-    place: Place
-    scope: Call
-    error: float
-    expected: Array
-    actual: Array
-    inputs: list[Array]
-    source: Recorded | None = None
-    instead: Site | None = None
-    leaf: bool = True
-    behind: str | None = None
-
-    @property
-    def time(self) -> int:
-        """When the source did what is compared here."""
-        if self.source is None:
-            return 0
-        return self.source.ended if self.place[0] == "output" else self.source.began
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call that was compared: errors of what went in (before it was put right) and came out."""
-
-    path: str
-    number: int
-    source: str
-    input: float
-    output: float
 
 
 @dataclass
@@ -95,8 +49,8 @@ class Walk:
     steps: list[Step] = field(default_factory=list[Step])
     functions: list[FunctionCall] = field(default_factory=list[FunctionCall])
     errors: dict[Place, float] = field(default_factory=dict[Place, float])
-    """What went in and came out of each call, where `keep` asks for it."""
     values: dict[Place, list[Array]] = field(default_factory=dict[Place, list[Array]])
+    """What went in and came out of each call, where `keep` asks for it."""
     keep: bool = False
     _open: list[_Open] = field(default_factory=list[_Open])
     _pending: list[Site] = field(default_factory=list[Site])
@@ -149,8 +103,6 @@ class Walk:
         if worst <= noise(*outputs):
             self._pending = [s for s in self._pending if s not in inner]
             return [fitted for _, fitted in found]
-        if not self._strict(call.path) and not open_.agreed:
-            return None
         if not open_.agreed or inner:
             return None
         index = max(range(len(found)), key=lambda i: found[i][0] if found[i][1] is not None else -1)
@@ -171,10 +123,6 @@ class Walk:
         self._settle(None)
         self.sites.sort(key=lambda site: site.time)
         return self.sites
-
-    def _strict(self, path: str) -> bool:
-        pair = self.pairs.get(path)
-        return pair is None or pair.strict
 
     def _watch(self, place: Place, arrays: list[Array]) -> None:
         if self.keep:
@@ -238,14 +186,14 @@ class Walk:
     def _source(self, call: Call, inputs: list[Array]) -> Recorded | None:
         key = call.path, call.number
         if key not in self.memo:
-            pair = self.pairs.get(call.path)
+            paths = self.pairs.get(call.path)
             self.memo[key] = (
-                self._of_pair(pair, call.number) if pair else self._by_kind(call, inputs)
+                self._of_pair(paths, call.number) if paths else self._by_kind(call, inputs)
             )
         return self.memo[key]
 
-    def _of_pair(self, pair: Pair, number: int) -> Recorded | None:
-        calls = [self.trace.find(path, number) for path in pair.sources]
+    def _of_pair(self, paths: tuple[str, ...], number: int) -> Recorded | None:
+        calls = [self.trace.find(path, number) for path in paths]
         known = [c for c in calls if c is not None and c.whole]
         if not known or len(known) != len(calls):
             return None
@@ -288,6 +236,3 @@ def _compared(expected: list[Array], actual: list[Array]) -> list[tuple[float, A
             continue
         found.append(nearest(expected[index], array))
     return found
-
-
-__all__ = ["Place", "Site", "Step", "Walk", "error"]

@@ -2,7 +2,9 @@
 
 Such an axis leaves nothing open (query, key and value in the order of their name), so the parts are
 seen one by one wherever the other side has no layer like it; what the other side holds in one
-tensor without such an axis is then cut by what its own name tells.
+tensor without such an axis is then cut by what its own name tells. Where three heads would make
+the same shape (`[d, heads, 3, k]`, `[d, heads, 3 k]`), the axis may be theirs: nothing is taken
+apart.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from regraft.matching.rewrites.finding import Finding, Sight, kernel_of
 from regraft.matching.views import Expression, Rewrite
 from regraft.operations import Stack, Unstack
 from regraft.tensors import TensorInfo
+
+# Heads are hardly ever wider.
+_WIDEST = 128
 
 
 def find(here: Sight, there: Sight) -> Sequence[Finding]:
@@ -37,6 +42,8 @@ def _in_parts(module: Module, here: Sight) -> Iterator[Rewrite]:
     shape = kernel.info.shape
     if len(shape) < 3 or shape[1] != len(names) or kernel.framework in ("torch", "onnx"):
         return
+    if _may_be_heads(shape[2:], len(names)):
+        return
     bias = module.leaves.get("bias")
     if module.leaves.keys() - {"kernel", "bias"} or (bias and bias.info.shape != shape[1:]):
         return
@@ -45,6 +52,12 @@ def _in_parts(module: Module, here: Sight) -> Iterator[Rewrite]:
         if any(part.name in here.catalogue for part in new):
             return
         yield _stacked(leaf.info, new, axis)
+
+
+def _may_be_heads(rest: tuple[int, ...], count: int) -> bool:
+    """Whether what follows the axis may be all parts of one head, of a width that heads have."""
+    first, *more = rest
+    return first == count if more else first % count == 0 and first // count <= _WIDEST
 
 
 def _part(info: TensorInfo, name: str, axis: int) -> TensorInfo:

@@ -11,8 +11,8 @@ import numpy as np
 from regraft.calls import Edit, FunctionCall, Module
 from regraft.tensors import Array
 from regraft.verification.kinds_of_modules import category
+from regraft.verification.sites import Site
 from regraft.verification.traces import Recorded
-from regraft.verification.walking import Site
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
         for name in _NAMES:
             present = settings.get(name)
             if isinstance(present, float) and present:
-                for value in _scales(scene, widths, present):
+                for value in _scales(widths, present):
                     yield Hypothesis(
                         "attention-scale", (Setting(path, {name: value}),), (path,),
                         f"scores × {value:.6g} instead of {present:.6g}",
@@ -38,7 +38,7 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
         width = call.shapes[0][-1]
         given = call.arguments.get("scale")
         present = float(given) if isinstance(given, (int, float)) else 1 / sqrt(width)
-        for value in _scales(scene, widths, present):
+        for value in _scales(widths, present):
             edit = InFunction(call.path, call.name, call.number, {"scale": value})
             yield Hypothesis(
                 "attention-scale", (edit,), (call.path,),
@@ -54,10 +54,9 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
             )  # fmt: skip
 
 
-def _scales(scene: Scene, widths: list[int], present: float) -> Iterator[float]:
+def _scales(widths: list[int], present: float) -> Iterator[float]:
     """The scales in use, most of them 1 over the root of a width."""
     values = [v for w in widths for v in (1 / sqrt(w), 1 / w, sqrt(w), float(w))]
-    del scene
     for value in dict.fromkeys((*values, 1.0, 1 / 8, present * present, sqrt(abs(present)))):
         if abs(value - present) > 1e-6 * abs(present):
             yield value

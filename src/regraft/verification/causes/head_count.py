@@ -41,7 +41,7 @@ def _attributes(scene: Scene, path: str, name: str, heads: int) -> Iterator[Hypo
         values: dict[str, Any] = {name: other}
         values |= {w: total // other for w in _WIDTHS if isinstance(settings.get(w), int)}
         for scaled in (True, False):
-            more = _rescaled(settings, heads, other) if scaled else {}
+            more = rescaled(settings, heads, other) if scaled else {}
             if scaled and not more:
                 continue
             yield Hypothesis(
@@ -50,9 +50,11 @@ def _attributes(scene: Scene, path: str, name: str, heads: int) -> Iterator[Hypo
             )  # fmt: skip
 
 
-def _rescaled(settings: Mapping[str, Any], heads: int, other: int) -> dict[str, float]:
+def rescaled(settings: Mapping[str, Any], heads: int, other: int) -> dict[str, float]:
+    """The scales that follow: scores are multiplied by them, and divided by a `norm_factor`."""
+    root = (other / heads) ** 0.5
     return {
-        s: settings[s] * ((1 if s != "norm_factor" else -1) and (other / heads) ** 0.5)
+        s: settings[s] / root if s == "norm_factor" else settings[s] * root
         for s in _SCALES
         if isinstance(settings.get(s), float)
     }

@@ -26,6 +26,8 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
         for tensor in scene.tensors(path):
             if tensor.same or tensor.expected.shape != tensor.actual.shape:
                 continue
+            if tensor.expected.ndim == 0:
+                continue
             for text, rows in _orders(tensor.expected.shape[0], _heads(scene)):
                 if np.array_equal(tensor.expected[rows], tensor.actual):
                     wrong = [t for t in scene.tensors(path) if not t.same]
@@ -37,7 +39,7 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
 
 def _fused(scene: Scene) -> Iterator[Hypothesis]:
     for path, call in scene.children.items():
-        if not call.outputs or not call.inputs:
+        if not all(arrays and arrays[0].ndim for arrays in (call.outputs, call.inputs)):
             continue
         width = call.outputs[0].shape[-1]
         if width % 3 or width <= call.inputs[0].shape[-1]:

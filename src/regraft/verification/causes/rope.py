@@ -131,7 +131,8 @@ def _layouts(scene: Scene) -> Iterator[Hypothesis]:
     fused = [
         p
         for p, c in scene.children.items()
-        if c.outputs and c.inputs and c.outputs[0].shape[-1] == 3 * c.inputs[0].shape[-1]
+        if all(arrays and arrays[0].ndim for arrays in (c.outputs, c.inputs))
+        and c.outputs[0].shape[-1] == 3 * c.inputs[0].shape[-1]
     ]
     for width in widths:
         for text, order in _orders(width):

@@ -23,8 +23,6 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
                 "train-mode", (Setting(path, {"training": False}),), (path,),
                 "inference mode instead of training mode", f"{where(path)}.eval()",
             )  # fmt: skip
-        if module.settings.get("track_running_stats") is False:
-            continue
     # Each call of a dropout alone changes little where several are on: all of them, too.
     calls = [c for c in scene.calls(*_FUNCTIONS) if _on(c.name, c.arguments)]
     edits = [InFunction(c.path, c.name, c.number, _off(c.name)) for c in calls]
