@@ -13,6 +13,7 @@ from regraft.errors import TargetError
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 80
 # The run ends where the loss is so many times its lowest; losses are smoothed over some steps.
 _DIVERGED, _SMOOTHING = 4.0, 0.9
+_LAG = round(_SMOOTHING / (1 - _SMOOTHING))  # steps by which a mean of this kind comes late
 
 
 def sweep(step: Callable[[float], float]) -> tuple[list[float], list[float]]:
@@ -35,14 +36,14 @@ def sweep(step: Callable[[float], float]) -> tuple[list[float], list[float]]:
 
 
 def suggested(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate at which the smoothed loss falls fastest.
+    """The rate at which the loss falls fastest: that of the smoothed one, less its lag.
 
     **Raises** `TargetError` where it falls nowhere.
     """
     slopes = {
-        rates[i]: losses[i + 1] - losses[i - 1] for i in range(5, len(losses) - 1)
+        i: losses[i + 1] - losses[i - 1] for i in range(5, len(losses) - 1)
     }  # the first few are not smooth yet
-    best = min(slopes, key=lambda rate: slopes[rate], default=None)
+    best = min(slopes, key=lambda i: slopes[i], default=None)
     if best is None or slopes[best] >= 0:
         raise TargetError(
             "the learning-rate finder",
@@ -50,4 +51,4 @@ def suggested(rates: Sequence[float], losses: Sequence[float]) -> float:
             expected="a model and data with something to learn",
             hint="give a rate (--lr 0.001)",
         )
-    return best
+    return rates[max(best - _LAG, 0)]
