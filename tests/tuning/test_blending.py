@@ -91,6 +91,16 @@ def test_parents_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert told.source_hash == shas[told.source] == shas["run0/model.safetensors"]
 
 
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    """Names and shapes are those that were loaded; the values are not."""
+    tuned = tuned_file(tmp_path, "tuned.safetensors", 0)
+    state = {f"old.{n}": t for n, t in torch_net(9).state_dict().items()}
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(rg.StalePlan, match=r"base\.pth"):
+        rg.interpolate(tmp_path / "other.pth", tuned, tmp_path / "mid.safetensors")
+    assert not (tmp_path / "mid.safetensors").exists()
+
+
 def test_a_lineage_beside_the_file(tmp_path: Path) -> None:
     told = rg.trace(tuned_file(tmp_path, "tuned.safetensors", 0))
     end = arrays(tmp_path / "tuned.safetensors")

@@ -54,6 +54,16 @@ def test_numbers_in_csv_and_parquet(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.y, found.y)
 
 
+def test_answers_that_are_neither_classes_nor_numbers() -> None:
+    x = np.zeros((4, 2), np.float32)
+    found = rg.Data(x, np.array([True, False, True, False]))
+    assert found.classification
+    assert found.y.tolist() == [1, 0, 1, 0]
+    for wrong in (np.eye(4, dtype=np.int64), np.array(list("abcd")), np.eye(4) > 0):
+        with pytest.raises(rg.FormatError, match="answers"):
+            rg.Data(x, wrong)
+
+
 def test_text_that_looks_like_a_number_stays_as_it_is(tmp_path: Path) -> None:
     path = written(tmp_path / "a.csv", "code,label\n007,1\n1e3,01\nnan,x\na,1\n")
     seen: list[str] = []

@@ -134,6 +134,22 @@ def test_settings_and_single_values_together() -> None:
     assert tuned.training["lr"] == "0.02"
 
 
+def test_the_loss_is_told_without_the_pull(tmp_path: Path) -> None:
+    """In one way for all trainers: the curve is that of the data."""
+    keras = pytest.importorskip("keras")
+    x, y = samples()
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="first")])
+    model.save(tmp_path / "base.keras")
+    receipt = rg.load(tmp_path / "base.keras", model)
+    model.get_layer("first").bias.assign([5.0, -5.0])
+    tuned = rg.finetune(
+        model, (x, y), receipt=receipt, source=tmp_path / "base.keras", epochs=1, lr=1e-9,
+        batch_size=16, validation=0, policy=rg.Policy(l2_sp=100.0),
+    )  # fmt: skip
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert tuned.curve[0].loss == pytest.approx(float(loss(y, model(x))), rel=1e-4)
+
+
 def test_regression() -> None:
     x, _ = samples()
     tuned = rg.finetune(nn.Linear(3, 1), (x, x.sum(1)), epochs=30, lr=0.1)

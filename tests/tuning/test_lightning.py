@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import regraft as rg
+from regraft.tuning import runs
 from regraft.tuning.lightning import Follow
 from regraft.tuning.policies import Policy
 from regraft.tuning.torch import Tuning
@@ -120,7 +121,9 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 3, 4])
-def test_a_run_that_goes_on_ends_the_same(after: int, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_ends_the_same(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped at the end of an epoch, or in the middle of one: dropout, order, rates and averages
     are what they would have been."""
     whole = dropout_net()
@@ -163,6 +166,14 @@ def test_a_run_that_goes_on_ends_the_same(after: int, tmp_path: Path) -> None:
         )
     with pytest.raises(rg.StalePlan, match="data"):
         rg.finetune(dropout_net(), samples(38), policy=POLICY, checkpoints=tmp_path, **SETTINGS)
+    monkeypatch.setattr(runs, "processes", lambda: 2)
+    with pytest.raises(rg.StalePlan, match="processes"):
+        rg.finetune(dropout_net(), samples(), policy=POLICY, checkpoints=tmp_path, **SETTINGS)
+    monkeypatch.undo()
+    (kept,) = tmp_path.glob("*.ckpt")
+    kept.write_bytes(kept.read_bytes()[:-2000])
+    with pytest.raises(rg.CorruptFile, match="remove it"):
+        rg.finetune(dropout_net(), samples(), policy=POLICY, checkpoints=tmp_path, **SETTINGS)
 
 
 def test_what_starts_later_is_refused_in_several_processes() -> None:

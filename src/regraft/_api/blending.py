@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from regraft import checkpoints, keras_layout, lineage, transfer
-from regraft._api.access import has_lineage, lineage_of
+from regraft._api.access import has_lineage, lineage_of, pretrained
 from regraft._sides import Given, Side, source_side
 from regraft.errors import StalePlan, TargetError
 from regraft.lineage import Lineage, Origin
@@ -38,44 +38,39 @@ def interpolate(
     was saved with its lineage, `base` may have other names and another layout. What was fresh has
     no pretrained values and stays as it was tuned.
 
-    **Raises** `StalePlan` where `base` is not the file that the lineage speaks of, `ShapeMismatch`
-    where there is no lineage and the files have other tensors, `TargetError` for a share outside
-    [0, 1], `FormatError`.
+    **Raises** `StalePlan` where `base` holds other values than those that the lineage says were
+    loaded, `ShapeMismatch` where there is no lineage and the files have other tensors,
+    `TargetError` for a share outside [0, 1], `FormatError`.
     """
     if not 0 <= share <= 1:
         raise TargetError("interpolate", found=f"a share of {share}", expected="0 to 1")
     after = source_side(tuned)
     told = _lineage_of(after)
     before = source_side(base, (told.container or None) if told else None)
-    pretrained: Callable[[str], Array | None]
+    known: Callable[[str], Array | None] = lambda name: before.reader()(name, None)
     if told is not None and lineage.speaks_of(told, before.catalogue):
-        made = lineage.plan_of(told, before.catalogue, after.catalogue)
-        made.check(before.catalogue)
+        weights = pretrained(tuned, base)
 
         def through(name: str) -> Array | None:
-            graft = made.grafts.get(name)
-            if graft is None:
+            if name not in told.tensors:
                 raise StalePlan(
                     after.catalogue.label,
                     found=f"{name!r}, of which the lineage does not speak",
                     expected="the tensors that were saved with it",
                     hint="the file was changed by other means since: see rg.trace",
                 )
-            if graft.keeps or not graft.written:
-                return None
-            return transfer.make(made, graft, before.reader())
+            return weights.get(name)
 
-        pretrained = through
+        known = through
     else:
         blending.alike([before.catalogue, after.catalogue])
-        pretrained = lambda name: before.reader()(name, None)  # noqa: E731
 
     def value(name: str) -> Array:
-        ours, theirs = after.reader()(name, None), pretrained(name)
+        ours, theirs = after.reader()(name, None), known(name)
         return ours if theirs is None else blending.mixed([theirs, ours], [1 - share, share], name)
 
     what = f"interpolated, {share:g} of the tuned weights"
-    return _written(path, [before, after], value, pretrained, what, force)
+    return _written(path, [before, after], value, known, what, force)
 
 
 def soup(files: Iterable[Given], path: str | os.PathLike[str], *, force: bool = False) -> Path:

@@ -24,7 +24,7 @@ class Data:
     """Samples and answers, all in memory.
 
     - `x`: `(n, …)` in the model's own layout, or several such by the model's keyword.
-    - `y`: `(n,)` class numbers, or floats `(n, …)`.
+    - `y`: `(n,)` class numbers or booleans, or floats `(n, …)`.
     - `x_val`, `y_val`: held out; `None` for no validation.
     - `classes`: names of the classes, by number; may be empty.
     """
@@ -42,6 +42,10 @@ class Data:
                 found="only one of x_val and y_val",
                 expected="both, or none for no validation",
             )
+        for name in ("y", "y_val"):
+            answers = getattr(self, name)
+            if answers is not None and answers.dtype.kind == "b" and answers.ndim == 1:
+                object.__setattr__(self, name, answers.astype(np.int64))  # two classes
         for x, y, what in ((self.x, self.y, "x"), (self.x_val, self.y_val, "x_val")):
             if x is None or y is None:
                 continue
@@ -52,6 +56,14 @@ class Data:
                     "training data",
                     found=f"{told} samples in {what} and {len(y)} answers",
                     expected="as many answers as samples, and at least one",
+                )
+            if y.dtype.kind not in "fiu" or (y.dtype.kind in "iu" and y.ndim > 1):
+                raise FormatError(
+                    "training data",
+                    found=f"answers to {what} of dtype {y.dtype} and shape {y.shape}",
+                    expected="class numbers (n,), or floats (n, …) for regression",
+                    hint="one-hot rows: give y.argmax(1); to regress on whole numbers: "
+                    "y.astype('float32')",
                 )
             if self.classification and y.min() < 0:
                 raise FormatError(

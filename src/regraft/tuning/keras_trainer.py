@@ -97,7 +97,10 @@ class _Run:
         each = len(Batches(self.job, 0)) / settings.accumulate
         rate = Schedule(self.lr, settings, start * each, settings.epochs * each)
         self._optimizer = self.tuning.optimizer(self._adamw(rate), overwrite=False)
-        self.model.compile(self._optimizer, self._loss())
+        # The loss alone: what is minimised has the pull to the pretrained values in it.
+        loss = self._loss()
+        alone = keras.metrics.MeanMetricWrapper(loss.call, name="alone")
+        self.model.compile(self._optimizer, loss, metrics=[alone])
 
     def epoch(self, number: int) -> None:
         """One pass over the data, its validation, and a checkpoint."""
@@ -107,7 +110,7 @@ class _Run:
         history = self.model.fit(batches, epochs=1, shuffle=False, verbose=0)
         with_average = self._swap()
         found = self._validated()
-        self.curve.append(Epoch(number + 1, float(history.history["loss"][0]), **found))
+        self.curve.append(Epoch(number + 1, float(history.history["alone"][0]), **found))
         if best_of(self.curve) == number + 1:
             self.best = {name: self.tuning.read(name) for name in self._moving()}
         if with_average:
@@ -126,7 +129,7 @@ class _Run:
 
     def _loss(self) -> Any:
         if not self.classes:
-            return "mse"
+            return keras.losses.MeanSquaredError()
         return keras.losses.SparseCategoricalCrossentropy(from_logits=self._logits)
 
     def _adamw(self, rate: Any) -> Any:
@@ -168,10 +171,8 @@ class _Run:
             return {}
         out = self.model.predict(data.x_val, batch_size=self.job.settings.batch_size, verbose=0)
         out = np.asarray(out, np.float32)
-        loss: Any = self._loss()
-        loss = keras.losses.get(loss) if isinstance(loss, str) else loss
         shaped = out if self.classes else out.reshape(data.y_val.shape)
-        value: Any = keras_target.to_numpy(loss(data.y_val, shaped))
+        value: Any = keras_target.to_numpy(self._loss()(data.y_val, shaped))
         return {"val_loss": float(value.mean())} | measured(
             out, data.y_val, classification=self.classes
         )
@@ -200,10 +201,11 @@ class _Run:
         """The checkpoint of this run. **Raises** `StalePlan` for another run's."""
         if self._path is None or not Path(self._path).exists():
             return None
-        with np.load(self._path, allow_pickle=False) as found:
-            kept = {name: found[name] for name in found.files}
-        told = msgspec.json.decode(bytes(kept["told"]))
-        runs.same(told["identity"], self._identity, str(self._path))
+        with runs.reading(self._path):
+            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                kept = {name: found[name] for name in found.files}
+            told = msgspec.json.decode(bytes(kept["told"]))
+            runs.same(told["identity"], self._identity, str(self._path))
         return kept
 
     def _rate(self) -> float:

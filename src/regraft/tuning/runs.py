@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import xxhash
 
-from regraft.errors import StalePlan
+from regraft.errors import CorruptFile, RegraftError, StalePlan
 from regraft.transfer import fingerprint
 from regraft.tuning import Job
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def identity(job: Job, names: Iterable[str]) -> dict[str, str]:
     """What must be the same for a run to go on: settings, policy, data, the model's tensors
-    and the pretrained values."""
+    the pretrained values, and in how many processes: each draws its own samples."""
     data = job.data
     parts = {"x": data.x, "y": data.y, "x_val": data.x_val, "y_val": data.y_val}
     return {
@@ -30,6 +31,7 @@ def identity(job: Job, names: Iterable[str]) -> dict[str, str]:
         "data": _digest({name: _arrays(part) for name, part in parts.items()}),
         "model": xxhash.xxh3_128_hexdigest("\n".join(names).encode()),
         "pretrained": _pretrained(job),
+        "processes": str(processes()),
     }
 
 
@@ -44,6 +46,27 @@ def same(found: Mapping[str, str], wanted: Mapping[str, str], where: str) -> Non
             hint="give another folder, or remove the checkpoint to start anew",
             problems=[f"{name}: {found.get(name)} there, {wanted[name]} here" for name in apart],
         )
+
+
+def processes() -> int:
+    """How many `torchrun` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Tells of what a damaged checkpoint makes its library raise as `CorruptFile`."""
+    try:
+        yield
+    except RegraftError:
+        raise
+    except Exception as error:  # the libraries raise whatever the bytes lead them to
+        raise CorruptFile(
+            str(path),
+            found=f"{type(error).__name__}: {error}",
+            expected="the checkpoint of a run",
+            hint="remove it to start the run anew",
+        ) from error
 
 
 def replaced(temporary: Path, path: Path) -> None:

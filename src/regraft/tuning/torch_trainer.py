@@ -34,7 +34,7 @@ def fit(job: Job) -> Outcome:
     model, settings = job.model, job.settings
     flags = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world, rank = runs.processes(), int(os.environ.get("RANK", "0"))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet():
         # Advice on workers and logging frequency, of no use for data held in memory.
         warnings.filterwarnings("ignore", module="lightning")
@@ -152,11 +152,12 @@ class _Progress(Callback):
         """Looks for a checkpoint of this run. **Raises** `StalePlan` for another run's."""
         if self._path is None or not self._path.exists():
             return
-        kept = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
-        kept = kept["callbacks"][self.state_key]
-        runs.same(kept["identity"], self._identity, str(self._path))
+        with runs.reading(self._path):
+            kept = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
+            kept = kept["callbacks"][self.state_key]
+            runs.same(kept["identity"], self._identity, str(self._path))
+            self.load_state_dict(kept)
         self.found = str(self._path)
-        self.load_state_dict(kept)
         for epoch in self.curve:
             self._job.each(epoch)
 
