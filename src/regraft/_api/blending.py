@@ -47,7 +47,11 @@ def interpolate(
     after = source_side(tuned)
     told = _lineage_of(after)
     before = source_side(base, (told.container or None) if told else None)
-    known: Callable[[str], Array | None] = lambda name: before.reader()(name, None)
+
+    def as_it_is(name: str) -> Array | None:
+        return before.reader()(name, None)
+
+    known = as_it_is
     if told is not None and lineage.speaks_of(told, before.catalogue):
         weights = pretrained(tuned, base)
 
