@@ -17,6 +17,7 @@ import numpy as np
 from regraft.lineage.hints import order_by_hints, skipped, trained_alike
 from regraft.lineage.kinship import (
     Reason,
+    changes,
     derivation,
     distance,
     inner_products,
@@ -251,7 +252,8 @@ class _Family:
                 for a in family
             ]
         )
-        chosen = likeliest(Kinships(distances, odds, apart, self._inner(family)))
+        changed = np.array([[float(changes(a, b)) for b in family] for a in family])
+        chosen = likeliest(Kinships(distances, odds, apart, changed, self._inner(family)))
         parents = {single[b]: single[a] for b, a in chosen.items()}
         for child, parent in parents.items():
             near = [m for m in merged if not self._leads_to(child, merged[m], parents)]

@@ -97,6 +97,19 @@ def distance(a: Portrait, b: Portrait, heads: frozenset[str] = frozenset()) -> f
     return (total / weight) ** 0.5 if weight else 1.0
 
 
+def changes(a: Portrait, b: Portrait) -> int:
+    """How many tensors are not the same bits in both; those that one lacks among them, and without
+    those that are too small or too plain to be the same for more than by chance."""
+    count = 0
+    for name in a.parts.keys() | b.parts.keys():
+        one, other = a.parts.get(name), b.parts.get(name)
+        some = [part for part in (one, other) if part is not None]
+        if any(part.constant or part.values.size < _SHARED for part in some):
+            continue
+        count += one is None or other is None or one.hash != other.hash
+    return count
+
+
 def inner_products(family: Sequence[Portrait], name: str) -> NDArray[np.float64]:
     """Of one tensor in all files [files, files], about their mean and brought to one size; NaN for
     files that do not have it, or not in the shape that most have."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # What a distance larger by a factor of e costs, in log-odds; distances below the least are equal.
 _NEARNESS, _LEAST = 5.0, 1e-7
+# What a tensor costs that is changed on the way. The same bits never come about twice, so that in the
+# true tree the files which share them are next to each other: it has the fewest changes.
+_ANEW = 4.0
 # Log-odds of a chain against two children of one, by the parts of the second step along the first,
 # in lengths of the first and of the second: fitted on 153 triples of the same 40 families as the
 # directions (`kinship`), of which it tells 152 right.
@@ -36,6 +39,7 @@ class Family(NamedTuple):
 
     - `distances` [n, n]: symmetric. `odds` [n, n]: log-odds for the row before the column. `apart`
       [n, n]: log-odds against the one coming from the other either way.
+    - `changed` [n, n]: how many tensors are not the same bits in both.
     - `inner`: groups of tensors (bodies, heads, vectors), the most telling first: for each group
       inner products [tensors, n, n], NaN where a file has no such tensor.
     """
@@ -43,6 +47,7 @@ class Family(NamedTuple):
     distances: NDArray[np.float64]
     odds: NDArray[np.float64]
     apart: NDArray[np.float64]
+    changed: NDArray[np.float64]
     inner: Sequence[NDArray[np.float64]] = ()
 
 
@@ -73,6 +78,7 @@ def surprise(odds: float) -> float:
 
 def _edge_costs(family: Family) -> NDArray[np.float64]:
     near = _NEARNESS * np.log(np.maximum(family.distances, _LEAST))
+    near += _ANEW * family.changed
     return near + np.logaddexp(0, -family.odds) + np.logaddexp(0, family.apart) - log(2)
 
 
