@@ -253,7 +253,7 @@ class _Family:
             ]
         )
         changed = np.array([[float(changes(a, b)) for b in family] for a in family])
-        chosen = likeliest(Kinships(distances, odds, apart, changed, self._inner(family)))
+        chosen = likeliest(Kinships(distances, odds, apart, changed, *self._inner(family)))
         parents = {single[b]: single[a] for b, a in chosen.items()}
         for child, parent in parents.items():
             near = [m for m in merged if not self._leads_to(child, merged[m], parents)]
@@ -274,7 +274,7 @@ class _Family:
                 return True
         return False
 
-    def _inner(self, family: list[Portrait]) -> list[np.ndarray]:
+    def _inner(self, family: list[Portrait]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Inner products of bodies, of heads and of vectors; each tensor brought to one size."""
         names = {n: p.shape for portrait in reversed(family) for n, p in portrait.parts.items()}
         moved = [n for n in names if len({p.parts[n].hash for p in family if n in p.parts}) > 1]
@@ -284,7 +284,10 @@ class _Family:
             [n for n in matrices if n in self.heads],
             [n for n in moved if len(names[n]) <= 1],
         )
-        return [np.stack([inner_products(family, n) for n in group]) for group in groups if group]
+        groups = [group for group in groups if group]
+        values = {n: p.values.size for portrait in family for n, p in portrait.parts.items()}
+        sizes = [np.array([float(values[n]) for n in group]) for group in groups]
+        return [np.stack([inner_products(family, n) for n in g]) for g in groups], sizes
 
     def _edge(self, parent: str, child: str, certain: str = "") -> Edge:
         kin = self._pair(parent, child)

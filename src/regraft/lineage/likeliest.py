@@ -41,7 +41,8 @@ class Family(NamedTuple):
       [n, n]: log-odds against the one coming from the other either way.
     - `changed` [n, n]: how many tensors are not the same bits in both.
     - `inner`: groups of tensors (bodies, heads, vectors), the most telling first: for each group
-      inner products [tensors, n, n], NaN where a file has no such tensor.
+      inner products [tensors, n, n], NaN where a file has no such tensor. `sizes`: for each group
+      how many values those are of [tensors].
     """
 
     distances: NDArray[np.float64]
@@ -49,6 +50,7 @@ class Family(NamedTuple):
     apart: NDArray[np.float64]
     changed: NDArray[np.float64]
     inner: Sequence[NDArray[np.float64]] = ()
+    sizes: Sequence[NDArray[np.float64]] = ()
 
 
 Parents = dict[int, int]
@@ -60,7 +62,7 @@ def likeliest(family: Family) -> Parents:
     if count < 2:
         return {}
     edges = _edge_costs(family)
-    bends = _Bends(family.inner)
+    bends = _Bends(family.inner, family.sizes)
     best: tuple[float, Parents] | None = None
     for root in _roots(edges):
         parents = _arborescence(edges, root)
@@ -104,8 +106,10 @@ def _arborescence(edges: NDArray[np.float64], root: int) -> Parents:
 class _Bends:
     """Costs of the places of three files in a tree."""
 
-    def __init__(self, groups: Sequence[NDArray[np.float64]]) -> None:
-        self._groups = groups
+    def __init__(
+        self, groups: Sequence[NDArray[np.float64]], sizes: Sequence[NDArray[np.float64]]
+    ) -> None:
+        self._groups = list(zip(groups, sizes, strict=True))
         self._known: dict[tuple[int, int, int], float | None] = {}
 
     def odds(self, first: int, second: int, third: int) -> float | None:
@@ -113,20 +117,22 @@ class _Bends:
         in which both steps change something; `None` where none does."""
         key = first, second, third
         if key not in self._known:
-            ways = (self._odds(group, *key) for group in self._groups)
+            ways = (self._odds(*group, *key) for group in self._groups)
             self._known[key] = next((odds for odds in ways if odds is not None), None)
         return self._known[key]
 
     @staticmethod
-    def _odds(g: NDArray[np.float64], b: int, x: int, y: int) -> float | None:
+    def _odds(
+        g: NDArray[np.float64], sizes: NDArray[np.float64], b: int, x: int, y: int
+    ) -> float | None:
         parts = np.stack([
             g[:, x, y] - g[:, x, x] - g[:, b, y] + g[:, b, x],
             g[:, x, x] + g[:, b, b] - 2 * g[:, b, x],
             g[:, y, y] + g[:, x, x] - 2 * g[:, x, y],
             g[:, b, b] + g[:, x, x] + g[:, y, y],
         ])  # fmt: skip
-        held = parts[:, ~np.isnan(parts).any(axis=0)]
-        along, first, second, size = (float(part) for part in held.sum(axis=1))
+        held = ~np.isnan(parts).any(axis=0)
+        along, first, second, size = (float(part) for part in parts[:, held].sum(axis=1))
         if not size or min(first, second) <= _LEAST * size:
             return None
         tau = min(max(along / first, -1.0), _MOST)
@@ -134,7 +140,10 @@ class _Bends:
         # At −½ both lie as far from the first: children of one. At −1 the third lies between the
         # others, which speaks against this chain less than for another.
         back = rho if rho > -0.5 else -0.5 - _BETWEEN * (rho + 0.5)
-        return _ALONG_FIRST * tau + _ALONG_SECOND * back + _STRAIGHT
+        # A long step that went anywhere has a part along a short one by chance.
+        ratio, count = second / first, float(sizes[held].sum())
+        by_first = (_ALONG_FIRST * tau + _STRAIGHT) / (1 + _ALONG_FIRST * ratio / count)
+        return by_first + _ALONG_SECOND * back / (1 + _ALONG_SECOND / ratio / count)
 
     def cost(self, node: int, parents: Mapping[int, int], siblings: list[int]) -> float:
         """Of a file's place: below its parent and that one's, and beside its siblings."""
