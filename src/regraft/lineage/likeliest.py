@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # What a distance larger by a factor of e costs, in log-odds; distances below the least are equal.
 _NEARNESS, _LEAST = 5.0, 1e-7
-# What a tensor costs that is changed on the way. The same bits never come about twice, so that in the
-# true tree the files which share them are next to each other: it has the fewest changes.
+# What a tensor costs that is changed on the way. The same bits never come about twice, so that in
+# the true tree the files which share them are next to each other: it has the fewest changes.
 _ANEW = 4.0
 # Log-odds of a chain against two children of one, by the parts of the second step along the first,
 # in lengths of the first and of the second: fitted on 153 triples of the same 40 families as the
