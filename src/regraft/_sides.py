@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,6 +16,7 @@ from regraft.errors import PlanError, TargetError
 from regraft.tensors import Catalogue, Read, Sink
 
 if TYPE_CHECKING:
+    from regraft.calls import Taps
     from regraft.tensors import Array, Slices
 
 _CALLABLE = re.compile(r"(?:[\w.]+|.*\.py):[A-Za-z_][\w.]*")
@@ -54,6 +56,23 @@ class Side:
                 self.catalogue.label, found="a Catalogue without values", expected="a checkpoint"
             )
         return self.read
+
+    @functools.cached_property
+    def taps(self) -> Taps | None:
+        """The live model, or the file that a runtime runs, under observation; None where there is
+        neither. **Raises** `MissingDependency` where a runtime is missing, `TargetError`."""
+        if self.model is not None:
+            make = getattr(targets.find(self.model), "taps", None)
+            return make(self.model) if make else None
+        if isinstance(self.catalogue, Checkpoint):
+            return targets.runner(self.catalogue.format, self.catalogue.path)
+        return None
+
+    def run(self) -> Callable[[Any], Mapping[str, Array]] | None:
+        """What gives its outputs for inputs, where there is something that can be run."""
+        if self.model is not None:
+            return functools.partial(targets.find(self.model).run, self.model)
+        return self.taps.run if self.taps is not None else None
 
     def content(self) -> str:
         """The file's content hash; `""` for a model, and for a file that was changed meanwhile."""

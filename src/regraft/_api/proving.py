@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from regraft import checkpoints, targets
 from regraft._api.planning import both_sides, compared, plan_sides
 from regraft._sides import Given, Side, source_side, target_side
 from regraft.calls import Taps
-from regraft.errors import RegraftError, TargetError, VerificationFailed
+from regraft.errors import MissingDependency, RegraftError, TargetError, VerificationFailed
 from regraft.plans import Plan
 from regraft.tensors import TensorInfo
 from regraft.verification import Probe, Report
@@ -33,7 +34,8 @@ def verify(
     **Arguments:**
 
     - `probe`: inputs and outputs; with a live `source`, inputs as the source takes them are enough.
-    - `source`: the live model that the weights came from. Both run under observation, and each
+    - `source`: the live model that the weights came from, or an ONNX file, which onnxruntime runs
+      (other files say what the tensors are, and no more). Both run under observation, and each
       explanation is tried: what makes the outputs agree is proven. Where the source is in inference
       mode and the model is not, or only some of its modules are not, the model is run as it is, and
       otherwise in inference mode.
@@ -43,18 +45,18 @@ def verify(
     difference is a Report, no error. `VerificationFailed` for inputs without outputs and a source.
     """
     ours, theirs, given = _sides(model, probe, source, arguments)
-    taps = _taps(theirs.model)
+    taps = theirs.taps if theirs.model is not None else None
     if taps is None:
         return compared(theirs.sink(), given)
     taps.as_it_is = _as_it_is(taps, ours)
-    live_source = ours is not None and ours.model is not None
-    other = _other(ours, given, probe) if ours and live_source else _recorded(given, ours)
+    other, warnings = _known_of(ours, given, probe)
     made_plan = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
     if made_plan is None and ours is not None and ours.catalogue:
         made_plan = _planned(ours, theirs)
-    return explain(
+    report = explain(
         given, taps, _separator(theirs), theirs.reader(), theirs.catalogue, made_plan, other
     )
+    return replace(report, warnings=(*report.warnings, *warnings))
 
 
 def _sides(
@@ -87,6 +89,7 @@ def record(
 
     **Arguments:**
 
+    - `source`: a live model, `'module:callable'`, or an ONNX file, which onnxruntime runs.
     - `inputs`: an array, a tuple of positional arrays or a dict, as the model takes them. They are
       kept as they are: a target with channels elsewhere is given them with channels moved only
       where it cannot take them otherwise.
@@ -94,20 +97,23 @@ def record(
     - `activations`: whether what every module was given and made is kept, too, so that a first
       divergence can be found without the source.
 
-    **Raises** `TargetError` where the model cannot be had or observed, `FormatError`.
+    **Raises** `TargetError` where the model cannot be had or observed, `FormatError`,
+    `MissingDependency` without the runtime of a file.
     """
     side = source_side(source, None, inputs) if not arguments else target_side(
         source, arguments=arguments, inputs=inputs
     )  # fmt: skip
-    taps = _taps(side.model) if side.model is not None else None
+    taps = side.taps
     if taps is None:
         raise TargetError(
-            side.catalogue.label, found="no live model that can be observed",
-            expected=f"a live model of {', '.join(targets.names())}, or 'module:callable'",
+            side.catalogue.label, found="no model that can be run and observed",
+            expected=f"a live model of {', '.join(targets.names())}, 'module:callable', or a file "
+            f"that can be run ({', '.join(targets.runnable())})",
         )  # fmt: skip
     recorder = Recorder()
     outputs = taps.run(inputs, recorder)
-    trace = recorder.trace(taps.modules(), taps.framework) if activations else None
+    owners = {name: taps.owner(name) for name in side.catalogue}
+    trace = recorder.trace(taps.modules(), taps.framework, owners) if activations else None
     given = next(iter(outputs.values())) if list(outputs) == ["output"] else outputs
     probe = Probe(inputs, given, trace=trace)
     if path is not None:
@@ -119,18 +125,32 @@ def record(
     return probe
 
 
+def _known_of(ours: Side | None, given: Probe, probe: Any) -> tuple[Other | None, tuple[str, ...]]:
+    """What is known of the source besides its outputs, and what could have been. A live source is
+    run; a file that can be run is, too, where the probe does not say it all already."""
+    if ours is None or (ours.model is None and given.trace is not None):
+        return _recorded(given, ours), ()
+    if ours.model is not None:
+        return _other(ours, given, probe), ()
+    try:
+        return (_other(ours, given, probe) if ours.taps is not None else None), ()
+    except (MissingDependency, TargetError) as error:
+        why = " ".join(str(error).split())
+        return None, (f"the source was not run, and only outputs are compared: {why}",)
+
+
 def _recorded(probe: Probe, ours: Side | None) -> Other | None:
     """The source as a recorded probe knows it, with the tensors of its file where that is given."""
     if probe.trace is None:
         return None
     separator = "." if probe.trace.framework == "torch" else "/"
     held = (ours.catalogue, ours.read) if ours else (None, None)
-    return Other(probe.trace, lambda name: name.rpartition(separator)[0], separator, *held)
+    owners = probe.trace.owners
 
+    def owner(name: str) -> str:
+        return owners[name] if name in owners else name.rpartition(separator)[0]
 
-def _taps(model: object) -> Taps | None:
-    make = getattr(targets.find(model), "taps", None)
-    return make(model) if make else None
+    return Other(probe.trace, owner, separator, *held)
 
 
 def _separator(side: Side) -> str:
@@ -144,7 +164,7 @@ def _as_it_is(taps: Taps, ours: Side | None) -> bool:
     mixed = not root and any(module.mode for module in modules.values())
     if mixed or ours is None or ours.model is None or not root:
         return mixed
-    source = _taps(ours.model)
+    source = ours.taps
     return source is not None and not source.modules()[""].mode
 
 
@@ -155,11 +175,9 @@ def _planned(ours: Side, theirs: Side) -> Plan | None:
         return None
 
 
-def _other(ours: Side, probe: Probe, given: Any) -> Other | None:
+def _other(ours: Side, probe: Probe, given: Any) -> Other:
     """The source, run under observation."""
-    if ours.model is None:
-        return None
-    taps = _taps(ours.model)
+    taps = ours.taps
     if taps is None:
         raise TargetError(
             ours.catalogue.label, found="a model that cannot be observed",

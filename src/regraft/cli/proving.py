@@ -52,8 +52,8 @@ def verify(
     """Load SOURCE into the model that TARGET makes and compare its outputs with PROBE's.
 
     PROBE holds arrays input and output (or inputs.<name>, outputs.<name>). Where it was made by
-    `regraft probe record`, or --live gives the source's model, the first module that differs is
-    named, and why. Status 1: different.
+    `regraft probe record`, or --live gives the source's model, or SOURCE is an ONNX file (which
+    onnxruntime runs), the first module that differs is named, and why. Status 1: different.
     """
     free(page, force)
     model, _ = built(target, settings)
@@ -102,7 +102,8 @@ def record(
     outputs_only: bool,
     force: bool,
 ) -> None:
-    """Run the model that SOURCE (module:callable) makes, and keep what it gives."""
+    """Run the model that SOURCE makes (module:callable), or that it is (an ONNX file, which needs
+    onnxruntime), and keep what it gives."""
     from regraft.verification import inputs
 
     free(out, force)

@@ -129,7 +129,8 @@ class Report:
 def compare(
     expected: Arrays, actual: Arrays, *, rtol: float | None = None, atol: float | None = None
 ) -> Report:
-    """Compares outputs by name; one output on each side is compared whatever its name.
+    """Compares outputs by name; one output on each side is compared whatever its name, and so are
+    as many where one side names them and the other has them in a row.
 
     The default tolerance follows from the coarser dtype of both sides. Sums over a layer's inputs
     are ordered differently by different frameworks, and errors grow with depth: 2¹⁰ units in
@@ -137,8 +138,8 @@ def compare(
     while a wrong weight or setting shows as 1e-3 and more. A NaN or Inf on either side is a
     difference unless both sides have the same one there, and then a warning.
     """
-    if len(expected) == len(actual) == 1:
-        actual = {next(iter(expected)): next(iter(actual.values()))}
+    if len(expected) == len(actual) and (len(expected) == 1 or _in_a_row(expected, actual)):
+        actual = dict(zip(expected, actual.values(), strict=True))
     missing = [name for name in expected if name not in actual]
     if missing or not expected:
         held = ", ".join(actual) or "none"
@@ -173,6 +174,12 @@ def compare(
         tolerance=allowed,
         warnings=tuple(warnings),
     )
+
+
+def _in_a_row(*sides: Arrays) -> bool:
+    """Whether one of two sides has outputs by position alone, and the other by other names."""
+    rows = [list(side) == [f"output.{i}" for i in range(len(side))] for side in sides]
+    return rows.count(True) == 1
 
 
 def _tolerance(a: Array, b: Array, rtol: float | None, atol: float | None) -> Tolerance:

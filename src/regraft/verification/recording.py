@@ -41,6 +41,8 @@ class _Kept(msgspec.Struct):
     modules: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]
     calls: list[_Call]
     born: dict[str, int]
+    steps: tuple[str, ...] = ()
+    owners: dict[str, str] = {}
 
 
 def encoded(probe: Probe) -> dict[str, Array]:
@@ -77,7 +79,9 @@ def _encoded(trace: Trace) -> dict[str, Array]:
         for c in trace.calls
     ]  # fmt: skip
     modules = {p: (m.kind, _plain(m.settings), m.children) for p, m in trace.modules.items()}
-    kept = _Kept(_VERSION, trace.framework, modules, calls, trace.born)
+    steps = tuple(path for path, module in trace.modules.items() if module.step)
+    owners = dict(trace.owners)
+    kept = _Kept(_VERSION, trace.framework, modules, calls, trace.born, steps, owners)
     arrays[KEY] = np.frombuffer(msgspec.json.encode(kept), np.uint8)
     return arrays
 
@@ -109,11 +113,14 @@ def trace_of(arrays: Mapping[str, Array], label: str) -> Trace | None:
         raise VerificationFailed(
             label, found=f"a trace of version {kept.schema_version}", expected=str(_VERSION)
         )
+    steps = set(kept.steps)
     modules = {
-        path: Module(path, kind, {k: _back(v) for k, v in settings.items()}, children)
+        path: Module(
+            path, kind, {k: _back(v) for k, v in settings.items()}, children, step=path in steps
+        )
         for path, (kind, settings, children) in kept.modules.items()
     }
-    return Trace(calls, modules, kept.framework, kept.born)
+    return Trace(calls, modules, kept.framework, kept.born, kept.owners)
 
 
 def _back(value: Any) -> Any:
