@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from regraft import checkpoints, targets
 from regraft.checkpoints import Checkpoint
-from regraft.errors import PlanError, TargetError
+from regraft.errors import PlanError, RegraftError, TargetError
 from regraft.tensors import Catalogue, Read, Sink
 
 if TYPE_CHECKING:
@@ -84,6 +84,21 @@ class Side:
     def path(self) -> Path | None:
         """The file, where the side is one."""
         return self.catalogue.path if isinstance(self.catalogue, Checkpoint) else None
+
+
+def ran(label: str, run: Callable[..., Any], *arguments: Any) -> Any:
+    """What running a model gives. **Raises** `TargetError` for what its own code raises."""
+    try:
+        return run(*arguments)
+    except RegraftError:
+        raise
+    except Exception as error:  # the model's own code may raise anything
+        raise TargetError(
+            label, found=f"{type(error).__name__}: {error}"[:400],
+            expected="inputs that the model takes",
+            hint="give inputs as this model takes them; for a model that takes others, a probe "
+            "with both: rg.Probe(inputs=…, outputs=…)",
+        ) from error  # fmt: skip
 
 
 def source_side(given: Given, container: str | None = None, inputs: Any = None) -> Side:

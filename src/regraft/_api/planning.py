@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from regraft import matching, plans, targets, transfer
-from regraft._sides import Given, Side, source_side, target_side
+from regraft._sides import Given, Side, ran, source_side, target_side
 from regraft.copying import Overlaps
 from regraft.errors import TargetError
 from regraft.journal import kept
@@ -83,6 +83,7 @@ def both_sides(
             hint="give rg.Probe(inputs=x, outputs=y)",
         )
     frameworks = ours.catalogue.framework, theirs.catalogue.framework
+    source_run = functools.partial(ran, ours.catalogue.label, source_run)
     return ours, theirs, probe_of(probe, source_run, target_run, frameworks)
 
 

@@ -9,11 +9,18 @@ from typing import Any
 
 from regraft import checkpoints, targets
 from regraft._api.planning import both_sides, compared, plan_sides
-from regraft._sides import Given, Side, source_side, target_side
+from regraft._sides import Given, Side, ran, source_side, target_side
 from regraft.calls import Taps
-from regraft.errors import MissingDependency, RegraftError, TargetError, VerificationFailed
+from regraft.errors import (
+    MissingDependency,
+    PlanError,
+    RegraftError,
+    StalePlan,
+    TargetError,
+    VerificationFailed,
+)
 from regraft.plans import Plan
-from regraft.tensors import TensorInfo
+from regraft.tensors import Arrays, TensorInfo
 from regraft.verification import Probe, Report
 from regraft.verification.explaining import Other, explain
 from regraft.verification.recording import encoded
@@ -42,7 +49,8 @@ def verify(
     - `plan`: what was loaded; without it one is made.
 
     The model is as it was afterwards. **Raises** `TargetError` where the model cannot be had; a
-    difference is a Report, no error. `VerificationFailed` for inputs without outputs and a source.
+    difference is a Report, no error. `VerificationFailed` for inputs without outputs and a source;
+    `StalePlan` for a plan that speaks of tensors which the model or the source does not have.
     """
     ours, theirs, given = _sides(model, probe, source, arguments)
     taps = theirs.taps if theirs.model is not None else None
@@ -50,9 +58,7 @@ def verify(
         return compared(theirs.sink(), given)
     taps.as_it_is = _as_it_is(taps, ours)
     other, warnings = _known_of(ours, given, probe)
-    made_plan = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
-    if made_plan is None and ours is not None and ours.catalogue:
-        made_plan = _planned(ours, theirs)
+    made_plan = _plan_of(plan, ours, theirs)
     report = explain(
         given, taps, _separator(theirs), theirs.reader(), theirs.catalogue, made_plan, other
     )
@@ -111,7 +117,7 @@ def record(
             f"that can be run ({', '.join(targets.runnable())})",
         )  # fmt: skip
     recorder = Recorder()
-    outputs = taps.run(inputs, recorder)
+    outputs: Arrays = ran(side.catalogue.label, taps.run, inputs, recorder)
     owners = {name: taps.owner(name) for name in side.catalogue}
     trace = recorder.trace(taps.modules(), taps.framework, owners) if activations else None
     given = next(iter(outputs.values())) if list(outputs) == ["output"] else outputs
@@ -168,6 +174,34 @@ def _as_it_is(taps: Taps, ours: Side | None) -> bool:
     return source is not None and not source.modules()[""].mode
 
 
+def _plan_of(plan: object, ours: Side | None, theirs: Side) -> Plan | None:
+    """What was loaded: as given, where it is of these two, and otherwise made."""
+    if plan is None:
+        return _planned(ours, theirs) if ours is not None and ours.catalogue else None
+    made = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
+    if not isinstance(made, Plan):
+        raise PlanError("plan", found=type(made).__name__, expected="a Plan, or the path of one")
+    made.check()
+    written = {name: g.spec.shape for name, g in made.grafts.items() if g.written}
+    read = {name: made.source.tensors[name].shape for name in made.used}
+    known = [("target", made.target, written, theirs.catalogue)]
+    known += [("source", made.source, read, ours.catalogue)] if ours else []
+    # Dtypes are not asked for: models are cast after they were loaded, which is a cause to find.
+    for what, planned, shapes, present in known:
+        problems = [
+            f"{name}: planned for {list(shape)}, found {found and list(found.shape)}"
+            for name, shape in shapes.items()
+            if (found := present.get(name)) is None or tuple(found.shape) != tuple(shape)
+        ]
+        if problems:
+            raise StalePlan(
+                f"the plan's {what}", found=present.label,
+                expected=f"the tensors of {planned.label} as they were planned for",
+                hint="give the plan that was carried out, or none: one is made", problems=problems,
+            )  # fmt: skip
+    return made
+
+
 def _planned(ours: Side, theirs: Side) -> Plan | None:
     try:
         return plan_sides(ours, theirs, (), None)
@@ -185,7 +219,8 @@ def _other(ours: Side, probe: Probe, given: Any) -> Other:
         )  # fmt: skip
     own = isinstance(given, Probe)
     recorder = Recorder()
-    outputs = taps.run(probe.inputs if own else given, recorder)
+    inputs = probe.inputs if own else given
+    outputs: Arrays = ran(ours.catalogue.label, taps.run, inputs, recorder)
     trace = recorder.trace(taps.modules(), taps.framework)
     return Other(
         trace, taps.owner, _separator(ours), ours.catalogue, ours.read, outputs if own else None

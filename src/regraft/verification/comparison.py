@@ -9,10 +9,13 @@ import ml_dtypes
 import numpy as np
 
 from regraft import markup
+from regraft.errors import VerificationFailed
 from regraft.tensors import Array, Arrays
 from regraft.values import bits
 from regraft.verification.closeness import wide
 
+# Kinds of numpy's dtypes: objects, texts, bytes, times.
+_NO_NUMBERS = "OUSmM"
 Verdict = Literal["equal to the bit", "equal up to rounding", "different"]
 
 
@@ -137,6 +140,8 @@ def compare(
     the last place relative to the largest output is what deep float32 networks show in practice,
     while a wrong weight or setting shows as 1e-3 and more. A NaN or Inf on either side is a
     difference unless both sides have the same one there, and then a warning.
+
+    **Raises** `VerificationFailed` for expected values that are no numbers.
     """
     if len(expected) == len(actual) and (len(expected) == 1 or _in_a_row(expected, actual)):
         actual = dict(zip(expected, actual.values(), strict=True))
@@ -144,6 +149,13 @@ def compare(
     if missing or not expected:
         held = ", ".join(actual) or "none"
         return Report.failed(f"outputs {', '.join(missing) or 'none'} expected, {held} found")
+    for name, wanted in expected.items():
+        if wanted.dtype.kind in _NO_NUMBERS:
+            raise VerificationFailed(
+                f"probe, {name}", found=f"values of {wanted.dtype}", expected="numbers"
+            )
+        if actual[name].dtype.kind in _NO_NUMBERS:
+            return Report.failed(f"{name} holds values of {actual[name].dtype}, not numbers")
     warnings = _blind(expected)
     more = [name for name in actual if name not in expected]
     if more:
