@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from regraft import checkpoints, targets
-from regraft._api.planning import both_sides, compared, plan_sides
+from regraft._api.planning import Rules, both_sides, compared, plan_sides, rules_of
 from regraft._sides import Given, Side, ran, source_side, target_side
 from regraft.calls import Taps
 from regraft.errors import (
@@ -20,6 +20,7 @@ from regraft.errors import (
     VerificationFailed,
 )
 from regraft.plans import Plan
+from regraft.rules import Rule
 from regraft.tensors import Arrays, TensorInfo
 from regraft.verification import Probe, Report
 from regraft.verification.explaining import Other, explain
@@ -33,6 +34,7 @@ def verify(
     source: Given | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
     *,
+    rules: Rules = (),
     arguments: Mapping[str, object] | None = None,
 ) -> Report:
     """Runs the model on the probe's inputs and compares its outputs with the expected ones; where
@@ -46,19 +48,24 @@ def verify(
       explanation is tried: what makes the outputs agree is proven. Where the source is in inference
       mode and the model is not, or only some of its modules are not, the model is run as it is, and
       otherwise in inference mode.
-    - `plan`: what was loaded; without it one is made.
+    - `plan`: what was loaded; without it one is made, with `rules`: what you know better.
 
     The model is as it was afterwards. **Raises** `TargetError` where the model cannot be had; a
     difference is a Report, no error. `VerificationFailed` for inputs without outputs and a source;
-    `StalePlan` for a plan that speaks of tensors which the model or the source does not have.
+    `StalePlan` for a plan that speaks of tensors which the model or the source does not have,
+    `PlanError` for one that is none and for rules that do not hold.
     """
-    ours, theirs, given = _sides(model, probe, source, arguments)
+    carried_out = _given_plan(plan)
+    container = (carried_out.source.container or None) if carried_out else None
+    ours, theirs, given = _sides(model, probe, source, arguments, container)
     taps = theirs.taps if theirs.model is not None else None
     if taps is None:
         return compared(theirs.sink(), given)
     taps.as_it_is = _as_it_is(taps, ours)
+    if carried_out is not None:
+        _check(carried_out, ours, theirs)
+    made_plan = carried_out or _planned(ours, theirs, rules_of(rules))
     other, warnings = _known_of(ours, given, probe)
-    made_plan = _plan_of(plan, ours, theirs)
     report = explain(
         given, taps, _separator(theirs), theirs.reader(), theirs.catalogue, made_plan, other
     )
@@ -66,18 +73,22 @@ def verify(
 
 
 def _sides(
-    model: Given, probe: Probe | Any, source: Given | None, arguments: Mapping[str, object] | None
+    model: Given,
+    probe: Probe | Any,
+    source: Given | None,
+    arguments: Mapping[str, object] | None,
+    container: str | None,
 ) -> tuple[Side | None, Side, Probe]:
     if isinstance(probe, Probe):
         theirs = target_side(model, arguments=arguments, inputs=probe.inputs)
-        return None if source is None else source_side(source), theirs, probe
+        return None if source is None else source_side(source, container), theirs, probe
     if source is None:
         raise VerificationFailed(
             "probe", found=f"{type(probe).__name__}: inputs without outputs",
             expected="what the source model gives for them",
             hint="give rg.Probe(inputs=x, outputs=y), or the source as a live model: source=…",
         )  # fmt: skip
-    ours, theirs, made = both_sides(source, model, None, arguments, probe)
+    ours, theirs, made = both_sides(source, model, container, arguments, probe)
     assert made is not None
     return ours, theirs, made
 
@@ -174,19 +185,21 @@ def _as_it_is(taps: Taps, ours: Side | None) -> bool:
     return source is not None and not source.modules()[""].mode
 
 
-def _plan_of(plan: object, ours: Side | None, theirs: Side) -> Plan | None:
-    """What was loaded: as given, where it is of these two, and otherwise made."""
-    if plan is None:
-        return _planned(ours, theirs) if ours is not None and ours.catalogue else None
+def _given_plan(plan: object) -> Plan | None:
     made = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
-    if not isinstance(made, Plan):
-        raise PlanError("plan", found=type(made).__name__, expected="a Plan, or the path of one")
+    if made is None or isinstance(made, Plan):
+        return made
+    raise PlanError("plan", found=type(made).__name__, expected="a Plan, or the path of one")
+
+
+def _check(made: Plan, ours: Side | None, theirs: Side) -> None:
+    """Raises `StalePlan` for a plan of others. Dtypes are not asked for: models are cast after they
+    were loaded, which is a cause to find."""
     made.check()
     written = {name: g.spec.shape for name, g in made.grafts.items() if g.written}
     read = {name: made.source.tensors[name].shape for name in made.used}
     known = [("target", made.target, written, theirs.catalogue)]
     known += [("source", made.source, read, ours.catalogue)] if ours else []
-    # Dtypes are not asked for: models are cast after they were loaded, which is a cause to find.
     for what, planned, shapes, present in known:
         problems = [
             f"{name}: planned for {list(shape)}, found {found and list(found.shape)}"
@@ -199,13 +212,16 @@ def _plan_of(plan: object, ours: Side | None, theirs: Side) -> Plan | None:
                 expected=f"the tensors of {planned.label} as they were planned for",
                 hint="give the plan that was carried out, or none: one is made", problems=problems,
             )  # fmt: skip
-    return made
 
 
-def _planned(ours: Side, theirs: Side) -> Plan | None:
+def _planned(ours: Side | None, theirs: Side, rules: tuple[Rule, ...]) -> Plan | None:
+    if ours is None or not ours.catalogue:
+        return None
     try:
-        return plan_sides(ours, theirs, (), None)
+        return plan_sides(ours, theirs, rules, None)
     except RegraftError:
+        if rules:  # what the caller said does not hold
+            raise
         return None
 
 

@@ -20,7 +20,7 @@ from regraft.cli.options import (
     settings_option,
 )
 from regraft.cli.output import show, show_json
-from regraft.errors import VerificationFailed
+from regraft.errors import StalePlan, VerificationFailed
 
 
 @click.command(epilog="Example:  regraft verify base.h5 mymodels:net probe.npz")
@@ -62,7 +62,11 @@ def verify(
     receipt = rg.load(
         source, model, rules=said.rules(), adapt=adapt, accept=accept, container=container
     )
-    report = rg.verify(model, probe, source=live or source, plan=None if live else receipt.plan)
+    other = built(live, ())[0] if live else source
+    try:
+        report = rg.verify(model, probe, source=other, plan=receipt.plan)
+    except StalePlan:  # the source's own model names its tensors otherwise than the file
+        report = rg.verify(model, probe, source=other, rules=said.rules())
     if page:
         rg.report(page, title=f"{source} and {target}", verification=report, force=force)
     if as_json:
