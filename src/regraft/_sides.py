@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from regraft import checkpoints, targets
 from regraft.checkpoints import Checkpoint
-from regraft.errors import PlanError, TargetError
+from regraft.errors import PlanError, RegraftError, TargetError
 from regraft.tensors import Catalogue, Read, Sink
 
 if TYPE_CHECKING:
+    from regraft.calls import Taps
     from regraft.tensors import Array, Slices
 
 _CALLABLE = re.compile(r"(?:[\w.]+|.*\.py):[A-Za-z_][\w.]*")
@@ -55,6 +57,23 @@ class Side:
             )
         return self.read
 
+    @functools.cached_property
+    def taps(self) -> Taps | None:
+        """The live model, or the file that a runtime runs, under observation; None where there is
+        neither. **Raises** `MissingDependency` where a runtime is missing, `TargetError`."""
+        if self.model is not None:
+            make = getattr(targets.find(self.model), "taps", None)
+            return make(self.model) if make else None
+        if isinstance(self.catalogue, Checkpoint):
+            return targets.runner(self.catalogue.format, self.catalogue.path)
+        return None
+
+    def run(self) -> Callable[[Any], Mapping[str, Array]] | None:
+        """What gives its outputs for inputs, where there is something that can be run."""
+        if self.model is not None:
+            return functools.partial(targets.find(self.model).run, self.model)
+        return self.taps.run if self.taps is not None else None
+
     def content(self) -> str:
         """The file's content hash; `""` for a model, and for a file that was changed meanwhile."""
         if not isinstance(self.catalogue, Checkpoint) or self.catalogue.changed:
@@ -65,6 +84,21 @@ class Side:
     def path(self) -> Path | None:
         """The file, where the side is one."""
         return self.catalogue.path if isinstance(self.catalogue, Checkpoint) else None
+
+
+def ran(label: str, run: Callable[..., Any], *arguments: Any) -> Any:
+    """What running a model gives. **Raises** `TargetError` for what its own code raises."""
+    try:
+        return run(*arguments)
+    except RegraftError:
+        raise
+    except Exception as error:  # the model's own code may raise anything
+        raise TargetError(
+            label, found=f"{type(error).__name__}: {error}"[:400],
+            expected="inputs that the model takes",
+            hint="give inputs as this model takes them; for a model that takes others, a probe "
+            "with both: rg.Probe(inputs=…, outputs=…)",
+        ) from error  # fmt: skip
 
 
 def source_side(given: Given, container: str | None = None, inputs: Any = None) -> Side:

@@ -27,6 +27,9 @@ class Module:
     children: tuple[str, ...] = ()
     mode: bool = False
     """Whether it is in training mode."""
+    step: bool = False
+    """Whether it may be a step within a layer, so that what goes in may be a value of its inside
+    (the affine part of a norm that a graph spells out)."""
 
 
 @dataclass(frozen=True)

@@ -142,3 +142,30 @@ def test_keras_and_torch(padding: str, eps: float, where: Any, kinds: list[str])
     assert keras.Layer.__call__ is call
     after = [keras.ops.convert_to_numpy(weight).copy() for weight in target.weights]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("part", ["all of it", "params"])
+def test_a_recorded_linen_probe_and_a_file_say_as_much_as_the_live_model(
+    part: str, tmp_path: Any
+) -> None:
+    serialization = pytest.importorskip("flax.serialization")
+    torch.manual_seed(1)
+    source, right = LinenMlp(), distinct(Mlp())
+    variables = rg.load(right, source.init(jax.random.key(0), X)).model
+    file = tmp_path / "source.msgpack"
+    file.write_bytes(
+        serialization.to_bytes(variables if part == "all of it" else variables["params"])
+    )
+    probe = rg.record(source.bind(variables), X, tmp_path / "probe.npz")
+    kept = rg.open(tmp_path / "probe.npz")
+    probe = rg.Probe.from_arrays({name: kept.read(name) for name in kept})
+    target = Mlp(eps=1e-5)
+    target.load_state_dict(right.state_dict())
+    with torch.no_grad():
+        target.d2.weight[3, 5] += 0.3
+    live = rg.verify(target, X, source=source.bind(variables))
+    whole = rg.open(file, container="") if part == "all of it" else rg.open(file)
+    for given in (file, whole):
+        recorded = rg.verify(target, probe, source=given)
+        assert told(recorded) == told(live) == ("ln", ["norm-epsilon", "weights"])
+        assert len(recorded.steps) == len(live.steps)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from regraft import matching, plans, targets, transfer
-from regraft._sides import Given, Side, source_side, target_side
+from regraft._sides import Given, Side, ran, source_side, target_side
 from regraft.copying import Overlaps
 from regraft.errors import TargetError
 from regraft.journal import kept
@@ -74,17 +74,17 @@ def both_sides(
     theirs = target_side(target, arguments=arguments, meta=meta, inputs=inputs)
     if given:
         return ours, theirs, probe
-    live = [side for side in (ours, theirs) if side.model is not None]
-    if len(live) < 2:
+    source_run, target_run = ours.run(), theirs.run() if theirs.model is not None else None
+    if source_run is None or target_run is None:
         raise TargetError(
-            (theirs if ours in live else ours).catalogue.label,
+            (theirs if source_run else ours).catalogue.label,
             found="inputs without outputs, and no live model that would give them",
-            expected="a live model on both sides, or outputs, too",
+            expected="a live model on both sides (or an ONNX file as the source), or outputs, too",
             hint="give rg.Probe(inputs=x, outputs=y)",
         )
-    runs = [functools.partial(targets.find(side.model).run, side.model) for side in live]
     frameworks = ours.catalogue.framework, theirs.catalogue.framework
-    return ours, theirs, probe_of(probe, runs[0], runs[1], frameworks)
+    source_run = functools.partial(ran, ours.catalogue.label, source_run)
+    return ours, theirs, probe_of(probe, source_run, target_run, frameworks)
 
 
 def _catalogue_of(given: Given) -> Catalogue:

@@ -20,7 +20,7 @@ from regraft.cli.options import (
     settings_option,
 )
 from regraft.cli.output import show, show_json
-from regraft.errors import VerificationFailed
+from regraft.errors import StalePlan, VerificationFailed
 
 
 @click.command(epilog="Example:  regraft verify base.h5 mymodels:net probe.npz")
@@ -52,8 +52,8 @@ def verify(
     """Load SOURCE into the model that TARGET makes and compare its outputs with PROBE's.
 
     PROBE holds arrays input and output (or inputs.<name>, outputs.<name>). Where it was made by
-    `regraft probe record`, or --live gives the source's model, the first module that differs is
-    named, and why. Status 1: different.
+    `regraft probe record`, or --live gives the source's model, or SOURCE is an ONNX file (which
+    onnxruntime runs), the first module that differs is named, and why. Status 1: different.
     """
     free(page, force)
     model, _ = built(target, settings)
@@ -62,7 +62,11 @@ def verify(
     receipt = rg.load(
         source, model, rules=said.rules(), adapt=adapt, accept=accept, container=container
     )
-    report = rg.verify(model, probe, source=live or source, plan=None if live else receipt.plan)
+    other = built(live, ())[0] if live else source
+    try:
+        report = rg.verify(model, probe, source=other, plan=receipt.plan)
+    except StalePlan:  # the source's own model names its tensors otherwise than the file
+        report = rg.verify(model, probe, source=other, rules=said.rules())
     if page:
         rg.report(page, title=f"{source} and {target}", verification=report, force=force)
     if as_json:
@@ -102,7 +106,8 @@ def record(
     outputs_only: bool,
     force: bool,
 ) -> None:
-    """Run the model that SOURCE (module:callable) makes, and keep what it gives."""
+    """Run the model that SOURCE makes (module:callable), or that it is (an ONNX file, which needs
+    onnxruntime), and keep what it gives."""
     from regraft.verification import inputs
 
     free(out, force)

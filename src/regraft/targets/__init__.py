@@ -25,12 +25,14 @@ import importlib
 import pkgutil
 from collections.abc import Collection
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from regraft.errors import TargetError
 from regraft.tensors import Sink, Skeleton
 
 if TYPE_CHECKING:
+    from regraft.calls import Taps
     from regraft.tensors import Array
 
     Inputs: TypeAlias = Array | tuple[Array, ...] | dict[str, Array]
@@ -66,6 +68,26 @@ def names() -> list[str]:
 def load(name: str) -> Target:
     """The target module of that name."""
     return importlib.import_module(f"{__name__}.{name}")  # pyright: ignore[reportReturnType]
+
+
+# Files that say themselves what is computed, by format, and the module that runs them.
+_RUNNABLE = {"onnx": ("_onnx_taps", "OnnxTaps")}
+
+
+def runner(format: str, path: Path) -> Taps | None:
+    """Taps on a file that a runtime of its own runs; None for files that hold weights alone.
+
+    **Raises** `MissingDependency` without that runtime, `TargetError` where it does not take it.
+    """
+    if format not in _RUNNABLE or not path.is_file():
+        return None
+    module, name = _RUNNABLE[format]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)(path)
+
+
+def runnable() -> list[str]:
+    """Formats of files that `runner` runs."""
+    return sorted(_RUNNABLE)
 
 
 def find(model: object) -> Target:

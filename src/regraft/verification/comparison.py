@@ -9,10 +9,13 @@ import ml_dtypes
 import numpy as np
 
 from regraft import markup
+from regraft.errors import VerificationFailed
 from regraft.tensors import Array, Arrays
 from regraft.values import bits
 from regraft.verification.closeness import wide
 
+# Kinds of numpy's dtypes: objects, texts, bytes, times.
+_NO_NUMBERS = "OUSmM"
 Verdict = Literal["equal to the bit", "equal up to rounding", "different"]
 
 
@@ -129,20 +132,30 @@ class Report:
 def compare(
     expected: Arrays, actual: Arrays, *, rtol: float | None = None, atol: float | None = None
 ) -> Report:
-    """Compares outputs by name; one output on each side is compared whatever its name.
+    """Compares outputs by name; one output on each side is compared whatever its name, and so are
+    as many where one side names them and the other has them in a row.
 
     The default tolerance follows from the coarser dtype of both sides. Sums over a layer's inputs
     are ordered differently by different frameworks, and errors grow with depth: 2¹⁰ units in
     the last place relative to the largest output is what deep float32 networks show in practice,
     while a wrong weight or setting shows as 1e-3 and more. A NaN or Inf on either side is a
     difference unless both sides have the same one there, and then a warning.
+
+    **Raises** `VerificationFailed` for expected values that are no numbers.
     """
-    if len(expected) == len(actual) == 1:
-        actual = {next(iter(expected)): next(iter(actual.values()))}
+    if len(expected) == len(actual) and (len(expected) == 1 or _in_a_row(expected, actual)):
+        actual = dict(zip(expected, actual.values(), strict=True))
     missing = [name for name in expected if name not in actual]
     if missing or not expected:
         held = ", ".join(actual) or "none"
         return Report.failed(f"outputs {', '.join(missing) or 'none'} expected, {held} found")
+    for name, wanted in expected.items():
+        if wanted.dtype.kind in _NO_NUMBERS:
+            raise VerificationFailed(
+                f"probe, {name}", found=f"values of {wanted.dtype}", expected="numbers"
+            )
+        if actual[name].dtype.kind in _NO_NUMBERS:
+            return Report.failed(f"{name} holds values of {actual[name].dtype}, not numbers")
     warnings = _blind(expected)
     more = [name for name in actual if name not in expected]
     if more:
@@ -173,6 +186,12 @@ def compare(
         tolerance=allowed,
         warnings=tuple(warnings),
     )
+
+
+def _in_a_row(*sides: Arrays) -> bool:
+    """Whether one of two sides has outputs by position alone, and the other by other names."""
+    rows = [list(side) == [f"output.{i}" for i in range(len(side))] for side in sides]
+    return rows.count(True) == 1
 
 
 def _tolerance(a: Array, b: Array, rtol: float | None, atol: float | None) -> Tolerance:

@@ -92,6 +92,7 @@ def explain(
         tensors.unused,
         lambda outputs: compared(outputs).equal,
         _calls_of(listener),
+        report.equal,
     )
     return _told(report, prover.search())
 

@@ -13,7 +13,7 @@ from regraft.verification.probes import Probe
 
 Run = Callable[[Any], Arrays]
 # Where frameworks have the channels of images: ONNX' models, too, are mostly made by PyTorch.
-_CHANNELS = {"torch": "first", "keras": "last", "jax": "last"}
+_CHANNELS = {"torch": "first", "onnx": "first", "keras": "last", "jax": "last"}
 
 
 def probe_of(inputs: Any, source: Run, target: Run, frameworks: tuple[str, str]) -> Probe:

@@ -31,8 +31,9 @@ from regraft.verification.walking import Walk
 # Rounds of walks, and sites that are looked at one by one in each.
 _ROUNDS, _SITES = 4, 200
 _TRIES = 400
-# Pairs of changes that are tried where no single one explains a place.
-_PAIRS = 150
+# Pairs of changes that are tried where no single one explains a place: those after which nothing
+# was found, and those after which something was, as only what no other pair explains is proven.
+_PAIRS, _MOST_PAIRS = 150, 5000
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Prover:
     """A target that is compared with a trace of its source.
 
     - `inputs`: what the target is run on, or a function that calls it; `arrays` the same as arrays.
-    - `tensors`, `ties`, `unused`: see `Scene`.
+    - `tensors`, `ties`, `unused`: see `Scene`. `agreed`: whether outputs do, without a change.
     """
 
     taps: Taps
@@ -75,6 +76,7 @@ class Prover:
     unused: Callable[[], dict[str, Array]]
     agrees: Callable[[Arrays], bool]
     calls_of: Mapping[str, tuple[str, ...]]
+    agreed: bool = False
     passes: int = 0
     _cut: set[Place] = field(default_factory=set[Place])
     """Places at which more is proposed than is tried."""
@@ -238,7 +240,7 @@ class Prover:
         return Try(told, error, len(walk.sites) if walk else 0)
 
     def _both(self, site: Site, tried: list[Try], edits: tuple[Edit, ...]) -> Iterator[Try]:
-        """Two changes of different kinds at once, those that move the result most likely first."""
+        """Two changes of different kinds at once, those that come closest by themselves first."""
         moved = [t for t in tried if t.error != site.error and t.error < float("inf")]
         moved.sort(key=lambda t: t.error)
         pairs = (
@@ -247,9 +249,14 @@ class Prover:
             for a in moved[:i]
             if a.hypothesis.kind != b.hypothesis.kind
         )
-        for a, b in islice(pairs, _PAIRS):
+        found = False
+        for number, (a, b) in enumerate(pairs):
+            if number >= (_MOST_PAIRS if found else _PAIRS):
+                self._cut.add(site.place)
+                return
             made = self._try(site, (*a.edits, *b.edits), a, edits)
             if fitting(site, [made]):
+                found = True
                 yield replace(made, more=b)
 
     def _again(self, site: Site, edits: tuple[Edit, ...], *, keep: bool = False) -> Walk | None:
@@ -312,7 +319,10 @@ class Prover:
             self.passes += 1
             try:
                 agree = self.agrees(self.taps.run(self.inputs, None, edits))
-                proven = agree or not all(entry.chosen for entry in told)
+                # Outputs that agreed and no longer do: the source is put together otherwise (images
+                # and kernels turned, and results turned back), and comes to the same.
+                left = not all(entry.chosen for entry in told)
+                proven = agree or (left and not self.agreed)
             except Exception:  # changes that bear each other only one by one
                 proven = False
         first = told[0].site.module if told else None

@@ -6,7 +6,7 @@ arrays holds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -41,6 +41,8 @@ class _Kept(msgspec.Struct):
     modules: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]
     calls: list[_Call]
     born: dict[str, int]
+    steps: tuple[str, ...] = ()
+    owners: dict[str, str] = {}
 
 
 def encoded(probe: Probe) -> dict[str, Array]:
@@ -77,7 +79,9 @@ def _encoded(trace: Trace) -> dict[str, Array]:
         for c in trace.calls
     ]  # fmt: skip
     modules = {p: (m.kind, _plain(m.settings), m.children) for p, m in trace.modules.items()}
-    kept = _Kept(_VERSION, trace.framework, modules, calls, trace.born)
+    steps = tuple(path for path, module in trace.modules.items() if module.step)
+    owners = dict(trace.owners)
+    kept = _Kept(_VERSION, trace.framework, modules, calls, trace.born, steps, owners)
     arrays[KEY] = np.frombuffer(msgspec.json.encode(kept), np.uint8)
     return arrays
 
@@ -100,20 +104,27 @@ def trace_of(arrays: Mapping[str, Array], label: str) -> Trace | None:
         return None
     try:
         kept = msgspec.json.decode(np.asarray(arrays[KEY], np.uint8).tobytes(), type=_Kept)
-        calls = list(_calls(kept, arrays))
-    except (msgspec.DecodeError, KeyError, UnicodeDecodeError, ValueError) as error:
+        if kept.schema_version == _VERSION:
+            return _trace(kept, arrays)
+    except (LookupError, TypeError, ValueError) as error:  # msgspec's and unicode's among them
         raise VerificationFailed(
             label, found=f"a trace that cannot be read: {error}"[:300], expected="a recorded probe"
         ) from error
-    if kept.schema_version != _VERSION:
-        raise VerificationFailed(
-            label, found=f"a trace of version {kept.schema_version}", expected=str(_VERSION)
-        )
+    raise VerificationFailed(
+        label, found=f"a trace of version {kept.schema_version}", expected=str(_VERSION)
+    )
+
+
+def _trace(kept: _Kept, arrays: Mapping[str, Array]) -> Trace:
+    steps = set(kept.steps)
     modules = {
-        path: Module(path, kind, {k: _back(v) for k, v in settings.items()}, children)
+        path: Module(
+            path, kind, {k: _back(v) for k, v in settings.items()}, children, step=path in steps
+        )
         for path, (kind, settings, children) in kept.modules.items()
     }
-    return Trace(calls, modules, kept.framework, kept.born)
+    calls = [_recorded(call, modules, arrays) for call in kept.calls]
+    return Trace(calls, modules, kept.framework, kept.born, kept.owners)
 
 
 def _back(value: Any) -> Any:
@@ -122,10 +133,19 @@ def _back(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _calls(kept: _Kept, arrays: Mapping[str, Array]) -> Iterator[Recorded]:
-    for call in kept.calls:
-        yield Recorded(
-            call.path, call.number, call.inside, call.began, call.ended,
-            [arrays[name] for name in call.inputs], [arrays[name] for name in call.outputs],
-            list(call.keys), call.whole,
-        )  # fmt: skip
+def _recorded(call: _Call, modules: Mapping[str, Module], arrays: Mapping[str, Array]) -> Recorded:
+    """One call. **Raises** `LookupError` where it is of an unknown module or of unknown values."""
+    unknown = [path for path in (call.path, *call.inside) if path not in modules]
+    if unknown:
+        raise LookupError(f"a call of {unknown[0]!r}, which is no module of it")
+
+    def values(names: tuple[str, ...]) -> list[Array]:
+        found = [arrays[name] for name in names if name.startswith(f"{_VALUE}.")]
+        if len(found) < len(names) or any(a.dtype.kind in "OUSmM" for a in found):
+            raise LookupError(f"a call of {call.path!r} with values that are none")
+        return found
+
+    return Recorded(
+        call.path, call.number, call.inside, call.began, call.ended, values(call.inputs),
+        values(call.outputs), list(call.keys), call.whole,
+    )  # fmt: skip

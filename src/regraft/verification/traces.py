@@ -36,13 +36,15 @@ class Trace:
     """The calls of one run in the order in which they began.
 
     - `modules`: the model's modules by path; `framework`: whose they are.
-    - `born`: when each value was first seen.
+    - `born`: when each value was first seen. `owners`: the module of each tensor, by its name,
+      where the trace was kept in a file.
     """
 
     calls: list[Recorded]
     modules: Mapping[str, Module]
     framework: str = ""
     born: dict[str, int] = field(default_factory=dict[str, int])
+    owners: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         self._by_name = {(call.path, call.number): call for call in self.calls}
@@ -106,8 +108,10 @@ class Recorder:
             kept.append(self._kept[key])
         return kept, keys
 
-    def trace(self, modules: Mapping[str, Module], framework: str) -> Trace:
-        return Trace(self._calls, modules, framework, self._born)
+    def trace(
+        self, modules: Mapping[str, Module], framework: str, owners: Mapping[str, str] | None = None
+    ) -> Trace:
+        return Trace(self._calls, modules, framework, self._born, owners or {})
 
 
 class Listener:

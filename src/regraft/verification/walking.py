@@ -21,6 +21,7 @@ from regraft.verification.closeness import nearest, noise
 from regraft.verification.kinds_of_modules import category
 from regraft.verification.pairing import Pairs
 from regraft.verification.sites import Place, Site, Step
+from regraft.verification.spelt_out import entered
 from regraft.verification.traces import Recorded, Trace
 
 
@@ -68,7 +69,7 @@ class Walk:
         self._watch(("input", call.path, call.number), inputs)
         if source is None:
             return None
-        found = _compared(source.inputs, inputs)
+        found = entered(self.trace, source, inputs, _compared(source.inputs, inputs))
         known = [(e, fitted) for e, fitted in found if fitted is not None]
         open_.input_error = max((e for e, _ in known), default=0.0)
         place: Place = ("input", call.path, call.number)

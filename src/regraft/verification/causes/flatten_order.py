@@ -26,7 +26,8 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
             if list(axes) == sorted(axes):
                 continue
             text = f"flattened with axes {axes}"
-            if site.place[0] == "input" and seen.ndim > 1 and prod(seen.shape[1:]) == prod(shape):
+            flat = 1 < seen.ndim <= len(shape) and prod(seen.shape[1:]) == prod(shape)
+            if site.place[0] == "input" and flat:
                 yield Hypothesis(
                     "flatten-order", (Entered(site.place[1], _reordered(shape, axes)),),
                     (site.module,), text,

@@ -52,8 +52,10 @@ def _of_function(scene: Scene, call: FunctionCall) -> Iterator[tuple[str, Pool]]
 
 
 def _kernels(scene: Scene, path: str, rank: int) -> Iterator[tuple[int, ...]]:
-    for value in (*scene.source_setting(path, "kernel_size", "pool_size", "window_shape"), 2, 3):
-        if isinstance(value, (int, tuple, list)):
+    names = ("kernel_size", "pool_size", "window_shape", "kernel_shape")
+    for value in (*scene.source_setting(path, *names), 2, 3):
+        several = isinstance(value, (tuple, list)) and all(isinstance(n, int) for n in value)
+        if isinstance(value, int) or several:
             yield _tuple(value, rank)
 
 
