@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import gc
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
 from typing import Any
+
+import torch
 
 import regraft as rg
 from benchmarks.divergences.gathering import gathered
@@ -22,7 +25,14 @@ def score(case: Any) -> tuple[str, Counter[str]]:
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = rg.verify(target, inputs, source=source)
+        if case.known == "live":
+            report = rg.verify(target, inputs, source=source)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                held = f"{folder}/source.pth" if case.known == "file" else None
+                if held:
+                    torch.save(source.state_dict(), held)
+                report = rg.verify(target, rg.record(source, inputs), source=held)
     took = time.perf_counter() - began
     proven = {cause.kind for cause in report.causes if cause.proven}
     count: Counter[str] = Counter()

@@ -23,6 +23,8 @@ class Case:
     make: Callable[[], tuple[Any, Any, Any]]
     where: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    known: str = "live"
+    """What is known of the source: "live", "recorded" calls alone, or those and its "file"."""
 
 
 def distinct(model: Any) -> Any:

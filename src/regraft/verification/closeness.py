@@ -66,7 +66,11 @@ def error(expected: Array, actual: Array) -> float:
 
 
 def wide(array: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.abs(array) if array.dtype.kind == "c" else array.astype(np.float64)
+    """In double precision; of complex numbers both parts, as phases tell as much as lengths."""
+    if array.dtype.kind == "c":
+        double = array.astype(np.complex128)
+        return np.stack([double.real, double.imag], -1)
+    return array.astype(np.float64)
 
 
 def layouts(array: Array, shape: tuple[int, ...]) -> Iterator[Array]:

@@ -118,8 +118,9 @@ def _blind_spots(other: Other | None, compared: Callable[[Arrays], Report]) -> I
 
 def _told(report: Report, found: Found) -> Report:
     """The report with what was found. Where outputs agree up to rounding, only what is proven
-    counts: a difference in a setting that no output of this probe shows much of."""
-    proven = any(cause.proven for cause in found.causes)
+    counts: a difference in a setting that no output of this probe shows much of. What takes their
+    agreement away is none: modules may differ where the next one makes up for it."""
+    proven = any(cause.proven for cause in found.causes) and (found.agrees or not report.equal)
     told = replace(report, steps=tuple(found.steps), passes=report.passes + found.passes)
     if report.equal and not proven:
         return told

@@ -44,6 +44,8 @@ class Found:
     first: str | None
     steps: list[Step]
     passes: int
+    agrees: bool = False
+    """Whether the whole model agrees with all changes that were found."""
 
 
 # Changes among which those that undo one another are looked for.
@@ -314,7 +316,7 @@ class Prover:
         steps: list[Step],
     ) -> Found:
         told.sort(key=lambda entry: entry.site.time)
-        proven = False
+        proven = agree = False
         if edits:
             self.passes += 1
             try:
@@ -326,7 +328,7 @@ class Prover:
             except Exception:  # changes that bear each other only one by one
                 proven = False
         first = told[0].site.module if told else None
-        return Found(causes_of(told, proven=proven), first, steps, self.passes)
+        return Found(causes_of(told, proven=proven), first, steps, self.passes, agree)
 
 
 def causes_of(told: Sequence[Told], *, proven: bool) -> list[Cause]:

@@ -108,6 +108,15 @@ class Scene:
             if self.pair(path) is None:
                 yield path
 
+    def wrong_tensors(self) -> Iterator[tuple[tuple[str, ...], list[Tensor]]]:
+        """Tensors that are not as the plan makes them: of each module where the site may lie, and
+        where these are several of all together (a module's code may use its children's)."""
+        found = {p: [t for t in self.tensors(p) if not t.same] for p in dict.fromkeys(self.inner())}
+        found = {path: wrong for path, wrong in found.items() if wrong}
+        yield from (((path,), wrong) for path, wrong in found.items())
+        if len(found) > 1:
+            yield tuple(found), [tensor for wrong in found.values() for tensor in wrong]
+
     def _below(self, path: str) -> Iterator[str]:
         for child in self.modules[path].children if path in self.modules else ():
             yield child

@@ -4,12 +4,12 @@ is inverted (True for "look" or for "do not look"), one that begins a place too 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from regraft.calls import FunctionCall, InFunction, Setting
+from regraft.calls import Entered, FunctionCall, InFunction, Setting
 from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward, where
 
@@ -27,6 +27,7 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
                     "attention-mask", (Setting(path, {name: not present}),), (path,),
                     f"{name} {not present}", f"{where(path)}.{name} = {not present}",
                 )  # fmt: skip
+    yield from _given_mask(scene)
     for call in scene.calls("scaled_dot_product_attention"):
         causal = bool(call.arguments.get("is_causal", False))
         masked = call.arguments.get("attn_mask", ...) is ... and len(call.shapes) > 3
@@ -75,6 +76,45 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
             ),
         )  # fmt: skip
         yield _hypothesis(full, "no mask")
+
+
+def _given_mask(scene: Scene) -> Iterator[Hypothesis]:
+    """A mask that a module is given, with the source's in its place."""
+    (kind, path, _), site = scene.site.place, scene.site
+    if kind != "input" or not (_is_mask(site.actual) and _is_mask(site.expected)):
+        return
+    if np.array_equal(site.expected, _opposite(site.actual)):
+        text = "the mask inverted"
+    elif site.actual.ndim > 1 and _looks(site.expected).sum() > _looks(site.actual).sum():
+        text = "more places looked at"
+    else:
+        text = "fewer places looked at"
+    held = site.actual
+
+    def change(arrays: list[Array]) -> list[Array]:
+        return [
+            site.expected.astype(a.dtype)
+            if a.shape == held.shape and a.dtype == held.dtype and np.array_equal(a, held)
+            else a
+            for a in arrays
+        ]
+
+    fix = f"{in_forward(site.module)}: {text}, in what {path!r} is given"
+    yield Hypothesis("attention-mask", (Entered(path, change),), (site.module,), text, fix)
+
+
+def _is_mask(array: Array) -> bool:
+    """Flags, or numbers to be added to scores: 0, or so low that nothing is left."""
+    if array.dtype.kind == "b":
+        return array.ndim > 1
+    if array.dtype.kind != "f" or array.ndim < 2:
+        return False
+    low = array <= _LOW
+    return bool(low.any() and not array[~low].any())
+
+
+def _looks(mask: Array) -> Array:
+    return mask if mask.dtype.kind == "b" else mask > _LOW / 2
 
 
 def _causal(rows: int, columns: int, shift: int) -> Array:

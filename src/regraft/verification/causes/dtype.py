@@ -35,12 +35,11 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
         yield Hypothesis(
             "dtype", (edit,), (call.path,), "no rounding", f"{in_forward(call.path)}: not rounded"
         )
-    for path in scene.inner():
-        wrong = [tensor for tensor in scene.tensors(path) if not tensor.same]
+    for paths, wrong in scene.wrong_tensors():
         rounded = [said for tensor in wrong if (said := _rounded(tensor))]
-        if wrong and len(rounded) == len(wrong):
+        if len(rounded) == len(wrong):
             yield Hypothesis(
-                "dtype", tuple(Written(t.name, t.expected) for t in wrong), (path,),
+                "dtype", tuple(Written(t.name, t.expected) for t in wrong), paths,
                 f"tensors rounded to {rounded[0]}", f"load {wrong[0].name} in single precision",
             )  # fmt: skip
 

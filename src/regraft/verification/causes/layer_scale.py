@@ -15,10 +15,12 @@ import numpy as np
 from regraft.calls import Rewritten
 from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
-from regraft.verification.closeness import nearest
+from regraft.verification.closeness import layouts
 
 _SCALE = re.compile(r"layer_?scale|^ls\d?$|gamma|drop_?path", re.IGNORECASE)
 _EXACT = 2e-4
+# A factor as small as that is none.
+_NOTHING = 1e-6
 
 
 def propose(scene: Scene) -> Iterable[Hypothesis]:
@@ -38,17 +40,34 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
     missing: Array = site.expected.astype(np.float64) - site.actual.astype(np.float64)
     for path, call in scene.children.items():
         for output in call.outputs[:1]:
-            _, branch = nearest(output, site.actual)
-            if branch is None or branch.ndim < 2:
-                continue
-            for axis in dict.fromkeys((branch.ndim - 1, 1)):
-                share = _share(missing, branch.astype(np.float64), axis)
-                if share is None:
-                    continue
-                # The source scales a branch that the target does not, or the other way round.
-                yield _scaled(scene, path, 1 + share, axis)
-                if np.all(np.abs(1 - share) > 1e-6):
-                    yield _scaled(scene, path, 1 / (1 - share), axis)
+            # The branch's own layout need not be that of the sum: it may be nearer to another.
+            for branch in layouts(output, site.actual.shape):
+                if branch.ndim > 1:
+                    yield from _of_branch(scene, path, output, missing, branch)
+
+
+def _of_branch(
+    scene: Scene, path: str, output: Array, missing: Array, branch: Array
+) -> Iterable[Hypothesis]:
+    for axis in dict.fromkeys((branch.ndim - 1, 1)):
+        share = _share(missing, branch.astype(np.float64), axis)
+        if share is None:
+            continue
+        # The source scales a branch that the target does not, or the other way round; a branch
+        # times nothing is one too many, which is no matter of scale.
+        factors = [1 + share]
+        if np.all(np.abs(1 - share) > 1e-6):
+            factors.append(1 / (1 - share))
+        for factor in factors:
+            if np.abs(factor).min() > _NOTHING:
+                yield _scaled(scene, path, factor, _own_axis(output, factor, axis))
+
+
+def _own_axis(output: Array, factor: Array, axis: int) -> int:
+    """The channels' axis in the branch's own layout."""
+    if output.ndim == factor.ndim and output.shape[axis] == factor.size:
+        return axis
+    return next((a for a in (output.ndim - 1, 1) if output.shape[a] == factor.size), axis)
 
 
 def _share(missing: Array, branch: Array, axis: int) -> Array | None:

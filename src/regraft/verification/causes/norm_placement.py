@@ -14,6 +14,7 @@ from typing import Any
 from regraft.calls import Composed, Entered, InFunction, Rewritten, Setting
 from regraft.verification.causes._activations import NAMES, activation
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward, where
+from regraft.verification.closeness import nearest
 from regraft.verification.kinds_of_modules import is_activation, is_norm
 
 _FLAGS = ("norm_first", "pre_norm", "prenorm", "normalize_before", "is_pre_norm", "post_norm",
@@ -45,6 +46,11 @@ def _orders(scene: Scene, path: str) -> Iterator[Hypothesis]:
     if not any(scene.input_errors.get(norm, 0.0) > _WRONG for norm in norms):
         return
     for branches in _branches(called, norms):
+        # What the code does between a branch's modules would be left out.
+        if not all(_is_chain(scene, members) for _, members in branches):
+            continue
+        if len(branches) > 1:
+            yield _composed(scene, path, "before the branches, side by side", _parallel(branches))
         for text, program in _PROGRAMS.items():
             yield _composed(scene, path, text, _program(program, branches))
     yield from _chains(scene, path, called)
@@ -71,6 +77,30 @@ def _branches(called: list[str], norms: list[str]) -> Iterator[list[Branch]]:
     for groups in (after, before):
         if all(groups.values()):
             yield [(n, tuple(groups[n])) for n in norms]
+
+
+def _is_chain(scene: Scene, members: tuple[str, ...]) -> bool:
+    """Whether each module is given what the one before made, as far as that is known."""
+    for one, two in pairwise(members):
+        made, given = scene.values.get(("output", one)), scene.values.get(("input", two))
+        if made and given and nearest(made[0], given[0])[0] > _WRONG:
+            return False
+    return True
+
+
+def _parallel(branches: list[Branch]) -> Callable[[Any, Call], Any]:
+    """Branches of the same value, whose results are added at once."""
+
+    def run(x: Any, call: Call) -> Any:
+        total = x
+        for norm, members in branches:
+            value = call(norm, x)
+            for member in members:
+                value = call(member, value)
+            total = total + value
+        return total
+
+    return run
 
 
 def _program(program: Any, branches: list[Branch]) -> Callable[[Any, Call], Any]:

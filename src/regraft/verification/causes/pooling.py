@@ -60,20 +60,23 @@ def _kernels(scene: Scene, path: str, rank: int) -> Iterator[tuple[int, ...]]:
 
 
 def _of_layer(scene: Scene, path: str) -> Iterator[tuple[str, Pool]]:
-    settings, inputs = scene.modules[path].settings, scene.site.inputs
-    if not inputs or scene.site.module != path:
+    settings, inputs = scene.modules[path].settings, scene.given(path)
+    wanted_shape = scene.site.expected.shape if scene.site.module == path else scene.made(path)
+    if not inputs or not wanted_shape:
         return
-    x, out = inputs[0], scene.site.expected
+    x = inputs[0]
     last = settings.get("data_format") != "channels_first"
     if "pool_size" not in settings:
         axes = tuple(range(1, x.ndim - 1)) if last else tuple(range(2, x.ndim))
-        yield "the maximum instead of the mean", lambda v: v.max(axes).reshape(out.shape)
-        yield "the mean instead of the maximum", lambda v: v.mean(axes).reshape(out.shape)
+        yield "the maximum instead of the mean", lambda v: v.max(axes).reshape(wanted_shape)
+        yield "the mean instead of the maximum", lambda v: v.mean(axes).reshape(wanted_shape)
         return
     rank = x.ndim - 2
     kernel = _tuple(settings["pool_size"], rank)
     strides = _tuple(settings.get("strides") or kernel, rank)
-    spatial, wanted = (x.shape[1:-1], out.shape[1:-1]) if last else (x.shape[2:], out.shape[2:])
+    spatial, wanted = (
+        (x.shape[1:-1], wanted_shape[1:-1]) if last else (x.shape[2:], wanted_shape[2:])
+    )
     for size in dict.fromkeys((kernel, *_kernels(scene, path, rank))):
         yield from _windows(spatial, size, strides, wanted, last=last)
 

@@ -12,7 +12,7 @@ from itertools import permutations
 
 import numpy as np
 
-from regraft.calls import Edit, Rewritten, Written
+from regraft.calls import Edit, InFunction, Rewritten, Written
 from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
 
@@ -48,6 +48,22 @@ def _fused(scene: Scene) -> Iterator[Hypothesis]:
             yield Hypothesis(
                 "qkv-order", (Rewritten(path, _columns(columns)),), (scene.site.module,), text,
                 f"{in_forward(scene.site.module)}: take the result of {path} in {text}",
+            )  # fmt: skip
+
+    for call in scene.calls("linear"):
+        # Of a projection whose module the code does not call, only its tensors.
+        if not call.shapes or not call.output or call.output[-1] % 3:
+            continue
+        if call.output[-1] <= call.shapes[0][-1]:
+            continue
+        for text, columns in _orders(call.output[-1], _heads(scene)):
+            edit = InFunction(
+                call.path, call.name, call.number,
+                instead=lambda _, result, columns=columns: result[..., columns],
+            )  # fmt: skip
+            yield Hypothesis(
+                "qkv-order", (edit,), (call.path,), text,
+                f"{in_forward(call.path)}: take the projection's result in {text}",
             )  # fmt: skip
 
 

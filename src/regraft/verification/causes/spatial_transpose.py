@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from regraft.calls import Entered, Written
+from regraft.calls import Entered, InFunction, Written
 from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._inputs import at_the_input, images
 from regraft.verification.causes._scene import Hypothesis, Scene, Tensor, in_forward
@@ -33,6 +33,18 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
                 (site.module,), text,
                 f"{in_forward(site.module)}: exchange axes {axes} of what {site.place[1]} is given",
             )  # fmt: skip
+    for call in scene.calls("flatten", "reshape", "view", "_unsafe_view"):
+        # Positions made one axis; where height and width are alike, shapes do not tell them.
+        if call.shapes and len(call.shapes[0]) == 4 and len(call.output) == 3:
+            for axes in ((2, 3), (1, 2)):
+                if call.shapes[0][axes[0]] == call.shapes[0][axes[1]]:
+                    edit = InFunction(call.path, call.name, call.number,
+                                      before=_exchanged(0, axes))  # fmt: skip
+                    yield Hypothesis(
+                        "spatial-transpose", (edit,), (call.path,), text,
+                        f"{in_forward(call.path)}: exchange axes {axes} before positions are put "
+                        "in a row",
+                    )  # fmt: skip
     for path in scene.inner():
         for tensor in scene.tensors(path):
             axes = _kernel(tensor)

@@ -13,13 +13,10 @@ from regraft.verification.causes._scene import Hypothesis, Scene
 
 
 def propose(scene: Scene) -> Iterable[Hypothesis]:
-    for path in scene.inner():
-        wrong = [tensor for tensor in scene.tensors(path) if not tensor.same]
-        if not wrong:
-            continue
+    for paths, wrong in scene.wrong_tensors():
         edits = tuple(Written(tensor.name, tensor.expected) for tensor in wrong)
         names = ", ".join(t.name.replace("/", ".").rpartition(".")[2] for t in wrong)
         text = f"{names} other than the plan says"
         yield Hypothesis(
-            "weights", edits, (path,), text, "rg.apply(plan, source, model)  # " + wrong[0].name
+            "weights", edits, paths, text, "rg.apply(plan, source, model)  # " + wrong[0].name
         )
