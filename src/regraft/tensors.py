@@ -332,6 +332,21 @@ class Stored(ABC):
         """Releases file handles and maps."""
 
 
+class NewMemory(NamedTuple):
+    """New memory for a tensor, row-major and of its shape and dtype, which nobody else has seen.
+
+    `take`, called once values are written there and in the thread that asked for the memory, makes
+    it the tensor's, and returns what is there then. After that it is not written to any more.
+    """
+
+    memory: Array
+    take: Callable[[], Array]
+
+
+# Makes new memory for a certain tensor.
+Renewal: TypeAlias = "Callable[[], NewMemory]"
+
+
 class Sink(ABC):
     """Where a plan's arrays go: a live model, seen as named tensors that can be set and read."""
 
@@ -356,6 +371,12 @@ class Sink(ABC):
     def adopts(self, name: str, array: Array) -> bool:
         """Whether `write` would give the tensor the pages of the array's file, without a copy."""
         return False
+
+    def renewal(self, name: str) -> Renewal | None:
+        """New memory in place of the tensor's own, where replacing memory is all that `write` does;
+        `None` elsewhere. It was rehearsed with the tensor's present values: what can fail, fails
+        here, with the tensor as it was."""
+        return None
 
     def undo(self, name: str) -> Callable[[], None] | None:
         """What puts one tensor back as it is now without a copy of its values; `None` where a copy

@@ -20,6 +20,7 @@ from regraft.copying import Copied, Overlaps, Survey, Surveys, copy, copy_all, s
 from regraft.errors import IncompletePlan, RegraftError, TransferError
 from regraft.journal import Journal
 from regraft.plans import Graft, Plan, Remark
+from regraft.renewing import Renewed, renew_all
 from regraft.tensors import Catalogue, Read, Sink
 from regraft.values import stays
 
@@ -157,11 +158,13 @@ def apply(
     writes = [graft for graft in plan.grafts.values() if graft.written]
     log = Journal(sink) if journal is None else journal
     try:
-        sure = _sure(writes, read, sink) if journal is None else {}
-        others = [graft for graft in writes if graft.target not in sure]
+        sure, renewed = _sure(writes, read, sink) if journal is None else ({}, [])
+        at_hand = {name: array for name, (array, _) in sure.items()}
+        at_hand |= {one.name: one.array for one in renewed}
+        others = [graft for graft in writes if graft.target not in at_hand]
         found = _write(plan, others, read, sink, log, progress)
         _same(found)
-        for name, (array, _) in sure.items():
+        for name, array in at_hand.items():
             if progress:
                 progress(name, array.nbytes)
     except BaseException as error:
@@ -176,10 +179,11 @@ def apply(
         ) from error
     if journal is None:
         log.close()
-    copied, interrupt = copy_all(list(sure.values()))
-    found |= dict(zip(sure, copied, strict=True))
+    replaced, first = renew_all(renewed)
+    copied, second = copy_all(list(sure.values()))
+    found |= replaced | dict(zip(sure, copied, strict=True))
     _same(found, "other programs change the file or the model meanwhile; build the model again")
-    if interrupt is not None:
+    if interrupt := first or second:
         raise interrupt
     known = {(remark.code, remark.where) for remark in plan.warnings}
     doubts = [doubt for graft in writes for doubt in _doubts(graft, found[graft.target].meant)]
@@ -188,22 +192,32 @@ def apply(
     return Receipt(plan, sink.model, hashes, (*plan.warnings, *new))
 
 
-def _sure(grafts: Sequence[Graft], read: Read, sink: Sink) -> dict[str, tuple[Array, Array]]:
-    """Arrays and the memory they are to be copied to, where that is all there is to do: no
-    operation, values that lie in memory or in a mapped file, and a place that takes them as they
-    are."""
-    memories = {graft.target: sink.memory(graft.target) for graft in grafts if not graft.ops}
+def _sure(
+    grafts: Sequence[Graft], read: Read, sink: Sink
+) -> tuple[dict[str, tuple[Array, Array]], list[Renewed]]:
+    """Arrays and the memory they are to be copied to, or how their tensors take memory, where that
+    is all there is to do: no operation, values that lie in memory or in a mapped file, and a place
+    that takes them as they are."""
+    plain = [graft for graft in grafts if not graft.ops]
+    memories = {graft.target: sink.memory(graft.target) for graft in plain}
     overlaps = Overlaps(memory for memory in memories.values() if memory is not None)
     found: dict[str, tuple[Array, Array]] = {}
-    for graft in grafts:
-        memory = memories.get(graft.target)
-        if memory is None or len(graft.sources) != 1:
+    renewed: list[Renewed] = []
+    for graft in plain:
+        name, memory = graft.target, memories[graft.target]
+        if len(graft.sources) != 1:
+            continue
+        renewal = sink.renewal(name) if memory is None else None
+        if memory is None and renewal is None:
             continue
         array = read(graft.sources[0], None)
-        at_hand = stays(array) and array.flags.c_contiguous
-        if at_hand and _alike(array, memory) and not overlaps(array):
-            found[graft.target] = array, memory
-    return found
+        if not stays(array) or not array.flags.c_contiguous or overlaps(array):
+            continue
+        if memory is not None and _alike(array, memory):
+            found[name] = array, memory
+        elif renewal is not None and array.nbytes and _alike(array, sink.look(name)):
+            renewed.append(Renewed(name, array, renewal))
+    return found, renewed
 
 
 def _alike(array: Array, memory: Array) -> bool:

@@ -129,6 +129,17 @@ def private(array: Array) -> Array:
     return np.ndarray(array.shape, array.dtype, buffer=pages, offset=place.start - start)
 
 
+def pages(size: int) -> mmap.mmap:
+    """New memory of whole pages, which goes back to the system when nobody holds it any more.
+
+    numpy asks for huge pages where it makes large arrays: to clear those takes longer than to use
+    small ones that another tensor just gave back. All are asked for at once, where that can be."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    at_once = getattr(mmap, "MAP_POPULATE", 0)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | at_once)
+
+
 def let_go(array: Array) -> None:
     """Takes the pages of a mapped array out of this process's memory; they are read again when
     somebody looks at them. Nothing happens to any other array, nor to pages that may have been

@@ -7,20 +7,21 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from regraft import keras_layout
 from regraft.errors import TargetError
+from regraft.targets import _keras_memory
+from regraft.targets._keras_memory import seen, to_numpy
 from regraft.targets._keras_paths import layout_of
 from regraft.targets._keras_taps import KerasTaps
-from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo
+from regraft.tensors import DTYPE_BITS, NewMemory, Sink, Skeleton, TensorInfo
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
-    from regraft.tensors import Array
+    from regraft.tensors import Array, Renewal
 
 
 _BUILD = "call the model once on an example, or model.build(input_shape)"
@@ -138,7 +139,7 @@ class _KerasSink(Sink):
         return to_numpy(self._variables[name].value)
 
     def look(self, name: str) -> Array:
-        return _seen(self._variables[name].value)
+        return seen(self._variables[name].value)
 
     def undo(self, name: str) -> Callable[[], None] | None:
         """Buffers of TensorFlow and JAX are replaced, not changed: the old ones are kept where
@@ -149,7 +150,7 @@ class _KerasSink(Sink):
         if backend not in ("tensorflow", "jax") or not self._plenty:
             return None
         variable = self._variables[name]
-        before = variable.value.read_value() if backend == "tensorflow" else variable.value
+        before = _keras_memory.present(variable.value)
         return lambda: variable.assign(before)
 
     def memory(self, name: str) -> Array | None:
@@ -161,6 +162,27 @@ class _KerasSink(Sink):
         if torch is None or not isinstance(value, torch.Tensor) or value.is_meta:
             return None
         return _torch_arrays.to_numpy(value) if _torch_arrays.is_plain(value) else None
+
+    def renewal(self, name: str) -> Renewal | None:
+        """With TensorFlow and JAX a variable on the CPU takes the memory of a new tensor."""
+        variable = self._variables[name]
+        make = _keras_memory.maker(variable)
+        if make is None:
+            return None
+
+        write: Any = self.write
+
+        def renewed() -> NewMemory:
+            memory, tensor = make()
+
+            def take() -> Array:
+                write(name, tensor())
+                return self.look(name)
+
+            return NewMemory(memory, take)
+
+        write(name, _keras_memory.present(variable.value))
+        return renewed
 
     @property
     def model(self) -> object:
@@ -178,27 +200,6 @@ def _free_memory() -> int:
 def sink(model: object) -> Sink:
     """Assigns to the model's variables; trainable flags are not touched."""
     return _KerasSink(model)
-
-
-def to_numpy(value: Any) -> Array:
-    """A copy of a tensor of any backend as numpy array."""
-    return np.array(_seen(value))
-
-
-def _seen(value: Any) -> Array:
-    """A tensor of any backend as numpy array, in its own memory where the backend shows it."""
-    import keras
-
-    backend = keras.backend.backend()
-    if backend == "torch":
-        from regraft.targets import _torch_arrays
-
-        return _torch_arrays.to_numpy(value)
-    if backend == "tensorflow":
-        with suppress(BufferError, TypeError, ValueError):  # bfloat16, or not in the CPU's memory
-            tensor: Any = keras.ops.convert_to_tensor(value)
-            return np.asarray(memoryview(tensor))
-    return np.asarray(value) if backend == "jax" else np.asarray(keras.ops.convert_to_numpy(value))
 
 
 def run(model: object, inputs: Inputs) -> dict[str, Array]:
