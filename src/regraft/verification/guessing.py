@@ -22,7 +22,7 @@ from regraft.verification.traces import Listener
 
 # Runs of the model: those after which nothing was found, and those after which something was, as
 # only what no other kind explains is proven.
-_RUNS, _MOST = 120, 400
+_RUNS, _MOST = 120, 800
 
 
 @dataclass(frozen=True)
