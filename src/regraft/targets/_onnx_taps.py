@@ -204,7 +204,7 @@ def _libraries(path: Path) -> tuple[Any, Any]:
         try:
             __import__(name)
         except ImportError as error:
-            raise MissingDependency(name, extra="", purpose=f"running {path.name}") from error
+            raise MissingDependency(name, extra="onnx", purpose=f"running {path.name}") from error
     import onnx
     import onnxruntime
 
