@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FUNCTIONS = (
     "softmax", "relu", "gelu", "silu", "tanh", "sigmoid", "elu", "leaky_relu", "reshape", "split",
     "max_pool", "average_pool", "pad", "mean", "max", "conv", "matmul", "einsum", "cos", "sin",
-    "power", "add", "cast",
+    "power", "add", "cast", "dot_product_attention",
 )  # fmt: skip
 
 
