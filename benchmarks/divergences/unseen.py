@@ -103,7 +103,7 @@ CASES = [
     pair("llama norm on results", L, {}, {"post": True}, "layers.0", "norm-placement"),
     pair("llama tiled kv", L, {}, {"tiled": True}, FIRST, ("head-count", "qkv-order")),
     pair("llama bfloat16", L, {}, {"half": True}, FIRST, "dtype"),
-    pair("llama theta and eps", L, {"theta": 1e6}, {"eps": 1e-6}, "layers.0.attention_norm",
+    pair("llama theta and eps", L, {"theta": 1e6}, {"eps": 1e-6}, ("", "layers.0.attention_norm"),
          ("rope", "norm-epsilon")),
     pair("resnet equal, bgr twice", R, {}, {"prep": lambda x: x.flip(1)},
          after=_tensor("conv1.weight", lambda w: w.flip(1))),

@@ -3,6 +3,7 @@ functions that layers' code takes from `keras.ops` and `keras.activations` throu
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -100,6 +101,9 @@ class KerasTaps:
                 elif isinstance(edit, Composed):
                     undo.enter_context(self._composed(edit))
             undo.enter_context(heard(session, (keras.ops, keras.activations), _FUNCTIONS))
+            # Keras' own layers take their functions from a module of their own.
+            own = importlib.import_module("keras.src.ops")
+            undo.enter_context(heard(session, (own,), ("dot_product_attention",)))
 
             def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
                 path = self._paths.get(id(layer))

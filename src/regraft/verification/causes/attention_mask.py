@@ -45,6 +45,13 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
             )
         for text, edit in options.items():
             yield _hypothesis(edit, text)
+    for call in scene.calls("dot_product_attention"):
+        if call.arguments.get("is_causal", False):
+            yield _hypothesis(_call(call, {"is_causal": False}), "every place looked at")
+        else:
+            text = "only earlier places looked at"
+            yield _hypothesis(_call(call, {"is_causal": True, "mask": None}), text)
+            yield _hypothesis(_call(call, {"mask": None}), "no mask")
     for call in scene.calls("softmax", "_softmax"):
         for text, rule in _RULES.items():
             yield _hypothesis(

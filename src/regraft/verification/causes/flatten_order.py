@@ -19,7 +19,7 @@ from regraft.verification.causes._scene import Hypothesis, Scene, in_forward
 
 def propose(scene: Scene) -> Iterable[Hypothesis]:
     site = scene.site
-    shapes = list(dict.fromkeys(_shapes(scene)))
+    shapes = list(dict.fromkeys((*_shapes(scene), *_pooled(scene))))
     seen = site.actual
     for shape in shapes:
         for axes in permutations(range(len(shape))):
@@ -66,6 +66,11 @@ def _shapes(scene: Scene) -> Iterator[tuple[int, ...]]:
         for array in (*child.outputs[:1], *child.inputs[:1]):
             if array.ndim in (3, 4):
                 yield array.shape[1:]
+    for (_, path), arrays in scene.values.items():
+        # A pool without a pair, such as the target's layer for the source's function.
+        for array in arrays[:1]:
+            if array.ndim in (3, 4) and scene.pair(path) is None:
+                yield array.shape[1:]
     for call in reversed(scene.earlier[-12:]):
         for array in (*call.outputs[:1], *call.inputs[:1]):
             if array.ndim in (3, 4):
@@ -73,6 +78,19 @@ def _shapes(scene: Scene) -> Iterator[tuple[int, ...]]:
     for array in scene.inputs:
         if array.ndim in (3, 4):
             yield array.shape[1:]
+
+
+def _pooled(scene: Scene) -> Iterator[tuple[int, ...]]:
+    """Shapes after a pool of which neither side tells: of images before it, with height and width
+    divided."""
+    for child in scene.children.values():
+        for array in child.outputs[:1]:
+            if array.ndim != 4:
+                continue
+            for by in (2, 3, 4):
+                first, *middle, last = array.shape[1:]
+                yield first, *(n // by for n in (*middle, last))
+                yield first // by, *(n // by for n in middle), last
 
 
 def _reordered(

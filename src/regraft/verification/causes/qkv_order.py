@@ -52,6 +52,8 @@ def _fused(scene: Scene) -> Iterator[Hypothesis]:
 
     for call in scene.calls("linear"):
         # Of a projection whose module the code does not call, only its tensors.
+        if "linear" in scene.modules[call.path].kind.lower():
+            continue
         if not call.shapes or not call.output or call.output[-1] % 3:
             continue
         if call.output[-1] <= call.shapes[0][-1]:

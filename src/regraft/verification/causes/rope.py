@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.calls import Edit, InFunction, Rewritten, Setting
+from regraft.calls import Edit, Entered, InFunction, Rewritten, Setting
 from regraft.verification.causes._arrays import Array
 from regraft.verification.causes._scene import Hypothesis, Scene, in_forward, where
 
@@ -40,6 +40,7 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
                     fix = f"{in_forward(call.path)}: {base!r} in place of {value!r}"
                     yield _of(call.path, (edit,), base, fix)
     yield from _angles(scene)
+    yield from _given_tables(scene)
     yield from _layouts(scene)
 
 
@@ -82,6 +83,57 @@ def _angles(scene: Scene) -> Iterator[Hypothesis]:
         yield Hypothesis(
             "rope", edits, paths, f"rotary {text}", f"{in_forward(paths[0])}: rotary {text}"
         )
+
+
+def _given_tables(scene: Scene) -> Iterator[Hypothesis]:
+    """Tables of rotations that a module is given, with those of another base in their place."""
+    kind, path, _ = scene.site.place
+    if kind != "input" or _made_of(scene.site.actual) is None:
+        return
+    for base in _BASES:
+        yield Hypothesis(
+            "rope", (Entered(path, _with_tables(base)),), (scene.site.module,),
+            f"rotary base {base:g}",
+            f"{in_forward(scene.site.module)}: base {base:g} in the tables that {path!r} is given",
+        )  # fmt: skip
+
+
+def _with_tables(base: float) -> Callable[[list[Array]], list[Array]]:
+    def change(arrays: list[Array]) -> list[Array]:
+        made = [_made_of(array, base) for array in arrays]
+        return [a if m is None else m for a, m in zip(arrays, made, strict=True)]
+
+    return change
+
+
+_WAVES: tuple[Callable[[Array], Array], ...] = (np.cos, np.sin, lambda a: np.exp(1j * a))
+_SPREADS: tuple[Callable[[Array], Array], ...] = (
+    lambda a: a,
+    lambda a: np.concatenate([a, a], -1),
+    lambda a: np.repeat(a, 2, -1),
+)
+
+
+def _made_of(array: Array, base: float | None = None) -> Array | None:
+    """What a table of cosines, sines or rotations is with another base; None where it is none."""
+    if array.ndim < 2 or array.dtype.kind not in "fc" or array.size < 4:
+        return None
+    rows, columns = array.shape[-2:]
+    for wave in _WAVES:
+        if (array.dtype.kind == "c") != (wave is _WAVES[2]):
+            continue
+        for spread in _SPREADS:
+            width = columns if spread is _SPREADS[0] else columns // 2
+            if spread(np.zeros(width)).size != columns:
+                continue
+
+            def table(of: float, wave: Any = wave, spread: Any = spread, n: int = width) -> Array:
+                return wave(spread(np.outer(np.arange(rows), of ** (-np.arange(n) / n))))
+
+            if any(np.allclose(array, table(b), atol=1e-4) for b in _BASES):
+                made = table(_BASES[0] if base is None else base)
+                return np.broadcast_to(made, array.shape).astype(array.dtype)
+    return None
 
 
 def _rebased(base: float) -> Callable[[Array], Array]:
