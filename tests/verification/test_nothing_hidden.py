@@ -14,6 +14,7 @@ import regraft as rg
 from benchmarks.divergences import cases
 from benchmarks.divergences.cases import distinct
 from regraft._api import proving as proving_api
+from regraft._api import recording as recording_api
 from regraft.calls import Call, Setting
 from regraft.targets._torch_taps import TorchTaps
 from regraft.verification import choosing, guessing, proving
@@ -173,7 +174,8 @@ def test_inputs_without_outputs_and_source_are_an_error() -> None:
 
 def test_calls_that_a_trace_did_not_keep_are_told(monkeypatch: Any) -> None:
     assert not _verified("former eps 1e-6").warnings
-    monkeypatch.setattr(proving_api, "Recorder", lambda: Recorder(budget=10_000))
+    for module in (proving_api, recording_api):
+        monkeypatch.setattr(module, "Recorder", lambda: Recorder(budget=10_000))
     (warning,) = _verified("former eps 1e-6").warnings
     assert "calls of the source's modules were not compared" in warning
     source, target, inputs = next(c for c in cases.CASES if c.name == "former eps 1e-6").make()

@@ -11,7 +11,8 @@ from regraft._api.deltas import apply_delta, make_delta
 from regraft._api.heritage import family_tree
 from regraft._api.loading import apply, load
 from regraft._api.planning import plan
-from regraft._api.proving import record, verify
+from regraft._api.proving import verify
+from regraft._api.recording import record
 from regraft._api.restoring import export, restore
 from regraft._api.training import finetune
 from regraft._api.writing import convert, save

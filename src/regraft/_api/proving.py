@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from regraft import checkpoints, targets
+from regraft import targets
 from regraft._api.planning import Rules, both_sides, compared, plan_sides, rules_of
 from regraft._sides import Given, Side, ran, source_side, target_side
 from regraft.calls import Taps
@@ -21,10 +21,9 @@ from regraft.errors import (
 )
 from regraft.plans import Plan
 from regraft.rules import Rule
-from regraft.tensors import Arrays, TensorInfo
+from regraft.tensors import Arrays
 from regraft.verification import Probe, Report
 from regraft.verification.explaining import Other, explain
-from regraft.verification.recording import encoded
 from regraft.verification.traces import Recorder
 
 
@@ -91,55 +90,6 @@ def _sides(
     ours, theirs, made = both_sides(source, model, container, arguments, probe)
     assert made is not None
     return ours, theirs, made
-
-
-def record(
-    source: Given,
-    inputs: Any,
-    path: str | os.PathLike[str] | None = None,
-    *,
-    activations: bool = True,
-    arguments: Mapping[str, object] | None = None,
-    force: bool = False,
-) -> Probe:
-    """Runs a live model and keeps what it gives, as a probe for others.
-
-    **Arguments:**
-
-    - `source`: a live model, `'module:callable'`, or an ONNX file, which onnxruntime runs.
-    - `inputs`: an array, a tuple of positional arrays or a dict, as the model takes them. They are
-      kept as they are: a target with channels elsewhere is given them with channels moved only
-      where it cannot take them otherwise.
-    - `path`: the file to write (`.npz`, `.safetensors`).
-    - `activations`: whether what every module was given and made is kept, too, so that a first
-      divergence can be found without the source.
-
-    **Raises** `TargetError` where the model cannot be had or observed, `FormatError`,
-    `MissingDependency` without the runtime of a file.
-    """
-    side = source_side(source, None, inputs) if not arguments else target_side(
-        source, arguments=arguments, inputs=inputs
-    )  # fmt: skip
-    taps = side.taps
-    if taps is None:
-        raise TargetError(
-            side.catalogue.label, found="no model that can be run and observed",
-            expected=f"a live model of {', '.join(targets.names())}, 'module:callable', or a file "
-            f"that can be run ({', '.join(targets.runnable())})",
-        )  # fmt: skip
-    recorder = Recorder()
-    outputs: Arrays = ran(side.catalogue.label, taps.run, inputs, recorder)
-    owners = {name: taps.owner(name) for name in side.catalogue}
-    trace = recorder.trace(taps.modules(), taps.framework, owners) if activations else None
-    given = next(iter(outputs.values())) if list(outputs) == ["output"] else outputs
-    probe = Probe(inputs, given, trace=trace)
-    if path is not None:
-        arrays = encoded(probe)
-        items = (
-            (TensorInfo(n, tuple(a.shape), a.dtype.name), lambda a=a: a) for n, a in arrays.items()
-        )
-        checkpoints.write(path, items, {}, force=force)
-    return probe
 
 
 def _known_of(ours: Side | None, given: Probe, probe: Any) -> tuple[Other | None, tuple[str, ...]]:

@@ -93,6 +93,11 @@ def probe() -> None:
 @click.option("--high", default=0, help="Whole numbers below this: the size of a vocabulary.")
 @click.option("--seed", default=0, show_default=True, help="Of random inputs.")
 @click.option("--outputs-only", is_flag=True, help="Without what every module was given and made.")
+@click.option(
+    "--execute",
+    is_flag=True,
+    help="Run the code that SOURCE holds (TorchScript, SavedModel): only if you trust it.",
+)
 @force_option
 def record(
     source: str,
@@ -104,6 +109,7 @@ def record(
     high: int,
     seed: int,
     outputs_only: bool,
+    execute: bool,
     force: bool,
 ) -> None:
     """Run the model that SOURCE makes (module:callable), or that it is (an ONNX file, which needs
@@ -118,8 +124,8 @@ def record(
     else:
         raise click.UsageError("give --input or --shape")
     made = rg.record(
-        source, given, out, activations=not outputs_only, arguments=arguments_of(settings),
-        force=force,
+        source, given, out, activations=not outputs_only, execute=execute,
+        arguments=arguments_of(settings), force=force,
     )  # fmt: skip
     calls = len(made.trace.calls) if made.trace else 0
     show(f"{len(made.expected)} outputs and {calls} calls of modules written to {out}")

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from regraft.errors import TargetError
 from regraft.tensors import Sink, Skeleton
@@ -83,6 +83,18 @@ def runner(format: str, path: Path) -> Taps | None:
         return None
     module, name = _RUNNABLE[format]
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)(path)
+
+
+# Files that hold code, by format, and what runs them where the caller asks for that.
+_EXECUTABLE = {"torch_zip": "torch_script", "tensorflow_saved_model": "saved_model"}
+
+
+def executor(format: str, path: Path) -> Callable[[Any], dict[str, Array]] | None:
+    """What runs the code in a file; None for files of other formats. **Only for files that the
+    caller trusts and has asked to run.** **Raises** `MissingDependency`, `TargetError`."""
+    if format not in _EXECUTABLE:
+        return None
+    return getattr(importlib.import_module(f"{__name__}._executing"), _EXECUTABLE[format])(path)
 
 
 def runnable() -> list[str]:
