@@ -359,3 +359,16 @@ def test_a_catalogue_is_planned_for() -> None:
     assert rg.plan(catalogue, Net(tied=False)).complete
     with pytest.raises(rg.RegraftError, match="values"):
         rg.load(catalogue, Net(tied=False))
+
+
+def test_values_set_through_numpy_are_seen(tmp_path: Path) -> None:
+    """They do not raise a tensor's version counter: contents are what is compared."""
+    source, target = randomised(nn.Linear(3, 4), 1), randomised(nn.Linear(3, 4), 9)
+    receipt = rg.load(source, target)
+    version = target.weight._version
+    target.weight.detach().numpy()[2, 1] += 1
+    assert target.weight._version == version
+    told = rg.trace(rg.save(target, tmp_path / "t.safetensors", receipt=receipt))
+    assert {name: origin.state for name, origin in told.tensors.items()} == {
+        "weight": "tuned", "bias": "loaded",
+    }  # fmt: skip

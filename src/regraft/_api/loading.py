@@ -112,6 +112,9 @@ def load(
 ) -> Receipt:
     """Plans and applies in one go. Every difference is an error that says how to allow it.
 
+    Dtype and device are those of the model: change them on the model before (`model.half()`,
+    `model.to("cuda")`), and values are converted on their way.
+
     **Arguments:**
 
     - `fresh`: templates of target tensors that are to keep the model's own values.
