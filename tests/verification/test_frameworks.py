@@ -169,3 +169,32 @@ def test_a_recorded_linen_probe_and_a_file_say_as_much_as_the_live_model(
         recorded = rg.verify(target, probe, source=given)
         assert told(recorded) == told(live) == ("ln", ["norm-epsilon", "weights"])
         assert len(recorded.steps) == len(live.steps)
+
+
+@pytest.mark.parametrize(("slope", "there"), [(0.1, None), (0.3, "leaky")])
+def test_recorded_images_go_to_the_place_where_the_target_has_channels(
+    slope: float, there: Any, tmp_path: Any
+) -> None:
+    """In inputs and outputs; a probe that nobody recorded is as it was given."""
+    source = distinct(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.1), nn.Conv2d(8, 5, 3)).eval()
+    )
+    layers = keras.layers
+    target = keras.Sequential(
+        [keras.Input((16, 16, 3)), layers.Conv2D(8, 3),
+         layers.LeakyReLU(negative_slope=slope, name="leaky"), layers.Conv2D(5, 3)]
+    )  # fmt: skip
+    torch.save(source.state_dict(), tmp_path / "source.pth")
+    rg.load(tmp_path / "source.pth", target)
+    images = np.ascontiguousarray(np.moveaxis(IMAGES, -1, 1))
+    recorded = rg.record(source, images, tmp_path / "probe.npz")
+    for given in (None, tmp_path / "source.pth", source):
+        report = rg.verify(target, recorded, source=given)
+        assert report.equal == (there is None)
+        assert not report.warnings
+        if given is not None:
+            assert told(report) == (there, ["activation"] if there else [])
+    if there is None:
+        assert "verified" in str(rg.load(tmp_path / "source.pth", target, probe=recorded))
+        by_hand = rg.Probe(images, recorded.outputs)
+        assert not rg.verify(target, by_hand).equal

@@ -16,7 +16,7 @@ from regraft.matching.rewrites import NOT_ASKED, Asked
 from regraft.plans import Plan, Remark
 from regraft.rules import Rule, load_rules
 from regraft.tensors import Catalogue
-from regraft.verification import Probe, Report, probe_of, settle
+from regraft.verification import Probe, Report, as_taken, probe_of, settle
 from regraft.verification import verify as compare_outputs
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def both_sides(
     inputs = probe.inputs if isinstance(probe, Probe) else probe
     theirs = target_side(target, arguments=arguments, meta=meta, inputs=inputs)
     if given:
-        return ours, theirs, probe
+        return ours, theirs, probe if probe is None else placed(probe, theirs)
     source_run, target_run = ours.run(), theirs.run() if theirs.model is not None else None
     if source_run is None or target_run is None:
         raise TargetError(
@@ -85,6 +85,12 @@ def both_sides(
     frameworks = ours.catalogue.framework, theirs.catalogue.framework
     source_run = functools.partial(ran, ours.catalogue.label, source_run)
     return ours, theirs, probe_of(probe, source_run, target_run, frameworks)
+
+
+def placed(probe: Probe, theirs: Side) -> Probe:
+    """A recorded probe with images as the target takes them."""
+    run = theirs.run() if theirs.model is not None else None
+    return as_taken(probe, run, theirs.catalogue.framework) if run is not None else probe
 
 
 def _catalogue_of(given: Given) -> Catalogue:

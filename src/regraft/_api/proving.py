@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from regraft import targets
-from regraft._api.planning import Rules, both_sides, compared, plan_sides, rules_of
+from regraft._api.planning import Rules, both_sides, compared, placed, plan_sides, rules_of
 from regraft._sides import Given, Side, ran, source_side, target_side
 from regraft.calls import Taps
 from regraft.errors import (
@@ -80,7 +80,8 @@ def _sides(
 ) -> tuple[Side | None, Side, Probe]:
     if isinstance(probe, Probe):
         theirs = target_side(model, arguments=arguments, inputs=probe.inputs)
-        return None if source is None else source_side(source, container), theirs, probe
+        ours = None if source is None else source_side(source, container)
+        return ours, theirs, placed(probe, theirs)
     if source is None:
         raise VerificationFailed(
             "probe", found=f"{type(probe).__name__}: inputs without outputs",
@@ -185,9 +186,14 @@ def _other(ours: Side, probe: Probe, given: Any) -> Other:
         )  # fmt: skip
     own = isinstance(given, Probe)
     recorder = Recorder()
-    inputs = probe.inputs if own else given
+    inputs = given.inputs if own else given
     outputs: Arrays = ran(ours.catalogue.label, taps.run, inputs, recorder)
     trace = recorder.trace(taps.modules(), taps.framework)
     return Other(
-        trace, taps.owner, _separator(ours), ours.catalogue, ours.read, outputs if own else None
+        trace,
+        taps.owner,
+        _separator(ours),
+        ours.catalogue,
+        ours.read,
+        outputs if probe is given else None,
     )

@@ -1,7 +1,7 @@
 """Proof: outputs compared. `Probe` says what should come out, `Report` what did."""
 
 from regraft.verification.comparison import Cause, OutputRow, Report, Tolerance, compare
-from regraft.verification.live import probe_of
+from regraft.verification.live import as_taken, probe_of
 from regraft.verification.probes import Probe, verify
 from regraft.verification.searching import settle
 
@@ -12,6 +12,7 @@ __all__ = [
     "Report",
     "Tolerance",
     "compare",
+    "as_taken",
     "probe_of",
     "settle",
     "verify",

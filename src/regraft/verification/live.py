@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,25 @@ def probe_of(inputs: Any, source: Run, target: Run, frameworks: tuple[str, str])
         expected="inputs that are certain",
         hint="give rg.Probe(inputs=…, outputs=…) with the target's inputs and the source's outputs",
     )
+
+
+def as_taken(probe: Probe, target: Run, framework: str) -> Probe:
+    """A recorded probe as the target takes it.
+
+    Images were recorded as the source takes them. Where the target's framework has channels in
+    another place, and the target takes them there only, they are moved, and so they are in the
+    outputs. What was not recorded is as its author gave it.
+    """
+    here = _CHANNELS.get(probe.trace.framework) if probe.trace else None
+    there = _CHANNELS.get(framework)
+    if not here or not there or here == there or probe.run or not _has_images(probe.inputs):
+        return probe
+    if not isinstance(_shapes(target, probe.inputs), str):
+        return probe
+    inputs, outputs = _moved(probe.inputs, there), _moved(dict(probe.expected), there)
+    wanted = sorted(np.shape(output) for output in outputs.values())
+    fits = _shapes(target, inputs) == wanted
+    return replace(probe, inputs=inputs, outputs=outputs) if fits else probe
 
 
 def _shapes(target: Run, inputs: Any) -> list[tuple[int, ...]] | str:

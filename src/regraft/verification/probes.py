@@ -19,7 +19,8 @@ class Probe:
     """What a right model gives.
 
     - `inputs`: an array, a tuple of positional arrays or a dict of keyword arrays. They are given
-      as they are: NCHW or NHWC is for the caller to choose, never guessed.
+      as they are: NCHW or NHWC is for the caller to choose, never guessed. Images of a recorded
+      probe are given with their channels moved where the target takes them so only.
     - `outputs`: an array, a tuple or a (nested) dict of arrays, from the source model.
     - `run`: calls the target where that is not `model(inputs)`: `run(model)` returns outputs.
     - `rtol`, `atol`: tolerances in place of those that follow from the dtype.
