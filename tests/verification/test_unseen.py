@@ -20,6 +20,8 @@ _CASES = {case.name: case for case in (*unseen.CASES, *unseen_frameworks.CASES)}
         "vit vkq",
         "vit transposed patches",
         "keras average",
+        "llama theta",
+        "keras block causal",
     ],
 )
 def test_an_unseen_pair(name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,9 @@ def skeleton(model: object) -> Skeleton:
             TensorInfo(name, tuple(variable.shape), _dtype(variable), type(owner).__name__, role)
         )
     try:
-        metadata = {"model_config": live.to_json()}
+        # What Keras warns of (lambdas in the config) concerns those who load it: nobody does.
+        with warnings.catch_warnings(action="ignore"):
+            metadata = {"model_config": live.to_json()}
     except (NotImplementedError, TypeError, ValueError, AttributeError):
         metadata = {}  # a subclassed model has no config
     layout = layout_of(live, {id(variable): name for name, (variable, _) in weights.items()})

@@ -78,6 +78,8 @@ def _known(
 
 def _fitted(expected: Array, actual: Array, axis: int) -> tuple[Array, Array] | None:
     """By channel, the factor and the shift that make `actual` `expected`, where they do exactly."""
+    if np.iscomplexobj(actual) or np.iscomplexobj(expected):
+        return None
     others = tuple(i for i in range(actual.ndim) if i != axis)
     a, b = actual.astype(np.float64), expected.astype(np.float64)
     if a.size < 8 * a.shape[axis]:

@@ -35,14 +35,16 @@ def propose(scene: Scene) -> Iterable[Hypothesis]:
                 "no layer scale instead of one",
                 f"{in_forward(site.module)}: without {path}",
             )
-    if site.expected.shape != site.actual.shape or "c" in site.expected.dtype.kind:
+    if site.expected.shape != site.actual.shape:
+        return
+    if np.iscomplexobj(site.expected) or np.iscomplexobj(site.actual):
         return
     missing: Array = site.expected.astype(np.float64) - site.actual.astype(np.float64)
     for path, call in scene.children.items():
         for output in call.outputs[:1]:
             # The branch's own layout need not be that of the sum: it may be nearer to another.
             for branch in layouts(output, site.actual.shape):
-                if branch.ndim > 1:
+                if branch.ndim > 1 and not np.iscomplexobj(branch):
                     yield from _of_branch(scene, path, output, missing, branch)
 
 
