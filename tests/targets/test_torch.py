@@ -16,6 +16,7 @@ from torch import nn
 import regraft as rg
 from regraft import targets
 from regraft.errors import TargetError, TransferError
+from regraft.targets import _fx
 
 
 class Net(nn.Module):
@@ -372,3 +373,21 @@ def test_values_set_through_numpy_are_seen(tmp_path: Path) -> None:
     assert {name: origin.state for name, origin in told.tensors.items()} == {
         "weight": "tuned", "bias": "loaded",
     }  # fmt: skip
+
+
+def test_why_a_model_is_not_traced_is_said(monkeypatch: Any) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 2)
+
+        def forward(self, x: Any) -> Any:
+            return self.a(x) if x.sum() > 0 else x
+
+    (note,) = targets.find(Branching()).skeleton(Branching()).notes
+    assert "control flow" in note
+    assert targets.find(nn.Sequential(nn.Linear(2, 2))).skeleton(nn.Sequential()).notes == ()
+    monkeypatch.setattr(_fx, "_LIMIT", 1)
+    model = nn.Sequential(nn.Linear(2, 2))
+    (note,) = targets.find(model).skeleton(model).notes
+    assert "3 steps, more than 1" in note

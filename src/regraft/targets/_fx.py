@@ -38,17 +38,24 @@ _POOLS = {
 _SOME_SIZE = 64
 
 
-def flow_of(model: Any) -> tuple[FlowNode, ...]:
-    """FlowNodes of a module, empty where its Python cannot be traced.
+def flow_of(model: Any) -> tuple[tuple[FlowNode, ...], str]:
+    """FlowNodes of a module; where its Python cannot be traced, none and the reason.
 
     Where a model does arithmetic with sizes, it is traced again with a stand-in for them: which
     size it is says nothing about which layer follows which.
     """
+    why = ""
     for sized in (False, True):
-        graph = _graph(model, sized)
-        if graph is not None:
-            return _nodes(graph, model) if len(graph.nodes) <= _LIMIT else ()
-    return ()
+        try:
+            graph = _graph(model, sized)
+        # Tracing runs the model's own Python on stand-ins: it may raise anything at all.
+        except Exception as error:
+            why = why or f"{type(error).__name__}: {error}".split("\n")[0][:200]
+            continue
+        if len(graph.nodes) > _LIMIT:
+            return (), f"{len(graph.nodes)} steps, more than {_LIMIT}"
+        return _nodes(graph, model), ""
+    return (), why
 
 
 def _graph(model: Any, sized: bool) -> Any:
@@ -76,9 +83,6 @@ def _graph(model: Any, sized: bool) -> Any:
         with warnings.catch_warnings(), buffers_kept(model):
             warnings.simplefilter("ignore")
             return Tracer().trace(model)
-    # Tracing runs the model's own Python on stand-ins: it may raise anything at all.
-    except Exception:
-        return None
     finally:
         # Tensors that the code makes were left at the model as `_tensor_constant0` ….
         for name in [n for n in vars(model) if n not in own and n.startswith("_tensor_constant")]:

@@ -59,7 +59,7 @@ def skeleton(model: object) -> Skeleton:
             )
         )  # fmt: skip
         same[id(tensor)].append(name)
-    flow = _fx.flow_of(inner)
+    flow, why = _fx.flow_of(inner)
     layers = ((names.shown(path), module) for path, module in inner.named_modules())
     return Skeleton(
         infos,
@@ -68,7 +68,7 @@ def skeleton(model: object) -> Skeleton:
         ties=[tuple(names) for names in same.values() if len(names) > 1],
         label=type(inner).__name__,
         flow=[node._replace(owner=names.shown(node.owner)) for node in flow],
-        notes=[] if flow or not list(inner.children()) else [_UNTRACED],
+        notes=[f"{_UNTRACED} ({why})"] if why and list(inner.children()) else [],
         settings=settings_of(layers, "."),
     )
 
