@@ -35,8 +35,8 @@ def interpolate(
 
     WiSE-FT (Wortsman et al. 2022, Robust fine-tuning of zero-shot models): on the way from one to
     the other, accuracy under distribution shift often is higher than at either end. Where `tuned`
-    was saved with its lineage, `base` may have other names and another layout. What was fresh has
-    no pretrained values and stays as it was tuned.
+    was saved with its lineage, `base` may have other names and another layout. What was fresh, or
+    came from a file other than `base`, has no pretrained values there and stays as it was tuned.
 
     **Raises** `StalePlan` where `base` holds other values than those that the lineage says were
     loaded, `ShapeMismatch` where there is no lineage and the files have other tensors,

@@ -79,6 +79,7 @@ def _executed(side: Side, inputs: Any) -> tuple[Arrays, Trace | None]:
     run = targets.executor(held.format, held.path) if isinstance(held, Checkpoint) else None
     if run is None:
         raise TargetError(
-            held.label, found="no file with code", expected="a TorchScript file or a SavedModel"
-        )
+            held.label, found="no file with code", expected="a TorchScript file or a SavedModel",
+            hint="without execute (--execute) a live model or an ONNX file is run",
+        )  # fmt: skip
     return ran(held.label, run, inputs), None

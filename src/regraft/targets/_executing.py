@@ -58,6 +58,7 @@ def saved_model(path: Path) -> Run:
         raise TargetError(
             path.name, found=f"signatures {', '.join(signatures) or 'none'}",
             expected="serving_default, or one alone",
+            hint="run the signature that you mean yourself, and give rg.Probe its outputs",
         )  # fmt: skip
     names = list(chosen.structured_input_signature[1])
 
@@ -69,6 +70,7 @@ def saved_model(path: Path) -> Run:
                 raise TargetError(
                     path.name, found=f"{len(row)} inputs in a row",
                     expected=f"inputs by name: {', '.join(names)}",
+                    hint="give a dict of arrays",
                 )  # fmt: skip
             given = {names[0]: row[0]}
         tensors = {name: tf.convert_to_tensor(np.asarray(value)) for name, value in given.items()}
@@ -79,4 +81,5 @@ def saved_model(path: Path) -> Run:
 
 def _refused(path: Path, error: Exception, expected: str) -> TargetError:
     found = f"{type(error).__name__}: {error}".replace("\n", " ")[:400]
-    return TargetError(path.name, found=found, expected=expected)
+    hint = "run it where it was made, by the library that wrote it, and give rg.Probe its outputs"
+    return TargetError(path.name, found=found, expected=expected, hint=hint)
