@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from regraft import markup
@@ -234,9 +235,17 @@ class Catalogue(Mapping[str, TensorInfo]):
         self.container = container
         self.label = label
         self.metadata: Mapping[str, str] = dict(metadata or {})
-        self.notes = tuple(notes)
-        self.flow = tuple(flow)
+        self._notes = tuple(notes)
+        self._flow = tuple(flow)
         self.settings: Settings = settings or {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._notes
+
+    @property
+    def flow(self) -> tuple[FlowNode, ...]:
+        return self._flow
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._tensors[name]
@@ -262,8 +271,39 @@ class Catalogue(Mapping[str, TensorInfo]):
         return markup.table(repr(self), ("tensor", "shape", "dtype", "bytes"), rows, len(self))
 
 
+# A dataflow, and remarks about it.
+Traced: TypeAlias = "tuple[Iterable[FlowNode], Iterable[str]]"
+
+
 class Skeleton(Catalogue):
-    """A target model's Catalogue: names, shapes and roles, but no weights."""
+    """A target model's Catalogue: names, shapes and roles, but no weights.
+
+    `trace` gives the dataflow of a model that has to be traced for it, which may take longer than
+    all the rest: it is called when the flow, or a remark about it, is first asked for.
+    """
+
+    def __init__(
+        self,
+        tensors: Iterable[TensorInfo],
+        *,
+        trace: Callable[[], Traced] = lambda: ((), ()),
+        **known: Any,
+    ) -> None:
+        super().__init__(tensors, **known)
+        self._trace = trace
+
+    @cached_property
+    def _traced(self) -> tuple[tuple[FlowNode, ...], tuple[str, ...]]:
+        flow, notes = self._trace()
+        return (*self._flow, *flow), (*self._notes, *notes)
+
+    @property
+    def flow(self) -> tuple[FlowNode, ...]:
+        return self._traced[0]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._traced[1]
 
 
 class StoredTensor(NamedTuple):

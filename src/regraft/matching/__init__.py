@@ -1,6 +1,6 @@
 """Matching: two Catalogues and Rules in, a Plan out. No framework, no files.
 
-`roles` and `modules` say what tensors are for, `layouts` how they convert; `names`, `order`,
+`identical` sees at once what needs no search. `roles` and `modules` say what tensors are for, `layouts` how they convert; `names`, `order`,
 `dataflow` and `values` are the kinds of evidence; `pairing` adds them up and `assignment` finds
 the best one-to-one answer with margins; `adapting` makes tensors of other sizes fit and lets them
 be paired once more; `settling` turns it into grafts and open questions.
@@ -14,6 +14,7 @@ from regraft.matching import (
     adapting,
     composing,
     compression,
+    identical,
     keras_graph,
     lists,
     missing,
@@ -61,9 +62,13 @@ def match(
     """
     rules = tuple(rules)
     source, target = _read_closely(source), _read_closely(target)
-    all_sources = modules_of(source, conventions_of(source))
-    all_targets = modules_of(target, conventions_of(target))
+    conventions = conventions_of(source), conventions_of(target)
+    all_sources = modules_of(source, conventions[0])
+    all_targets = modules_of(target, conventions[1])
     state = Settled()
+    if not rules and identical.are(source, target, conventions):
+        state.grafts = identical.grafts(source, target)
+        return _plan(source, target, rules, state, all_sources, all_targets, 1.0, read_source)
     left_alone = ruling.apply_rules(
         rules, source, target, (_leaves(all_sources), _leaves(all_targets)), state
     )
@@ -102,7 +107,7 @@ def match(
     if read_source and read_target:
         _settle_by_values(source, target, state, read_source, read_target)
     sides = all_sources, all_targets
-    return _plan(source, target, rules, state, *sides, met.pairer, read_source)
+    return _plan(source, target, rules, state, *sides, met.pairer.coverage, read_source)
 
 
 class _Met:
@@ -120,10 +125,9 @@ def _read_closely(catalogue: Catalogue) -> Catalogue:
     """The catalogue with what it tells without saying so: the dataflow that is in its Keras
     config, and that it was sorted."""
     config = catalogue.metadata.get("model_config", "")
-    order, flow = origin(catalogue), catalogue.flow
-    if config and not flow:
-        flow = keras_graph.flow_of(config, catalogue)
-    if order == catalogue.order and flow is catalogue.flow:
+    order = origin(catalogue)
+    drawn = bool(config) and not catalogue.flow
+    if order == catalogue.order and not drawn:
         return catalogue
     return Catalogue(
         catalogue.values(),
@@ -134,7 +138,7 @@ def _read_closely(catalogue: Catalogue) -> Catalogue:
         label=catalogue.label,
         metadata=catalogue.metadata,
         notes=catalogue.notes,
-        flow=flow,
+        flow=keras_graph.flow_of(config, catalogue) if drawn else catalogue.flow,
         settings=catalogue.settings,
     )
 
@@ -223,7 +227,7 @@ def _plan(
     state: Settled,
     sources: Sequence[Module],
     targets: Sequence[Module],
-    pairer: Pairer,
+    coverage: float,
     read_source: Read | None,
 ) -> Plan:
     undecided = {n: u for n, u in state.undecided.items() if n not in state.grafts}
@@ -237,7 +241,7 @@ def _plan(
     unused = tuple(
         name for name, info in source.items() if name not in read and not is_constant(info)
     )
-    warnings = [*_doubts(grafts, pairer)]
+    warnings = [*_doubts(grafts, coverage)]
     notes = [Remark("source", source.label, note) for note in source.notes]
     for matters, remark in semantics.differing_epsilons(source, target, sources, targets, grafts):
         (warnings if matters else notes).append(remark)
@@ -257,7 +261,7 @@ def _plan(
     )
 
 
-def _doubts(grafts: dict[str, Graft], pairer: Pairer) -> Iterable[Remark]:
+def _doubts(grafts: dict[str, Graft], coverage: float) -> Iterable[Remark]:
     """Warnings that need no values."""
     lossy = [g.target for g in grafts.values() if _loses(g)]
     if lossy:
@@ -271,11 +275,11 @@ def _doubts(grafts: dict[str, Graft], pairer: Pairer) -> Iterable[Remark]:
             "integer-weights", codes[0], f"{len(codes)} weights are made of integers as they are: "
             "these may be codes, and their scales something that was not recognised"
         )  # fmt: skip
-    if pairer.coverage < 0.5:
+    if coverage < 0.5:
         yield Remark(
             "little-in-common",
             "all",
-            f"only {pairer.coverage:.0%} of the layers have a counterpart of their roles and "
+            f"only {coverage:.0%} of the layers have a counterpart of their roles and "
             "shapes: this may be another architecture",
         )
 

@@ -27,7 +27,7 @@ from regraft.values import can_be_private, private
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
-    from regraft.tensors import Array
+    from regraft.tensors import Array, Traced
 
 _UNTRACED = "torch.fx cannot trace the model's Python: the order of its layers' use is no evidence"
 _CONSTANTS = ("position_ids", "token_type_ids", "relative_position_index")
@@ -59,7 +59,12 @@ def skeleton(model: object) -> Skeleton:
             )
         )  # fmt: skip
         same[id(tensor)].append(name)
-    flow, why = _fx.flow_of(inner)
+
+    def trace() -> Traced:
+        flow, why = _fx.flow_of(inner)
+        owned = [node._replace(owner=names.shown(node.owner)) for node in flow]
+        return owned, [f"{_UNTRACED} ({why})"] if why and list(inner.children()) else []
+
     layers = ((names.shown(path), module) for path, module in inner.named_modules())
     return Skeleton(
         infos,
@@ -67,8 +72,7 @@ def skeleton(model: object) -> Skeleton:
         order="definition",
         ties=[tuple(names) for names in same.values() if len(names) > 1],
         label=type(inner).__name__,
-        flow=[node._replace(owner=names.shown(node.owner)) for node in flow],
-        notes=[f"{_UNTRACED} ({why})"] if why and list(inner.children()) else [],
+        trace=trace,
         settings=settings_of(layers, "."),
     )
 
