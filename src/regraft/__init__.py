@@ -12,29 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regraft import operations as ops
-    from regraft._api import (
-        apply,
-        apply_delta,
-        convert,
-        delta,
-        diff,
-        export,
-        family_tree,
-        finetune,
-        has_lineage,
-        interpolate,
-        load,
-        make_delta,
-        plan,
-        pretrained,
-        record,
-        restore,
-        save,
-        soup,
-        sources_of,
-        trace,
-        verify,
-    )
+    from regraft._api.access import delta, diff, has_lineage, pretrained, sources_of, trace
+    from regraft._api.blending import interpolate, soup
+    from regraft._api.deltas import apply_delta, make_delta
+    from regraft._api.heritage import family_tree
+    from regraft._api.loading import apply, load
+    from regraft._api.planning import Plan, plan
+    from regraft._api.proving import verify
+    from regraft._api.recording import record
+    from regraft._api.restoring import export, restore
+    from regraft._api.training import finetune
+    from regraft._api.writing import convert, save
     from regraft.checkpoints import Checkpoint, open
     from regraft.errors import (
         AmbiguousMatch,
@@ -56,30 +44,39 @@ if TYPE_CHECKING:
     )
     from regraft.lineage import Diff, Lineage
     from regraft.lineage.heritage import FamilyTree
-    from regraft.plans import Evidence, Graft, Plan
+    from regraft.plans import Evidence, Graft
+    from regraft.receipts import Receipt
     from regraft.reports import report
     from regraft.rules import fresh, leave, load_rules, pin, rename, widen
     from regraft.tensors import Catalogue, Skeleton, TensorInfo
-    from regraft.transfer import Receipt
     from regraft.tuning import Policy, Settings, Tuned
     from regraft.tuning.data import Data, Reading
     from regraft.verification import Probe, Report
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api": "apply apply_delta convert delta diff export family_tree finetune has_lineage "
-    "interpolate load make_delta plan pretrained record restore save soup sources_of trace verify",
+    "_api.access": "delta diff has_lineage pretrained sources_of trace",
+    "_api.blending": "interpolate soup",
+    "_api.deltas": "apply_delta make_delta",
+    "_api.heritage": "family_tree",
+    "_api.loading": "apply load",
+    "_api.planning": "Plan plan",  # which tells plans what the tensors of a live model are
+    "_api.proving": "verify",
+    "_api.recording": "record",
+    "_api.restoring": "export restore",
+    "_api.training": "finetune",
+    "_api.writing": "convert save",
     "checkpoints": "Checkpoint open",
     "errors": "AmbiguousMatch CorruptFile FormatError IncompletePlan MissingDependency "
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "
     "TransferError UnknownFormat UnsafeFile VerificationFailed",
     "lineage": "Diff Lineage",
     "lineage.heritage": "FamilyTree",
-    "plans": "Evidence Graft Plan",
+    "plans": "Evidence Graft",
+    "receipts": "Receipt",
     "reports": "report",
     "rules": "fresh leave load_rules pin rename widen",
     "tensors": "Catalogue Skeleton TensorInfo",
-    "transfer": "Receipt",
     "tuning": "Policy Settings Tuned",
     "tuning.data": "Data Reading",
     "verification": "Probe Report",

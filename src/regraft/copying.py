@@ -116,11 +116,6 @@ class Surveys:
         """Goes on with what is there afterwards."""
         self._pending.append((name, meant, self._pool.submit(survey, held)))
 
-    def once(self, name: str, held: Array) -> None:
-        """Of a tensor that is what was to be written, and no copy of it."""
-        seen = self.begin(held)
-        self._pending.append((name, seen, seen))
-
     def found(self) -> dict[str, Copied]:
         while self._pending:
             self._finish()

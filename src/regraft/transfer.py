@@ -8,18 +8,16 @@ any more, and neither memory nor time is spent on undoing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
 
-from regraft import markup, operations
-from regraft.copying import Copied, Overlaps, Survey, Surveys, copy, copy_all, survey
+from regraft import operations
+from regraft.copying import Copied, Overlaps, Surveys, copy, copy_all, survey
 from regraft.errors import IncompletePlan, RegraftError, TransferError
 from regraft.journal import Journal
-from regraft.plans import Graft, Plan, Remark
+from regraft.plans import Graft, Plan
+from regraft.receipts import Hashes, Receipt, doubts
 from regraft.renewing import Renewed, renew_all
 from regraft.tensors import Catalogue, Read, Sink
 from regraft.values import stays
@@ -30,66 +28,6 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int], None]
 # A target's present values by name.
 Own: TypeAlias = "Callable[[str], Array]"
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What `apply` did.
-
-    - `hashes`: xxh3-128 of each target tensor's bytes as read back from the model, by name.
-    - `fresh`, `adapted`, `unused`: as in the plan. `warnings`: the plan's, and what the values
-      showed on their way.
-    - `verified`: True only if a probe's outputs agreed.
-    - `model`: the model, or the new tree where the framework's arrays are immutable.
-    - `source_hash`: sha256 of the source file, computed when it is first asked for; `""` where the
-      source is no file, or was changed since.
-    - `parent`: the lineage that the source file itself held, as JSON, `""` for none.
-    """
-
-    plan: Plan = field(repr=False)
-    model: object = field(repr=False)
-    hashes: dict[str, str] = field(repr=False)
-    warnings: tuple[Remark, ...] = ()
-    verified: bool = False
-    hashing: Callable[[], str] = field(default=str, repr=False, compare=False)
-    parent: str = field(default="", repr=False)
-
-    @cached_property
-    def source_hash(self) -> str:
-        return self.hashing()
-
-    @property
-    def fresh(self) -> list[str]:
-        return self.plan.fresh
-
-    @property
-    def adapted(self) -> list[str]:
-        return self.plan.adapted
-
-    @property
-    def unused(self) -> list[str]:
-        return list(self.plan.unused)
-
-    @property
-    def loaded(self) -> list[str]:
-        """Names of the target tensors that were written."""
-        return list(self.hashes)
-
-    def __str__(self) -> str:
-        counts = {"fresh": self.fresh, "adapted": self.adapted, "unused": self.unused}
-        told = ", ".join(f"{len(names)} {word}" for word, names in counts.items() if names)
-        state = "outputs verified" if self.verified else "outputs not compared"
-        rows = [f"{len(self.hashes)} tensors loaded{told and ', '}{told}; {state}"]
-        return "\n".join([*rows, *(f"  warning  {remark}" for remark in self.warnings)])
-
-    def _repr_html_(self) -> str:
-        grafts = [g for g in self.plan.grafts.values() if not g.counter]
-        rows = [("warning", r.where, r.code, r.text) for r in self.warnings]
-        rows += [
-            (g.kind, g.target, " + ".join(g.sources), self.hashes.get(g.target, "")) for g in grafts
-        ]
-        caption = str(self).split("\n")[0]
-        return markup.table(caption, ("kind", "tensor", "from", "xxh3"), rows, len(rows))
 
 
 def make(
@@ -162,7 +100,7 @@ def apply(
         at_hand = {name: array for name, (array, _) in sure.items()}
         at_hand |= {one.name: one.array for one in renewed}
         others = [graft for graft in writes if graft.target not in at_hand]
-        found = _write(plan, others, read, sink, log, progress)
+        found, lying = _write(plan, others, read, sink, log, progress)
         _same(found)
         for name, array in at_hand.items():
             if progress:
@@ -186,9 +124,11 @@ def apply(
     if interrupt := first or second:
         raise interrupt
     known = {(remark.code, remark.where) for remark in plan.warnings}
-    doubts = [doubt for graft in writes for doubt in _doubts(graft, found[graft.target].meant)]
-    new = [remark for remark in doubts if (remark.code, remark.where) not in known]
-    hashes = {graft.target: found[graft.target].held for graft in writes}
+    seen = [(graft, found[graft.target].meant) for graft in writes if graft.target in found]
+    told = [remark for graft, survey in seen for remark in doubts(graft, survey)]
+    new = [remark for remark in told if (remark.code, remark.where) not in known]
+    held = lying | {name: copied.held for name, copied in found.items()}
+    hashes = Hashes({graft.target: held[graft.target] for graft in writes})
     return Receipt(plan, sink.model, hashes, (*plan.warnings, *new))
 
 
@@ -231,10 +171,12 @@ def _write(
     sink: Sink,
     journal: Journal,
     progress: Progress | None,
-) -> dict[str, Copied]:
+) -> tuple[dict[str, Copied], dict[str, Array]]:
     """Writes tensors one by one, while the next one's former values are being kept, and those
-    before are being hashed."""
+    before are being hashed. Values of tensors that took the pages of the file come apart: what is
+    there is what was meant."""
     found: dict[str, Copied] = {}
+    lying: dict[str, Array] = {}
     with Surveys() as surveys:
         for graft, following in zip_longest(grafts, grafts[1:]):
             name = graft.target
@@ -245,9 +187,8 @@ def _write(
             journal.ready(name)
             memory = sink.memory(name)
             if sink.adopts(name, array):
-                # The tensor lies in the file: what is there is what was meant.
                 sink.write(name, array)
-                surveys.once(name, sink.look(name))
+                lying[name] = array
             elif memory is not None and _alike(array, memory):
                 found[name] = copy(array, memory)
             else:
@@ -258,7 +199,7 @@ def _write(
                 progress(name, array.nbytes)
         sink.finish()
         found |= surveys.found()
-    return found
+    return found, lying
 
 
 def _same(
@@ -274,15 +215,3 @@ def _same(
             hint=hint,
             problems=wrong,
         )
-
-
-def _doubts(graft: Graft, seen: Survey) -> list[Remark]:
-    """NaN and Inf, seen on the way, under the source's name."""
-    size = math.prod(graft.spec.shape)
-    text = f"{seen.odd} of {size} values are NaN or Inf"
-    return [Remark("not-finite", (*graft.sources, graft.target)[0], text)] if seen.odd else []
-
-
-def verified(receipt: Receipt) -> Receipt:
-    """The receipt with its outputs compared and found equal."""
-    return replace(receipt, verified=True)

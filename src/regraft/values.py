@@ -87,7 +87,10 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def _stamp(descriptor: int) -> tuple[int, int, int, int]:
-    state = os.fstat(descriptor)
+    return _stamp_of(os.fstat(descriptor))
+
+
+def _stamp_of(state: os.stat_result) -> tuple[int, int, int, int]:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
@@ -127,6 +130,20 @@ def private(array: Array) -> Array:
     except OSError:  # the file is gone, or there are too many maps
         return array.copy()
     return np.ndarray(array.shape, array.dtype, buffer=pages, offset=place.start - start)
+
+
+def intact(array: Array) -> bool:
+    """Whether the file that an array lies in is as it was when it was mapped. A file that has
+    another's place, or none, was not changed: nobody reaches it any more."""
+    place = mapped(array)
+    known = _FILES.get(place.file) if place is not None else None
+    if known is None:
+        return True
+    try:
+        found = known.path.stat()
+    except OSError:
+        return True
+    return _stamp_of(found) == known.stamp or (found.st_dev, found.st_ino) != known.stamp[:2]
 
 
 def pages(size: int) -> mmap.mmap:

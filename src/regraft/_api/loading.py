@@ -14,10 +14,11 @@ from regraft.checkpoints import Checkpoint
 from regraft.errors import IncompletePlan, VerificationFailed
 from regraft.journal import Journal
 from regraft.plans import Plan
+from regraft.receipts import Receipt, verified
 from regraft.rules import Fresh, Leave, matches
 from regraft.rules import fresh as fresh_rule
 from regraft.rules import leave as leave_rule
-from regraft.transfer import Progress, Receipt
+from regraft.transfer import Progress
 from regraft.verification import Probe
 
 
@@ -84,7 +85,7 @@ def _apply(
         raise
     if report.equal:
         journal.close()
-        return transfer.verified(receipt)
+        return verified(receipt)
     journal.undo()
     raise VerificationFailed(
         theirs.catalogue.label,

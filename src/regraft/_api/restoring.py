@@ -25,8 +25,8 @@ from regraft.lineage import Lineage, Origin
 from regraft.lineage.returning import Return, way_back
 from regraft.operations import Cast
 from regraft.plans import Graft, Plan, Spec
+from regraft.receipts import Receipt
 from regraft.tensors import CODED, TensorInfo
-from regraft.transfer import Receipt
 
 if TYPE_CHECKING:
     from regraft.tensors import Array

@@ -11,7 +11,7 @@ from typing import Any
 from regraft import targets
 from regraft._sides import Given, source_side, target_side
 from regraft.errors import TargetError
-from regraft.transfer import Receipt
+from regraft.receipts import Receipt
 from regraft.tuning import Epoch, Job, Policy, Settings, Tuned, best_of, logs, trainer_of
 from regraft.tuning import data as training_data
 from regraft.tuning.references import Reference

@@ -11,8 +11,9 @@ from regraft import checkpoints, keras_layout, lineage, transfer
 from regraft._sides import Given, Side, source_side, target_side
 from regraft.errors import IncompletePlan, StalePlan
 from regraft.plans import Plan
+from regraft.receipts import Receipt
 from regraft.tensors import TensorInfo
-from regraft.transfer import Progress, Receipt
+from regraft.transfer import Progress
 
 if TYPE_CHECKING:
     from regraft.tensors import Array

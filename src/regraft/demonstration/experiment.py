@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regraft import _api, checkpoints, reports
+import regraft as rg
+from regraft import checkpoints, reports
 from regraft.demonstration.digits import NOISE, SHOTS, Halves, few_shot, halves
 from regraft.tuning import Settings, Tuned
 from regraft.verification import Probe
 
 if TYPE_CHECKING:
+    from regraft.receipts import Receipt
     from regraft.tensors import Array
-    from regraft.transfer import Receipt
 
 # Stages of training: whether only the fresh tensors learn, and how. A fresh head that learns
 # together with the rest spoils the pretrained features first; learning it alone before is LP-FT
@@ -138,7 +139,7 @@ def _feature_probe(path: Path, x: Array) -> Probe:
 
 
 def _load(path: Path, model: Any, probe: Probe) -> Receipt:
-    return _api.load(path, model, fresh=[NEW_HEAD], unused=[OLD_HEAD], probe=probe)
+    return rg.load(path, model, fresh=[NEW_HEAD], unused=[OLD_HEAD], probe=probe)
 
 
 def _rows(
@@ -191,7 +192,7 @@ def _tune(
 ) -> list[Tuned]:
     """One stage after the other; there are too few examples to hold any out."""
     return [
-        _api.finetune(
+        rg.finetune(
             model,
             (x, y),
             receipt=receipt,
@@ -216,14 +217,14 @@ def _kept(
 
     model = torch_digits.new(0)
     receipt = _load(pretrained, model, probe)
-    report = _api.verify(model, probe)
+    report = rg.verify(model, probe)
     x, y, _, _ = few_shot(data, 0)
     tuned = _tune(model, x, y, receipt, PROBE_THEN_ALL, 0)[-1]
     path, page = folder / "tuned.safetensors", folder / "report.html"
-    _api.save(
+    rg.save(
         model, path, receipt=receipt, trained=tuned.trained, training=tuned.training, force=True
     )
-    changes = _api.diff(pretrained, path)
+    changes = rg.diff(pretrained, path)
     table = reports.Table(
         f"Digits under noise, {SHOTS} labelled ones of each",
         ("start", "loaded", "accuracy"),
@@ -237,7 +238,7 @@ def _kept(
         verification=report,
         tuned=tuned,
         diff=changes,
-        lineage=_api.trace(path),
+        lineage=rg.trace(path),
         tables=[table],
         force=True,
     )

@@ -12,8 +12,9 @@ import msgspec
 from regraft.lineage.records import KEY, Lineage, Origin, decode
 from regraft.operations import Each
 from regraft.plans import Graft, Plan, Side, Spec
+from regraft.receipts import Receipt
 from regraft.tensors import Catalogue, Read, TensorInfo
-from regraft.transfer import Receipt, fingerprint
+from regraft.transfer import fingerprint
 
 if TYPE_CHECKING:
     from regraft.tensors import Array

@@ -1,9 +1,10 @@
 """Matching: two Catalogues and Rules in, a Plan out. No framework, no files.
 
-`identical` sees at once what needs no search. `roles` and `modules` say what tensors are for, `layouts` how they convert; `names`, `order`,
-`dataflow` and `values` are the kinds of evidence; `pairing` adds them up and `assignment` finds
-the best one-to-one answer with margins; `adapting` makes tensors of other sizes fit and lets them
-be paired once more; `settling` turns it into grafts and open questions.
+`identical` sees at once what needs no search. `roles` and `modules` say what tensors are for,
+`layouts` how they convert; `names`, `order`, `dataflow` and `values` are the kinds of evidence;
+`pairing` adds them up and `assignment` finds the best one-to-one answer with margins; `adapting`
+makes tensors of other sizes fit and lets them be paired once more; `settling` turns it into grafts
+and open questions.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from regraft.errors import FormatError, MissingDependency
 if TYPE_CHECKING:
     from regraft.lineage import Diff, Lineage
     from regraft.plans import Plan
-    from regraft.transfer import Receipt
+    from regraft.receipts import Receipt
     from regraft.tuning import Tuned
     from regraft.verification import Report
 

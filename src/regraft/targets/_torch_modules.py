@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -148,10 +149,20 @@ def buffers_kept(model: Any) -> Generator[None]:
                 buffer.copy_(value)
 
 
-def replace(model: Any, old: Any, new: Any) -> None:
-    """Puts a tensor in all places of another, as an assignment does: modules that keep lists of
-    their own parameters (LSTM) hear of it."""
-    for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name in [name for name, tensor in held.items() if tensor is old]:
-                setattr(module, name, new)
+class Places:
+    """Where a model's modules hold each tensor; found once, for a model of many."""
+
+    def __init__(self, model: Any) -> None:
+        self._places: dict[int, list[tuple[Any, str]]] = defaultdict(list)
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    self._places[id(tensor)].append((module, name))
+
+    def put(self, old: Any, new: Any) -> None:
+        """Puts a tensor in all places of another, as an assignment does: modules that keep lists of
+        their own parameters (LSTM) hear of it."""
+        places = self._places.pop(id(old))
+        for module, name in places:
+            setattr(module, name, new)
+        self._places[id(new)] = places

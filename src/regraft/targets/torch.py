@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from regraft.targets._torch_arrays import (
     to_numpy,
     to_torch,
 )
-from regraft.targets._torch_modules import Names, replace, tensors_of, unwrapped
+from regraft.targets._torch_modules import Names, Places, tensors_of, unwrapped
 from regraft.targets._torch_taps import TorchTaps
 from regraft.tensors import Rows, Sink, Skeleton, TensorInfo
 from regraft.values import can_be_private, private
@@ -120,15 +121,26 @@ class _TorchSink(Sink):
         else:
             copy_into(tensor, array)
 
+    @cached_property
+    def _held(self) -> tuple[Places, dict[int, list[str]]]:
+        """Where the model holds each tensor, and under which names."""
+        names: dict[int, list[str]] = defaultdict(list)
+        for name, tensor in self._tensors.items():
+            names[id(tensor)].append(name)
+        return Places(self._inner), names
+
     def _put(self, old: Any, new: Any) -> None:
         """Puts a tensor into the place, or the tied places, of another."""
         import torch
 
         if isinstance(old, torch.nn.Parameter) and not isinstance(new, torch.nn.Parameter):
             new = torch.nn.Parameter(new, old.requires_grad)
-        replace(self._inner, old, new)
-        for name in [n for n, tensor in self._tensors.items() if tensor is old]:
+        places, names = self._held
+        places.put(old, new)
+        tied = names.pop(id(old))
+        for name in tied:
             self._tensors[name] = new
+        names[id(new)] = tied
 
     def read(self, name: str) -> Array:
         tensor = self._tensors[name]

@@ -24,7 +24,7 @@ from regraft.tuning.policies import Policy
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from regraft.transfer import Receipt
+    from regraft.receipts import Receipt
     from regraft.tuning.data import Data
     from regraft.tuning.receipts import TuningReceipt
     from regraft.tuning.references import Reference

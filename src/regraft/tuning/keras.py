@@ -23,8 +23,8 @@ from typing import Any
 import keras
 
 from regraft.errors import TargetError
+from regraft.receipts import Receipt
 from regraft.targets import keras as keras_target
-from regraft.transfer import Receipt
 from regraft.tuning.courses import Course, course
 from regraft.tuning.keras_optimizers import Paced, Pull
 from regraft.tuning.keras_statistics import measure

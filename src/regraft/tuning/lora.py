@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import MissingDependency, RuleMatchedNothing, TargetError
+from regraft.receipts import Receipt
 from regraft.rules import matches, matches_any
 from regraft.targets._torch_arrays import to_numpy
 from regraft.targets._torch_modules import tensors_of
-from regraft.transfer import Receipt
 from regraft.tuning.receipts import TuningReceipt, Watch
 from regraft.tuning.torch import course_of
 

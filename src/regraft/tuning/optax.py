@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import optax
 
+from regraft.receipts import Receipt
 from regraft.targets import jax as jax_target
 from regraft.targets._jax_trees import leaf_names
-from regraft.transfer import Receipt
 from regraft.tuning.courses import Course, course
 from regraft.tuning.policies import Policy
 from regraft.tuning.receipts import TuningReceipt, Watch

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regraft.errors import StalePlan, TargetError
+from regraft.receipts import Receipt
 from regraft.tensors import Read
-from regraft.transfer import Receipt, fingerprint, make
+from regraft.transfer import fingerprint, make
 
 if TYPE_CHECKING:
     from regraft.tensors import Array

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
+from regraft.receipts import Receipt
 from regraft.targets import torch as torch_target
 from regraft.targets._torch_arrays import to_numpy
 from regraft.targets._torch_modules import tensors_of
-from regraft.transfer import Receipt
 from regraft.tuning.courses import Course, course
 from regraft.tuning.policies import Policy
 from regraft.tuning.receipts import TuningReceipt, Watch, finished
