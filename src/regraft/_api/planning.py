@@ -12,7 +12,7 @@ from regraft._sides import Given, Side, ran, source_side, target_side
 from regraft.copying import Overlaps
 from regraft.errors import TargetError
 from regraft.journal import kept
-from regraft.matching.rewrites import NOT_ASKED, Asked
+from regraft.matching.experiments import NOT_ASKED, Asked
 from regraft.plans import Plan, Remark
 from regraft.rules import Rule, load_rules
 from regraft.tensors import Catalogue

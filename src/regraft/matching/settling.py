@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from regraft.matching.fitting import fitting_leaves
 from regraft.matching.flattening import Flat, variants
 from regraft.matching.layouts import Conversion, conversions
 from regraft.matching.modules import Leaf, Module
-from regraft.matching.pairing import Pairing
 from regraft.operations import AnyOp, Cast, Fill, Keep, dtype_of
 from regraft.plans import Alternative, Evidence, Graft, Spec, Undecided, kind_of
 from regraft.tensors import TensorInfo, numpy_dtype
+
+if TYPE_CHECKING:
+    from regraft.matching.pairing import Pairing
 
 # Alternatives listed for one undecided tensor.
 _LISTED = 8

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from regraft.matching.experiments import NOT_ASKED, Asked
 from regraft.matching.fitting import number_classes, served
 from regraft.matching.rewrites import (
     axis_of_parts,
@@ -25,7 +26,7 @@ from regraft.matching.rewrites import (
     rotary,
     stacked,
 )
-from regraft.matching.rewrites.finding import NOT_ASKED, Asked, Finding, Sight
+from regraft.matching.rewrites.finding import Finding, Sight
 from regraft.matching.views import View
 from regraft.tensors import Catalogue, Read
 

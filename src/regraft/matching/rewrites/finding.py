@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
 
+from regraft.matching.experiments import NOT_ASKED, Asked
 from regraft.matching.modules import Leaf, Module
 from regraft.matching.views import Rewrite, View
 from regraft.operations import Slice
 from regraft.tensors import Catalogue, Read, Rows, TensorInfo
-
-# Asks a live model which rotary layout its attentions have, by the rows of their projections.
-AskRotary: TypeAlias = "Callable[[Sequence[tuple[Rows, Rows]]], tuple[str, int] | None]"
-# Asks it how wide a head is, by the rows of a value projection and the kernels that may follow.
-AskHeads: TypeAlias = "Callable[[Rows, Sequence[str]], int | None]"
-
-
-class Asked(NamedTuple):
-    """The experiments that a live target allows."""
-
-    rotary: AskRotary | None = None
-    head_width: AskHeads | None = None
-
-
-NOT_ASKED = Asked()
 
 
 @dataclass(frozen=True)
