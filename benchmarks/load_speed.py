@@ -1,7 +1,8 @@
 """How long loading into live models takes, and how much memory beside the model and the file.
 
 A file of 1 GiB, warm, of 16 MiB a tensor (256 MiB where memory is short; it says so). Every row is
-a process of its own, its imports and the making of the model not counted; medians, and each as a
+a process of its own, which loaded a small file of the same kind before: imports and the making of
+the model are not counted; medians, and each as a
 ratio to a peer in the same run. Memory is the growth of what no file backs (RssAnon), without the
 model itself where it is made by loading. Nothing here fails: it prints.
 
@@ -69,18 +70,19 @@ def prepared(row: str, folder: Path, count: int) -> tuple[Callable[[], object], 
 
     import regraft as rg
 
-    path = folder / "model.pth"
+    path, small = folder / "model.pth", folder / "small.pth"
     if row in ("torch, mmap and assign", "torch, mmap and copy"):
         assign = row.endswith("assign")
         model = torch_model(count, "meta" if assign else "cpu")
+        torch_model(1, "cpu").load_state_dict(torch.load(small, mmap=True), assign=assign)
         load = lambda: model.load_state_dict(torch.load(path, mmap=True), assign=assign)  # noqa: E731
         return load, 0
+    rg.load(small, torch_model(1, "meta"))  # imports
+    rg.load(torch_model(1, "cpu"), torch_model(1, "cpu"))
     if row == "regraft into a meta model":
         model = torch_model(count, "meta")
-        rg.load(torch_model(1, "cpu"), torch_model(1, "cpu"))  # imports
         return lambda: rg.load(path, model), made
     model = torch_model(count, "cpu")
-    rg.load(torch_model(1, "cpu"), torch_model(1, "cpu"))  # imports
     if row == "regraft in place":
         return lambda: rg.load(path, model), 0
     source = torch_model(count, "cpu")
@@ -98,7 +100,7 @@ def _keras(row: str, folder: Path, count: int) -> Callable[[], object]:
 
     model = keras_model(count)
     if row.startswith("regraft"):
-        rg.load(keras_model(1), keras_model(1))  # imports
+        rg.load(folder / "small.weights.h5", keras_model(1))  # imports
         return lambda: rg.load(folder / "model.weights.h5", model)
     arrays = [np.full((SIDE, SIDE), i, np.float32) for i in range(count)]
 
@@ -151,10 +153,11 @@ def write(folder: Path, count: int) -> None:
         for weight in model.parameters():
             weight.uniform_(-1, 1, generator=generator)
     torch.save(model.state_dict(), folder / "model.pth")
+    torch.save(torch_model(1, "cpu").state_dict(), folder / "small.pth")
     del model
     os.environ["KERAS_BACKEND"] = "jax"
-    net = keras_model(count)
-    net.save_weights(folder / "model.weights.h5")
+    keras_model(count).save_weights(folder / "model.weights.h5")
+    keras_model(1).save_weights(folder / "small.weights.h5")
 
 
 def child(*arguments: str) -> str:

@@ -66,6 +66,8 @@ def copy_all(
 ) -> tuple[list[Copied], KeyboardInterrupt | None]:
     """`copy` for several pairs, in their order. An interrupt waits until all is copied, and is
     returned."""
+    if not pairs:
+        return [], None
     interrupt: KeyboardInterrupt | None = None
     copied: dict[int, Copied] = {}
     left = deque(enumerate(pairs))

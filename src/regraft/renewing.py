@@ -40,6 +40,8 @@ def renew_all(wanted: Sequence[Renewed]) -> tuple[dict[str, Copied], KeyboardInt
     **Raises** `TransferError` where memory is short: nearly always at the beginning, with the
     model as it was, and else with a hint that it is not.
     """
+    if not wanted:
+        return {}, None
     interrupt: KeyboardInterrupt | None = None
     found: dict[str, Copied] = {}
     left = deque(sorted(wanted, key=lambda one: -one.array.nbytes))

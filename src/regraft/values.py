@@ -62,8 +62,13 @@ def mapped(array: Array) -> Place | None:
         return None
     if not array.flags.c_contiguous or not array.nbytes:
         return None
-    begin = np.frombuffer(owner, np.uint8).ctypes.data
-    return Place(owner, array.ctypes.data - begin, array.nbytes)
+    known = _FILES.get(owner)
+    begin = known.address if known is not None else _address(np.frombuffer(owner, np.uint8))
+    return Place(owner, _address(array) - begin, array.nbytes)
+
+
+def _address(array: Array) -> int:
+    return array.__array_interface__["data"][0]
 
 
 class _File(NamedTuple):
@@ -71,6 +76,7 @@ class _File(NamedTuple):
 
     path: Path
     stamp: tuple[int, int, int, int]
+    address: int
 
 
 _FILES: WeakKeyDictionary[mmap.mmap, _File] = WeakKeyDictionary()
@@ -82,7 +88,8 @@ def map_file(path: Path) -> mmap.mmap:
     """A file mapped to be read, of which `private` can map a part once more."""
     with path.open("rb") as file:
         made = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        _FILES[made] = _File(path, _stamp(file.fileno()))
+        address = _address(np.frombuffer(made, np.uint8))
+        _FILES[made] = _File(path, _stamp(file.fileno()), address)
     return made
 
 
@@ -103,30 +110,38 @@ def stays(array: Array) -> bool:
 
 def can_be_private(array: Array) -> bool:
     """Whether `private` gives pages of this array's file, and no copy."""
+    return _place_of_pages(array) is not None
+
+
+def _place_of_pages(array: Array) -> Place | None:
+    if array.nbytes < _WORTH_A_MAP or not hasattr(mmap, "MAP_PRIVATE"):
+        return None
     place = mapped(array)
-    known = place is not None and place.file in _FILES
-    return known and array.nbytes >= _WORTH_A_MAP and hasattr(mmap, "MAP_PRIVATE")
+    return place if place is not None and place.file in _FILES else None
 
 
 def private(array: Array) -> Array:
     """The same values in memory of one's own, which may be written to: pages of the file that are
     copied when they are first written to where the array lies in a mapped one, and a copy
     elsewhere. Neither the file nor any other array ever changes by it."""
-    place = mapped(array)
-    if place is None or not can_be_private(array):
+    place = _place_of_pages(array)
+    if place is None:
         return array.copy()
     known = _FILES[place.file]
     start = place.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     # Without reserve: a file may be larger than memory, and few pages are ever written to.
     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
     try:
-        with known.path.open("rb") as file:
-            if _stamp(file.fileno()) != known.stamp:
+        descriptor = os.open(known.path, os.O_RDONLY)
+        try:
+            if _stamp(descriptor) != known.stamp:
                 return array.copy()
             pages = mmap.mmap(
-                file.fileno(), place.start + place.size - start, flags=flags,
+                descriptor, place.start + place.size - start, flags=flags,
                 prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=start,
             )  # fmt: skip
+        finally:
+            os.close(descriptor)
     except OSError:  # the file is gone, or there are too many maps
         return array.copy()
     return np.ndarray(array.shape, array.dtype, buffer=pages, offset=place.start - start)

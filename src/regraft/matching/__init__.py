@@ -47,11 +47,11 @@ def match(
     source, target = _read_closely(source), _read_closely(target)
     conventions = conventions_of(source), conventions_of(target)
     all_sources = modules_of(source, conventions[0])
-    all_targets = modules_of(target, conventions[1])
     state = Settled()
     if not rules and identical.are(source, target, conventions):
         state.grafts = identical.grafts(source, target)
-        return _plan(source, target, rules, state, all_sources, all_targets, 1.0, read_source)
+        return _plan(source, target, rules, state, all_sources, all_sources, 1.0, read_source)
+    all_targets = modules_of(target, conventions[1])
     from regraft.matching import searching  # which takes longer to import than this takes
 
     coverage = searching.search(

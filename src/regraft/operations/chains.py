@@ -207,6 +207,8 @@ def push_down(
     Returns the operations to run and the slices of each source (`None`: read it whole).
     Slices have explicit, non-negative starts and stops and step 1.
     """
+    if not ops and wanted is None:
+        return (), (None,)
     stages = [shapes]
     for op in ops:
         stages.append(op.infer(stages[-1]))

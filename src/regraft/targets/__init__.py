@@ -24,6 +24,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Collection
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -59,10 +60,12 @@ class Target(Protocol):
     def trainable(model: object, names: Collection[str]) -> None: ...
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """Names of the built-in targets, sorted; importing none of them."""
     hidden = ("_", "callables")
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith(hidden))
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in found if not name.startswith(hidden)))
 
 
 def load(name: str) -> Target:

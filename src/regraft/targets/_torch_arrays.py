@@ -21,7 +21,7 @@ def to_torch(array: Array) -> Any:
     import torch
 
     array = np.ascontiguousarray(array) if array.ndim else np.array(array)
-    extended = array.dtype.kind == "V" or array.dtype.name.startswith(("bfloat", "float8"))
+    extended = array.dtype.isbuiltin == 2  # one of ml_dtypes'
     plain = array.view(f"i{array.dtype.itemsize}") if extended else array
     if not plain.flags.writeable:
         plain = np.asarray(_Shared(plain))
@@ -61,14 +61,6 @@ def copy_into(tensor: Any, array: Array) -> None:
             tensor.copy_(_spread_like(value, tensor))
         else:
             tensor.copy_(value)
-
-
-def new_like(tensor: Any, array: Array) -> Any:
-    """A tensor of these values in another's dtype, made once and nowhere else first."""
-    import torch
-
-    made = torch.empty(array.shape, dtype=tensor.dtype, device="cpu")
-    return made.copy_(to_torch(array))
 
 
 def is_plain(tensor: Any) -> bool:

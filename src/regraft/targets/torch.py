@@ -17,7 +17,6 @@ from regraft.targets._torch_arrays import (
     copy_into,
     dtype_name,
     is_plain,
-    new_like,
     to_numpy,
     to_torch,
 )
@@ -48,7 +47,8 @@ def skeleton(model: object) -> Skeleton:
     from regraft.targets import _fx
 
     inner, names = _inner(model)
-    owners = {names.shown(path): type(module).__name__ for path, module in inner.named_modules()}
+    layers = [(names.shown(path), module) for path, module in inner.named_modules()]
+    owners = {path: type(module).__name__ for path, module in layers}
     infos: list[TensorInfo] = []
     same: dict[int, list[str]] = defaultdict(list)
     for name, tensor in tensors_of(model).items():
@@ -66,7 +66,6 @@ def skeleton(model: object) -> Skeleton:
         owned = [node._replace(owner=names.shown(node.owner)) for node in flow]
         return owned, [f"{_UNTRACED} ({why})"] if why and list(inner.children()) else []
 
-    layers = ((names.shown(path), module) for path, module in inner.named_modules())
     return Skeleton(
         infos,
         framework="torch",
@@ -115,9 +114,7 @@ class _TorchSink(Sink):
     def write(self, name: str, array: Array) -> None:
         tensor = self._tensors[name]
         if tensor.is_meta:
-            adopted = self.adopts(name, array)
-            new = to_torch(private(array)) if adopted else new_like(tensor, array)
-            self._put(tensor, new)
+            self._put(tensor, to_torch(private(array)))
         else:
             copy_into(tensor, array)
 
