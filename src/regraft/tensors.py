@@ -234,7 +234,7 @@ class Catalogue(Mapping[str, TensorInfo]):
         self.ties = tuple(ties)
         self.container = container
         self.label = label
-        self.metadata: Mapping[str, str] = dict(metadata or {})
+        self.metadata: Mapping[str, str] = {} if metadata is None else metadata
         self._notes = tuple(notes)
         self._flow = tuple(flow)
         self.settings: Settings = settings or {}
@@ -269,6 +269,29 @@ class Catalogue(Mapping[str, TensorInfo]):
     def _repr_html_(self) -> str:
         rows = ((t.name, list(t.shape), t.dtype, f"{t.nbytes:,}") for t in self.values())
         return markup.table(repr(self), ("tensor", "shape", "dtype", "bytes"), rows, len(self))
+
+
+class Told(Mapping[str, str]):
+    """Strings that a live model tells, each made when it is first asked for; one that it does not
+    tell after all (`None`) is not there."""
+
+    def __init__(self, **makers: Callable[[], str | None]) -> None:
+        self._makers = makers
+        self._made: dict[str, str | None] = {}
+
+    def __getitem__(self, key: str) -> str:
+        if key not in self._made:
+            self._made[key] = self._makers[key]()
+        made = self._made[key]
+        if made is None:
+            raise KeyError(key)
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self._makers if key in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 # A dataflow, and remarks about it.

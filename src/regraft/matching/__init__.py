@@ -44,13 +44,15 @@ def match(
     **Raises** `RuleMatchedNothing`, `ShapeMismatch`, `PlanError` for rules that do not hold.
     """
     rules = tuple(rules)
-    source, target = _read_closely(source), _read_closely(target)
+    source = _read_closely(source)
     conventions = conventions_of(source), conventions_of(target)
     all_sources = modules_of(source, conventions[0])
     state = Settled()
-    if not rules and identical.are(source, target, conventions):
+    same = not rules and identical.are(source, target, conventions)
+    if same and (not source.flow or source.flow == _read_closely(target).flow):
         state.grafts = identical.grafts(source, target)
         return _plan(source, target, rules, state, all_sources, all_sources, 1.0, read_source)
+    target = _read_closely(target)
     all_targets = modules_of(target, conventions[1])
     from regraft.matching import searching  # which takes longer to import than this takes
 

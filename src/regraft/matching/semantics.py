@@ -27,8 +27,9 @@ def differing_epsilons(
     grafts: Mapping[str, Graft],
 ) -> Iterable[tuple[bool, Remark]]:
     """Whether it matters, and a remark, for each two epsilons that paired norms have."""
-    ours, theirs = epsilons.by_path(source), epsilons.by_path(target)
-    if not ours or not theirs:
+    ours = epsilons.by_path(source)
+    theirs = epsilons.by_path(target) if ours else {}
+    if not theirs:
         return
     homes = {leaf.info.name: m.name for m in sources for leaf in m.leaves.values()}
     found: dict[tuple[float, float], list[str]] = {}

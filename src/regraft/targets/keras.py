@@ -18,7 +18,7 @@ from regraft.targets import _keras_memory
 from regraft.targets._keras_memory import seen, to_numpy
 from regraft.targets._keras_paths import layout_of
 from regraft.targets._keras_taps import KerasTaps
-from regraft.tensors import DTYPE_BITS, NewMemory, Sink, Skeleton, TensorInfo
+from regraft.tensors import DTYPE_BITS, NewMemory, Sink, Skeleton, TensorInfo, Told
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
@@ -60,20 +60,27 @@ def skeleton(model: object) -> Skeleton:
         infos.append(
             TensorInfo(name, tuple(variable.shape), _dtype(variable), type(owner).__name__, role)
         )
-    try:
-        # What Keras warns of (lambdas in the config) concerns those who load it: nobody does.
-        with warnings.catch_warnings(action="ignore"):
-            metadata = {"model_config": live.to_json()}
-    except (NotImplementedError, TypeError, ValueError, AttributeError):
-        metadata = {}  # a subclassed model has no config
-    layout = layout_of(live, {id(variable): name for name, (variable, _) in weights.items()})
-    if layout is not None:
-        metadata[keras_layout.KEY] = keras_layout.encode(layout)
+
+    def layout() -> str | None:
+        found = layout_of(live, {id(variable): name for name, (variable, _) in weights.items()})
+        return None if found is None else keras_layout.encode(found)
+
+    metadata = Told(**{"model_config": lambda: _config(live), keras_layout.KEY: layout})
     notes = [f"not built, so without weights: {', '.join(unbuilt)}"] if unbuilt else []
     return Skeleton(
         infos, framework="keras", order="definition", label=live.name, metadata=metadata,
         notes=notes,
     )  # fmt: skip
+
+
+def _config(model: Any) -> str | None:
+    """The model's config as JSON; `None` for a subclassed model, which has none."""
+    try:
+        # What Keras warns of (lambdas in the config) concerns those who load it: nobody does.
+        with warnings.catch_warnings(action="ignore"):
+            return model.to_json()
+    except (NotImplementedError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _unbuilt(model: Any) -> list[str]:
