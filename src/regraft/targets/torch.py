@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,9 +27,10 @@ from regraft.values import can_be_private, private
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
-    from regraft.tensors import Array
+    from regraft.tensors import Array, FlowNode
 
 _UNTRACED = "torch.fx cannot trace the model's Python: the order of its layers' use is no evidence"
+_EXPORTED = "the order of its layers' use was followed by torch.export on the probe's inputs"
 _CONSTANTS = ("position_ids", "token_type_ids", "relative_position_index")
 
 
@@ -46,6 +47,27 @@ def skeleton(model: object) -> Skeleton:
     """
     from regraft.targets import _fx
 
+    inner, _ = _inner(model)
+    flow, why = _fx.flow_of(inner)
+    return _skeleton(model, flow, f"{_UNTRACED} ({why})" if why else "")
+
+
+def followed(model: object, inputs: Inputs) -> Skeleton:
+    """As `skeleton`, with the dataflow that shows when the model's Python is run on these inputs,
+    without values; a note tells of it, and why there is none where there is not.
+
+    **Raises** as `skeleton` does.
+    """
+    from regraft.targets import _export
+
+    inner, _ = _inner(model)
+    args, kwargs = _arguments(inner, inputs)
+    flow, why = _export.flow_of(inner, args, kwargs)
+    note = f"{_UNTRACED}, and torch.export cannot follow it ({why})" if why else _EXPORTED
+    return _skeleton(model, flow, note)
+
+
+def _skeleton(model: object, flow: Iterable[FlowNode], note: str) -> Skeleton:
     inner, names = _inner(model)
     owners = {names.shown(path): type(module).__name__ for path, module in inner.named_modules()}
     infos: list[TensorInfo] = []
@@ -59,7 +81,6 @@ def skeleton(model: object) -> Skeleton:
             )
         )  # fmt: skip
         same[id(tensor)].append(name)
-    flow, why = _fx.flow_of(inner)
     layers = ((names.shown(path), module) for path, module in inner.named_modules())
     return Skeleton(
         infos,
@@ -68,7 +89,7 @@ def skeleton(model: object) -> Skeleton:
         ties=[tuple(names) for names in same.values() if len(names) > 1],
         label=type(inner).__name__,
         flow=[node._replace(owner=names.shown(node.owner)) for node in flow],
-        notes=[f"{_UNTRACED} ({why})"] if why and list(inner.children()) else [],
+        notes=[note] if note and list(inner.children()) else [],
         settings=settings_of(layers, "."),
     )
 
@@ -198,20 +219,27 @@ def called(model: object, inputs: Inputs | Callable[[object], object]) -> dict[s
     """Outputs by name, in the modes that the model's modules have. `inputs` may be a function that
     calls the model."""
     import torch
-    from torch.nn.parameter import is_lazy
 
     live: Any = model
     with torch.no_grad():
-        known = (parameter for parameter in live.parameters() if not is_lazy(parameter))
-        first = next(known, None)
         if callable(inputs):
             result = inputs(model)
-        elif isinstance(inputs, dict):
-            result = live(**{key: _input(value, first) for key, value in inputs.items()})
         else:
-            several = inputs if isinstance(inputs, tuple) else (inputs,)
-            result = live(*(_input(value, first) for value in several))
+            args, kwargs = _arguments(live, inputs)
+            result = live(*args, **kwargs)
     return dict(_outputs(result, ""))
+
+
+def _arguments(model: Any, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as tensors where the model is, positional and by keyword."""
+    from torch.nn.parameter import is_lazy
+
+    known = (parameter for parameter in model.parameters() if not is_lazy(parameter))
+    first = next(known, None)
+    if isinstance(inputs, dict):
+        return (), {key: _input(value, first) for key, value in inputs.items()}
+    several = inputs if isinstance(inputs, tuple) else (inputs,)
+    return tuple(_input(value, first) for value in several), {}
 
 
 def taps(model: object) -> TorchTaps:
