@@ -118,6 +118,7 @@ def plan_sides(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | N
         if seen[0] is not ours or seen[1] is not theirs:
             ours, theirs = seen
             made = _matched(ours, theirs, rules)
+        made = _noted(made, theirs, theirs.catalogue.notes)
     if probe is None or made.complete:
         return made
     sink = theirs.sink()
@@ -151,10 +152,12 @@ def _matched(ours: Side, theirs: Side, rules: tuple[Rule, ...]) -> Plan:
         read_target=theirs.read if theirs.model is None else None,
         asked=_asking(theirs) if theirs.model is not None and theirs.read else NOT_ASKED,
     )
-    if not theirs.notes:
-        return made
-    remarks = [Remark("target", theirs.catalogue.label, note) for note in theirs.notes]
-    return _replace(made, notes=(*made.notes, *remarks))
+    return _noted(made, theirs, theirs.notes)
+
+
+def _noted(made: Plan, theirs: Side, notes: Iterable[str]) -> Plan:
+    remarks = [Remark("target", theirs.catalogue.label, note) for note in notes]
+    return _replace(made, notes=(*made.notes, *remarks)) if remarks else made
 
 
 def reader_apart(ours: Side, theirs: Side) -> Read:

@@ -239,7 +239,6 @@ def _plan(
     )
     warnings = [*_doubts(grafts, pairer)]
     notes = [Remark("source", source.label, note) for note in source.notes]
-    notes += [Remark("target", target.label, note) for note in target.notes]
     for matters, remark in semantics.differing_epsilons(source, target, sources, targets, grafts):
         (warnings if matters else notes).append(remark)
     if read_source:

@@ -49,7 +49,7 @@ def skeleton(model: object) -> Skeleton:
 
     inner, _ = _inner(model)
     flow, why = _fx.flow_of(inner)
-    return _skeleton(model, flow, f"{_UNTRACED} ({why})" if why else "")
+    return _skeleton(model, flow, f"{_UNTRACED} ({why})" if why and list(inner.children()) else "")
 
 
 def followed(model: object, inputs: Inputs) -> Skeleton:
@@ -61,8 +61,11 @@ def followed(model: object, inputs: Inputs) -> Skeleton:
     from regraft.targets import _export
 
     inner, _ = _inner(model)
-    args, kwargs = _arguments(inner, inputs)
-    flow, why = _export.flow_of(inner, args, kwargs)
+    try:
+        args, kwargs = _arguments(inner, inputs)
+        flow, why = _export.flow_of(inner, args, kwargs)
+    except (TypeError, ValueError) as error:  # inputs that are no tensors
+        flow, why = (), f"{error}"[:200]
     note = f"{_UNTRACED}, and torch.export cannot follow it ({why})" if why else _EXPORTED
     return _skeleton(model, flow, note)
 
@@ -89,7 +92,7 @@ def _skeleton(model: object, flow: Iterable[FlowNode], note: str) -> Skeleton:
         ties=[tuple(names) for names in same.values() if len(names) > 1],
         label=type(inner).__name__,
         flow=[node._replace(owner=names.shown(node.owner)) for node in flow],
-        notes=[note] if note and list(inner.children()) else [],
+        notes=[note] if note else [],
         settings=settings_of(layers, "."),
     )
 
