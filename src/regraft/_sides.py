@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,12 +31,14 @@ class Side:
     - `catalogue`: what there is. `read`: its values, `None` where there are none.
     - `model`: the live model, `None` for a file or a bare Catalogue.
     - `notes`: remarks from building the model.
+    - `inputs`: what a probe gives this side's model, `None` where there is none.
     """
 
     catalogue: Catalogue
     read: Read | None = None
     model: object = None
     notes: tuple[str, ...] = ()
+    inputs: Any = None
 
     def sink(self) -> Sink:
         """Where a plan is written. **Raises** `TargetError` for anything but a live model."""
@@ -73,6 +75,16 @@ class Side:
         if self.model is not None:
             return functools.partial(targets.find(self.model).run, self.model)
         return self.taps.run if self.taps is not None else None
+
+    def followed(self) -> Side:
+        """This side with its model's dataflow, where it takes example inputs to have it, and they
+        are at hand. What has one, and what has no code, stays as it is."""
+        if self.model is None or self.inputs is None or self.catalogue.flow:
+            return self
+        follow = getattr(targets.find(self.model), "followed", None)
+        if follow is None:
+            return self
+        return replace(self, catalogue=follow(self.model, self.inputs))
 
     def content(self) -> str:
         """The file's content hash; `""` for a model, and for a file that was changed meanwhile."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,22 @@ def arrays() -> dict[str, Any]:
     return {"kernel": np.ones((3, 4), np.float32), "bias": np.zeros(4, np.float32)}
 
 
+def tf_keras_model() -> Any:
+    with warnings.catch_warnings(action="ignore"):
+        layers = pytest.importorskip("tf_keras").layers
+        return sys.modules["tf_keras"].Sequential(
+            [layers.Input((3,)), layers.Dense(4), layers.BatchNormalization(), layers.Dropout(0.5)]
+        )
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "torch": torch_model, "keras": keras_model, "jax": jax_tree, "arrays": arrays,
-    "objects": Holder,
+    "objects": Holder, "tf_keras": tf_keras_model,
 }  # fmt: skip
 # Those that can be run, and say which of their tensors learn.
-LIVE = ["keras", "torch"]
+LIVE = ["keras", "tf_keras", "torch"]
+# What tensors are called and how they lie, where a target does not say it by its own name.
+FRAMEWORKS = {"arrays": "", "objects": "", "tf_keras": "keras"}
 
 
 def test_every_target_has_a_sample() -> None:
@@ -75,7 +86,7 @@ def test_exactly_one_target_owns_a_model(name: str) -> None:
 def test_skeleton_and_sink_agree(name: str) -> None:
     target, model = targets.load(name), MODELS[name]()
     skeleton = target.skeleton(model)
-    assert skeleton.framework == (name if name in ("torch", "keras", "jax") else "")
+    assert skeleton.framework == FRAMEWORKS.get(name, name)
     assert skeleton.nbytes > 0
     sink = target.sink(model)
     generator = np.random.default_rng(0)
@@ -114,6 +125,10 @@ def test_run_is_inference_and_leaves_the_mode_alone(name: str) -> None:
 def test_trainable_sets_exactly_these(name: str) -> None:
     target, model = targets.load(name), MODELS[name]()
     first = next(iter(target.skeleton(model)))
+    if name == "tf_keras":  # whose layers train whole
+        with pytest.raises(TargetError, match="whole layers"):
+            target.trainable(model, [first])
+        return
     target.trainable(model, [first])
     if name == "torch":
         learning = [n for n, p in model.named_parameters() if p.requires_grad]

@@ -16,7 +16,7 @@ from torch import nn
 import regraft as rg
 from regraft import targets
 from regraft.errors import TargetError, TransferError
-from regraft.targets import _fx
+from regraft.targets import _steps
 
 
 class Net(nn.Module):
@@ -387,7 +387,7 @@ def test_why_a_model_is_not_traced_is_said(monkeypatch: Any) -> None:
     (note,) = targets.find(Branching()).skeleton(Branching()).notes
     assert "control flow" in note
     assert targets.find(nn.Sequential(nn.Linear(2, 2))).skeleton(nn.Sequential()).notes == ()
-    monkeypatch.setattr(_fx, "_LIMIT", 1)
+    monkeypatch.setattr(_steps, "LIMIT", 1)
     model = nn.Sequential(nn.Linear(2, 2))
     (note,) = targets.find(model).skeleton(model).notes
     assert "3 steps, more than 1" in note

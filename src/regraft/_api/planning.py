@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from regraft import matching, plans, targets, transfer
@@ -72,8 +73,10 @@ def both_sides(
     ours = source_side(source, container, None if given else probe)
     inputs = probe.inputs if isinstance(probe, Probe) else probe
     theirs = target_side(target, arguments=arguments, meta=meta, inputs=inputs)
+    ours = replace(ours, inputs=inputs)
     if given:
-        return ours, theirs, probe if probe is None else placed(probe, theirs)
+        wanted = probe if probe is None else placed(probe, theirs)
+        return ours, replace(theirs, inputs=wanted and wanted.inputs), wanted
     source_run, target_run = ours.run(), theirs.run() if theirs.model is not None else None
     if source_run is None or target_run is None:
         raise TargetError(
@@ -84,7 +87,8 @@ def both_sides(
         )
     frameworks = ours.catalogue.framework, theirs.catalogue.framework
     source_run = functools.partial(ran, ours.catalogue.label, source_run)
-    return ours, theirs, probe_of(probe, source_run, target_run, frameworks)
+    wanted = probe_of(probe, source_run, target_run, frameworks)
+    return ours, replace(theirs, inputs=wanted.inputs), wanted
 
 
 def placed(probe: Probe, theirs: Side) -> Probe:
@@ -106,18 +110,15 @@ def rules_of(rules: Rules) -> tuple[Rule, ...]:
 
 
 def plan_sides(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | None) -> Plan:
-    made = matching.match(
-        ours.catalogue,
-        theirs.catalogue,
-        rules,
-        read_source=ours.read,
-        # A live model's present values are no evidence: it was just made.
-        read_target=theirs.read if theirs.model is None else None,
-        asked=_asking(theirs) if theirs.model is not None and theirs.read else NOT_ASKED,
-    )
-    if theirs.notes:
-        remarks = [Remark("target", theirs.catalogue.label, note) for note in theirs.notes]
-        made = _replace(made, notes=(*made.notes, *remarks))
+    rules = tuple(rules)
+    made = _matched(ours, theirs, rules)
+    if not made.complete or _by_place_alone(made):
+        # To follow a model's code on a probe's inputs takes seconds: only where it may matter.
+        seen = ours.followed(), theirs.followed()
+        if seen[0] is not ours or seen[1] is not theirs:
+            ours, theirs = seen
+            made = _matched(ours, theirs, rules)
+        made = _noted(made, theirs, theirs.catalogue.notes)
     if probe is None or made.complete:
         return made
     sink = theirs.sink()
@@ -132,6 +133,31 @@ def plan_sides(ours: Side, theirs: Side, rules: Iterable[Rule], probe: Probe | N
             return compared(sink, probe)
 
     return settle(made, run)
+
+
+def _by_place_alone(made: Plan) -> bool:
+    """Whether some layer is where it is for its number or its place among others, and neither its
+    name nor what it is computed from speaks for it."""
+    kinds = [{e.kind for e in graft.evidence} for graft in made.grafts.values()]
+    return any(k & {"numbers", "order"} and not k & {"names", "dataflow", "rule"} for k in kinds)
+
+
+def _matched(ours: Side, theirs: Side, rules: tuple[Rule, ...]) -> Plan:
+    made = matching.match(
+        ours.catalogue,
+        theirs.catalogue,
+        rules,
+        read_source=ours.read,
+        # A live model's present values are no evidence: it was just made.
+        read_target=theirs.read if theirs.model is None else None,
+        asked=_asking(theirs) if theirs.model is not None and theirs.read else NOT_ASKED,
+    )
+    return _noted(made, theirs, theirs.notes)
+
+
+def _noted(made: Plan, theirs: Side, notes: Iterable[str]) -> Plan:
+    remarks = [Remark("target", theirs.catalogue.label, note) for note in notes]
+    return _replace(made, notes=(*made.notes, *remarks)) if remarks else made
 
 
 def reader_apart(ours: Side, theirs: Side) -> Read:

@@ -13,6 +13,8 @@ A target is a module with
   The model's training flags are put back afterwards;
 - `rotary(model, projections)` and `head_width(model, value, outputs)`, optional: which rotary
   layout, and heads of which width, a live model has, by experiment;
+- `followed(model, inputs) -> Skeleton`, optional: the skeleton with the dataflow of a run on
+  example inputs, for models whose code alone does not tell it, or a note of why there is none;
 - `trainable(model, names)`: sets which tensors gradients flow to.
 
 `regraft.targets.callables` builds a model from `module:callable`. Third parties add targets

@@ -33,9 +33,16 @@ def seen(value: Any) -> Array:
 
         return _torch_arrays.to_numpy(value)
     if backend == "tensorflow":
-        with suppress(BufferError, TypeError, ValueError):  # bfloat16, or not in the CPU's memory
-            return np.asarray(memoryview(present(value)))
+        return seen_in_tensorflow(value)
     return np.asarray(value) if backend == "jax" else np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def seen_in_tensorflow(value: Any) -> Array:
+    """As `seen`, for what is known to be TensorFlow's."""
+    value = present(value)
+    with suppress(BufferError, TypeError, ValueError):  # bfloat16, or not in the CPU's memory
+        return np.asarray(memoryview(value))
+    return np.asarray(value)
 
 
 def present(value: Any) -> Any:
@@ -49,12 +56,12 @@ def maker(variable: Any) -> Maker | None:
     memory is not shown."""
     import keras
 
-    makers = {"tensorflow": _tensorflow, "jax": _jax}
+    makers = {"tensorflow": in_tensorflow, "jax": _jax}
     found = makers.get(keras.backend.backend())
     return found(variable.value) if found and type(variable) is keras.Variable else None
 
 
-def _tensorflow(value: Any) -> Maker | None:
+def in_tensorflow(value: Any) -> Maker | None:
     """Memory of TensorFlow's own: what is given back goes to its allocator, which keeps it for the
     next tensor."""
     import tensorflow as tf

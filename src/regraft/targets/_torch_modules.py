@@ -166,3 +166,24 @@ class Places:
         for module, name in places:
             setattr(module, name, new)
         self._places[id(new)] = places
+
+
+@contextmanager
+def untouched(model: Any) -> Generator[None]:
+    """While the model's code runs on tensors without values: whatever it puts in a module's
+    attributes, or in lists, dicts and sets there, is taken away afterwards; modes and hooks are as
+    they were."""
+    kept: list[tuple[Any, Any]] = []
+    for module in model.modules():
+        held = vars(module)
+        kept += [(v, v.copy()) for v in held.values() if isinstance(v, (dict, list, set))]
+        kept.append((held, held.copy()))
+    try:
+        yield
+    finally:
+        for held, before in kept:
+            if isinstance(held, list):
+                held[:] = before
+            else:
+                held.clear()
+                held.update(before)

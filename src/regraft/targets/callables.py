@@ -73,8 +73,9 @@ def _seed(seed: int) -> None:
     np.random.seed(seed)
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(seed)
-    if (keras := sys.modules.get("keras")) is not None:
-        keras.utils.set_random_seed(seed)
+    for name in ("keras", "tf_keras"):
+        if (keras := sys.modules.get(name)) is not None:
+            keras.utils.set_random_seed(seed)
 
 
 def named(spec: str) -> Any:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +17,12 @@ from regraft.targets import _keras_memory
 from regraft.targets._keras_memory import seen, to_numpy
 from regraft.targets._keras_paths import layout_of
 from regraft.targets._keras_taps import KerasTaps
-from regraft.tensors import DTYPE_BITS, NewMemory, Sink, Skeleton, TensorInfo, Told
+from regraft.targets._variables import Variables
+from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo, Told
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
-    from regraft.tensors import Array, Renewal
+    from regraft.tensors import Array
 
 
 _BUILD = "call the model once on an example, or model.build(input_shape)"
@@ -133,35 +133,17 @@ def _dtype(variable: Any) -> str:
     return name if name in DTYPE_BITS else str(np.dtype(name))
 
 
-class _KerasSink(Sink):
+class _KerasSink(Variables):
     def __init__(self, model: Any) -> None:
-        self._model = model
-        self._variables = {name: variable for name, (variable, _) in named(model).items()}
-        held = (
-            sum(math.prod(v.shape) * DTYPE_BITS[_dtype(v)] for v in self._variables.values()) // 8
-        )
-        self._plenty = held <= _free_memory() // 4
-
-    def write(self, name: str, array: Array) -> None:
-        self._variables[name].assign(array)
-
-    def read(self, name: str) -> Array:
-        return to_numpy(self._variables[name].value)
-
-    def look(self, name: str) -> Array:
-        return seen(self._variables[name].value)
-
-    def undo(self, name: str) -> Callable[[], None] | None:
-        """Buffers of TensorFlow and JAX are replaced, not changed: the old ones are kept where
-        memory is plenty."""
         import keras
 
-        backend = keras.backend.backend()
-        if backend not in ("tensorflow", "jax") or not self._plenty:
-            return None
-        variable = self._variables[name]
-        before = _keras_memory.present(variable.value)
-        return lambda: variable.assign(before)
+        variables = {name: variable for name, (variable, _) in named(model).items()}
+        bits = (math.prod(v.shape) * DTYPE_BITS[_dtype(v)] for v in variables.values())
+        replaced = keras.backend.backend() in ("tensorflow", "jax")
+        super().__init__(
+            model, variables, size=sum(bits) // 8, tensor=lambda variable: variable.value,
+            seen=seen, maker=_keras_memory.maker if replaced else None,
+        )  # fmt: skip
 
     def memory(self, name: str) -> Array | None:
         """With PyTorch as backend values are set in its tensors' own memory."""
@@ -172,39 +154,6 @@ class _KerasSink(Sink):
         if torch is None or not isinstance(value, torch.Tensor) or value.is_meta:
             return None
         return _torch_arrays.to_numpy(value) if _torch_arrays.is_plain(value) else None
-
-    def renewal(self, name: str) -> Renewal | None:
-        """With TensorFlow and JAX a variable on the CPU takes the memory of a new tensor."""
-        variable = self._variables[name]
-        make = _keras_memory.maker(variable)
-        if make is None:
-            return None
-
-        write: Any = self.write
-
-        def renewed() -> NewMemory:
-            memory, tensor = make()
-
-            def take() -> Array:
-                write(name, tensor())
-                return self.look(name)
-
-            return NewMemory(memory, take)
-
-        write(name, _keras_memory.present(variable.value))
-        return renewed
-
-    @property
-    def model(self) -> object:
-        return self._model
-
-
-def _free_memory() -> int:
-    """Bytes that no process uses; a gigabyte where the system does not say."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 1 << 30
 
 
 def sink(model: object) -> Sink:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,9 +27,10 @@ from regraft.values import can_be_private, private
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs
-    from regraft.tensors import Array, Traced
+    from regraft.tensors import Array, FlowNode, Traced
 
 _UNTRACED = "torch.fx cannot trace the model's Python: the order of its layers' use is no evidence"
+_EXPORTED = "the order of its layers' use was followed by torch.export on the probe's inputs"
 _CONSTANTS = ("position_ids", "token_type_ids", "relative_position_index")
 
 
@@ -46,6 +47,34 @@ def skeleton(model: object) -> Skeleton:
     """
     from regraft.targets import _fx
 
+    inner, _ = _inner(model)
+
+    def trace() -> tuple[Iterable[FlowNode], str]:
+        flow, why = _fx.flow_of(inner)
+        return flow, f"{_UNTRACED} ({why})" if why and list(inner.children()) else ""
+
+    return _skeleton(model, trace)
+
+
+def followed(model: object, inputs: Inputs) -> Skeleton:
+    """As `skeleton`, with the dataflow that shows when the model's Python is run on these inputs,
+    without values; a note tells of it, and why there is none where there is not.
+
+    **Raises** as `skeleton` does.
+    """
+    from regraft.targets import _export
+
+    inner, _ = _inner(model)
+    try:
+        args, kwargs = _arguments(inner, inputs)
+        flow, why = _export.flow_of(inner, args, kwargs)
+    except (TypeError, ValueError) as error:  # inputs that are no tensors
+        flow, why = (), f"{error}"[:200]
+    note = f"{_UNTRACED}, and torch.export cannot follow it ({why})" if why else _EXPORTED
+    return _skeleton(model, lambda: (flow, note))
+
+
+def _skeleton(model: object, trace: Callable[[], tuple[Iterable[FlowNode], str]]) -> Skeleton:
     inner, names = _inner(model)
     layers = [(names.shown(path), module) for path, module in inner.named_modules()]
     owners = {path: type(module).__name__ for path, module in layers}
@@ -61,10 +90,10 @@ def skeleton(model: object) -> Skeleton:
         )  # fmt: skip
         same[id(tensor)].append(name)
 
-    def trace() -> Traced:
-        flow, why = _fx.flow_of(inner)
-        owned = [node._replace(owner=names.shown(node.owner)) for node in flow]
-        return owned, [f"{_UNTRACED} ({why})"] if why and list(inner.children()) else []
+    def traced() -> Traced:
+        flow, note = trace()
+        shown = (node._replace(owner=names.shown(node.owner)) for node in flow)
+        return shown, ([note] if note else [])
 
     return Skeleton(
         infos,
@@ -72,7 +101,7 @@ def skeleton(model: object) -> Skeleton:
         order="definition",
         ties=[tuple(names) for names in same.values() if len(names) > 1],
         label=type(inner).__name__,
-        trace=trace,
+        trace=traced,
         settings=settings_of(layers, "."),
     )
 
@@ -211,20 +240,27 @@ def called(model: object, inputs: Inputs | Callable[[object], object]) -> dict[s
     """Outputs by name, in the modes that the model's modules have. `inputs` may be a function that
     calls the model."""
     import torch
-    from torch.nn.parameter import is_lazy
 
     live: Any = model
     with torch.no_grad():
-        known = (parameter for parameter in live.parameters() if not is_lazy(parameter))
-        first = next(known, None)
         if callable(inputs):
             result = inputs(model)
-        elif isinstance(inputs, dict):
-            result = live(**{key: _input(value, first) for key, value in inputs.items()})
         else:
-            several = inputs if isinstance(inputs, tuple) else (inputs,)
-            result = live(*(_input(value, first) for value in several))
+            args, kwargs = _arguments(live, inputs)
+            result = live(*args, **kwargs)
     return dict(_outputs(result, ""))
+
+
+def _arguments(model: Any, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as tensors where the model is, positional and by keyword."""
+    from torch.nn.parameter import is_lazy
+
+    known = (parameter for parameter in model.parameters() if not is_lazy(parameter))
+    first = next(known, None)
+    if isinstance(inputs, dict):
+        return (), {key: _input(value, first) for key, value in inputs.items()}
+    several = inputs if isinstance(inputs, tuple) else (inputs,)
+    return tuple(_input(value, first) for value in several), {}
 
 
 def taps(model: object) -> TorchTaps:

@@ -35,6 +35,13 @@ def fit(job: Job) -> Outcome:
             found="several processes",
             expected="one, or model.fit under keras.distribution",
         )
+    if not keras_target.owns(job.model):
+        raise TargetError(
+            getattr(job.model, "name", "the model"),
+            found=f"a model of {type(job.model).__module__.partition('.')[0]}",
+            expected="one of Keras 3",
+            hint="train it with its own model.fit, and give what it then holds to rg.save",
+        )
     run = _Run(job)
     with precision(job.model, job.settings):
         run.start()
