@@ -14,7 +14,7 @@ import xxhash
 
 from regraft.errors import CorruptFile, RegraftError, StalePlan
 from regraft.transfer import fingerprint
-from regraft.tuning import Job
+from regraft.tuning import Job, processes
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -31,7 +31,7 @@ def identity(job: Job, names: Iterable[str]) -> dict[str, str]:
         "data": _digest({name: _arrays(part) for name, part in parts.items()}),
         "model": xxhash.xxh3_128_hexdigest("\n".join(names).encode()),
         "pretrained": _pretrained(job),
-        "processes": str(processes()),
+        "processes": str(processes.count()),
     }
 
 
@@ -46,11 +46,6 @@ def same(found: Mapping[str, str], wanted: Mapping[str, str], where: str) -> Non
             hint="give another folder, or remove the checkpoint to start anew",
             problems=[f"{name}: {found.get(name)} there, {wanted[name]} here" for name in apart],
         )
-
-
-def processes() -> int:
-    """How many `torchrun` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
