@@ -136,7 +136,7 @@ class _Sides:
             measured = float("nan"), float("nan"), float("nan")
         return Entry(
             status, info.shape, info.dtype, *measured, base, ops, note, change.a**0.5, rank,
-            change.odd,
+            change.odd, change.both**0.5 if measured[0] == measured[0] else float("nan"),
         )  # fmt: skip
 
     def _rank(self, graft: Graft, info: TensorInfo) -> float:
