@@ -58,7 +58,7 @@ class _Run:
         self.best: dict[str, Any] = {}
         self._optimizer: Any = None
         self._phase: tuple[str, ...] = ()
-        self._identity = runs.identity(job, self.tuning.course)
+        self._identity = runs.identity(job, self.tuning.course, self.tuning.read)
         self._path = job.folder / "last.npz" if job.folder else None
 
     def start(self) -> None:

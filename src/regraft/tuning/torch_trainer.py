@@ -144,7 +144,7 @@ class _Progress(Callback):
         self.best: dict[str, Any] = {}
         self.found: str | None = None
         self.lr = 0.0
-        self._identity = runs.identity(job, task.tuning.course)
+        self._identity = runs.identity(job, task.tuning.course, task.tuning.read)
         self._path = job.folder / "last.ckpt" if job.folder else None
 
     def find(self) -> None:
