@@ -15,13 +15,14 @@ from regraft import checkpoints, keras_layout, lineage, operations, transfer
 from regraft._api.access import Pairing, lineage_of, maker, paired, pretrained
 from regraft._sides import Given, Side, source_side
 from regraft.errors import (
+    AmbiguousMatch,
     FormatError,
     IncompletePlan,
     RuleMatchedNothing,
     ShapeMismatch,
     StalePlan,
 )
-from regraft.lineage import Lineage, Origin
+from regraft.lineage import Lineage, Origin, confirming
 from regraft.lineage.returning import Return, way_back
 from regraft.operations import Cast
 from regraft.plans import Graft, Plan, Spec
@@ -64,6 +65,7 @@ def restore(
     *,
     tensors: Iterable[str],
     plan: Plan | str | os.PathLike[str] | None = None,
+    accept: Iterable[str] = (),
     format: str | None = None,
     force: bool = False,
 ) -> Restored:
@@ -74,11 +76,17 @@ def restore(
     - `tensors`: glob patterns for names of the tuned model (`layer4.*`).
     - `plan`: how `tuned` was made from `base`, where it holds no lineage and names do not tell.
 
-    The lineage, where there is one, says afterwards that these are as they were loaded.
+    - `accept`: patterns for tensors whose counterpart in the base is no more than a guess, and is
+      taken all the same.
+
+    The lineage, where there is one, says afterwards that these are as they were loaded. Without it,
+    and without a plan, tensors are paired as by `diff`, and a pair is a guess unless values bear it
+    out: its own, or those of most pairs whose names agree in the same way.
 
     **Raises** `RuleMatchedNothing` for a pattern that matches no name, `StalePlan` where `base` is
     not the file that the lineage speaks of, `IncompletePlan` where none of the tensors has
-    pretrained values; `FormatError`.
+    pretrained values, `AmbiguousMatch`, with the alternatives, for guesses that were not accepted;
+    `FormatError`. Nothing is written then.
     """
     found = paired(base, tuned, plan)
     patterns = tuple(tensors)
@@ -88,6 +96,8 @@ def restore(
         held = pretrained(found.after.catalogue, found.before.catalogue)
         before = {name: _getter(held, name) for name in wanted if name in held}
     else:
+        taken = _wanted(found.after, accepted) if (accepted := tuple(accept)) else ()
+        _no_guesses(found, [name for name in wanted if name not in taken])
         found = _as_stored(found, wanted)
         before = {name: maker(found, name) for name in wanted if name in found.plan.grafts}
     if not before:
@@ -124,6 +134,25 @@ def _wanted(side: Side, patterns: tuple[str, ...]) -> list[str]:
             problems=idle,
         )
     return [n for n in names if any(n == p or fnmatchcase(n, p) for p in patterns)]
+
+
+def _no_guesses(found: Pairing, names: list[str]) -> None:
+    if found.given:
+        return
+    base = found.before
+    doubts = confirming.unconfirmed(
+        found.plan, base.catalogue, base.reader(), found.after.reader(), names
+    )
+    if doubts:
+        raise AmbiguousMatch(
+            found.after.catalogue.label,
+            found=f"{len(doubts)} tensors of which it is a guess what they were in "
+            f"{base.catalogue.label}",
+            expected="a lineage, a plan, or values that still are like the base's",
+            hint="give the plan that the model was loaded by, or take the guesses: "
+            f"accept=[{next(iter(doubts))!r}, …] (--accept)",
+            problems=[f"{name} ← {doubt}" for name, doubt in doubts.items()],
+        )
 
 
 def _lineage(side: Side) -> Lineage | None:

@@ -29,7 +29,18 @@ from regraft.cli.output import progress, show, show_json
 @click.option("--tensors", "patterns", multiple=True, required=True, metavar="GLOB",
               help="Tensors to rewind; may be repeated.")  # fmt: skip
 @click.option("--base", required=True, type=click.Path(), help="The file that TUNED came from.")
-@click.option("--plan", "plan_path", help="How TUNED was made from the base, without lineage.")
+@click.option(
+    "--plan",
+    "plan_path",
+    type=click.Path(),
+    help="How TUNED was made from the base (regraft plan -o), where it holds no lineage.",
+)
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="GLOB",
+    help="Tensors whose counterpart in the base is a guess, and is taken all the same.",
+)
 @out_option
 @force_option
 @dry_run_option
@@ -39,24 +50,29 @@ def restore(
     patterns: tuple[str, ...],
     base: str,
     plan_path: str | None,
+    accept: tuple[str, ...],
     out: str,
     force: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Write TUNED with some tensors rewound to their pretrained values."""
+    """Write TUNED with some tensors rewound to their pretrained values.
+
+    Which tensor of the base is which, the lineage in TUNED says, or a plan. Without these they are
+    paired by names and values; status 1: a pair is no more than a guess, and nothing is written.
+    """
     if would(dry_run, [source, base], out):
         return
     free(out, force)
     plan = plan_of(plan_path) if plan_path else None
-    done = rg.restore(source, base, out, tensors=patterns, plan=plan, force=force)
+    done = rg.restore(source, base, out, tensors=patterns, plan=plan, accept=accept, force=force)
     if as_json:
         facts = {"path": str(done.path), "rewound": done.rewound, "kept": done.kept}
         show_json({"schema_version": 1, **facts})
         return
     show(f"{len(done.rewound)} tensors rewound, written to {done.path}")
     for name in done.kept:
-        show(f"  kept  {name}  it was fresh: the base has no values for it")
+        show(f"  kept  {name}  the base has no values for it")
 
 
 @click.command(epilog="Example:  regraft export tuned.safetensors --as source -o tuned.h5")
