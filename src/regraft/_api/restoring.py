@@ -146,7 +146,7 @@ def _no_guesses(found: Pairing, names: list[str]) -> None:
     if doubts:
         raise AmbiguousMatch(
             found.after.catalogue.label,
-            found=f"{len(doubts)} tensors of which it is a guess what they were in "
+            found=f"no more than a guess at what {len(doubts)} of {len(names)} tensors were in "
             f"{base.catalogue.label}",
             expected="a lineage, a plan, or values that still are like the base's",
             hint="give the plan that the model was loaded by, or take the guesses: "

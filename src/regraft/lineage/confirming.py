@@ -76,11 +76,9 @@ class _Hearing:
                 continue
             rivals = self._rivals(graft) if voice == "apart" else []
             if rivals and rivals[0][1] >= _RIVAL:
-                reason = "the name agrees, but the values are another tensor's"
-            elif way is None:
-                reason = "neither names nor values bear it out"
-            elif not self._borne_out(way):
-                reason = "names agree, but values do not bear them out"
+                reason = "the values are another tensor's"
+            elif way is None or not self._borne_out(way):
+                reason = "values do not bear it out"
             else:
                 continue
             found[graft.target] = Doubt(graft.sources, reason, tuple(rivals[:_SHOWN]))
@@ -108,12 +106,13 @@ class _Hearing:
     def _rivals(self, graft: Graft) -> list[tuple[str, float]]:
         """Other tensors of the base in this shape, the likest first."""
         after = self._after(graft.target, None)
-        found = [
+        found = (
             (name, correlation(self._read(name, None), after))
             for name, info in self._base.items()
             if info.shape == after.shape and name not in graft.sources
-        ]
-        return sorted(found, key=lambda item: -item[1])
+        )
+        related = [item for item in found if item[1] >= _least(after.size)]
+        return sorted(related, key=lambda item: -item[1])
 
 
 def _least(size: int) -> float:
