@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import regraft as rg
-from regraft import checkpoints
+from regraft import checkpoints, transfer
 from regraft.lineage import encode, parent_of, sidecar
 from regraft.tensors import TensorInfo
 
@@ -263,6 +263,31 @@ def test_lower_precision_is_not_forced_on_tuned_weights(tmp_path: Path) -> None:
     tuned = rg.save(fresh, tmp_path / "t.safetensors", receipt=receipt)
     done = rg.export(tuned, tmp_path / "e.pth")
     assert torch.equal(torch.load(done.path)["0.weight"], fresh[0].weight)
+
+
+def test_values_are_hashed_once(
+    base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+    survey = transfer.survey
+
+    def counting(array: np.ndarray) -> object:
+        hashed.append(array.nbytes)
+        return survey(array)
+
+    monkeypatch.setattr(transfer, "survey", counting)
+    plan = rg.plan(base, net(4))
+    hashed.clear()
+    path = rg.convert(base, tmp_path / "c.safetensors", plan=plan)
+    with rg.open(path) as found:
+        assert sum(hashed) == found.nbytes
+    for given in (None, base):
+        hashed.clear()
+        done = rg.export(tuned, tmp_path / "e.pth", base=given, force=True)
+        with rg.open(done.path) as found:
+            assert sum(hashed) == found.nbytes
+    monkeypatch.undo()
+    assert set(rg.trace(path).counts()) == set(rg.trace(done.path).counts()) == {"loaded"}
 
 
 def test_chains_of_parents(base: Path, tuned: Path, tmp_path: Path) -> None:

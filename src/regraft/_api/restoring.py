@@ -275,7 +275,7 @@ def _items(
     catalogue = side.catalogue
     parent = catalogue.metadata.get(lineage.KEY, "")
     receipt = Receipt(made, None, hashes, hashing=side.content, parent=parent)
-    new = lineage.describe(receipt, ((name, get()) for name, get in ours.items()))
+    new = lineage.describe(receipt, hashes)
     specs = {name: graft.spec for name, graft in made.grafts.items()}
     metadata: dict[str, str] = {}
     filled: tuple[str, ...] = ()

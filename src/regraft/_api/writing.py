@@ -102,10 +102,11 @@ def _through(
 
         return np.zeros(graft.spec.shape, graft.spec.dtype)  # a counter, which starts at 0
 
-    hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.written}
+    hashes = {name: transfer.fingerprint(get(name)) for name in made.grafts}
+    written = {name: digest for name, digest in hashes.items() if made.grafts[name].written}
     parent = side.catalogue.metadata.get(lineage.KEY, "")
-    receipt = Receipt(made, None, hashes, made.warnings, hashing=side.content, parent=parent)
-    told = lineage.describe(receipt, ((n, get(n)) for n in made.grafts))
+    receipt = Receipt(made, None, written, made.warnings, hashing=side.content, parent=parent)
+    told = lineage.describe(receipt, hashes)
     infos = (TensorInfo(n, g.spec.shape, g.spec.dtype) for n, g in made.grafts.items())
     items = ((info, _reading(get, info, progress)) for info in infos)
     return items, lineage.encode(told)
@@ -149,8 +150,8 @@ def save(
                 expected="the receipt of this very model",
                 problems=alien,
             )
-        arrays = ((info.name, read(info.name, None)) for info in infos)
-        told = lineage.describe(receipt, arrays, trained=trained, training=training)
+        hashes = {info.name: transfer.fingerprint(read(info.name, None)) for info in infos}
+        told = lineage.describe(receipt, hashes, trained=trained, training=training)
         metadata |= lineage.encode(told)
     items = ((info, _reading(read, info, None)) for info in infos)
     framework = side.catalogue.framework

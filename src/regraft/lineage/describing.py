@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,9 +13,6 @@ from regraft.operations import Each
 from regraft.plans import Graft, Plan, Side, Spec
 from regraft.tensors import Catalogue, Read, TensorInfo
 from regraft.transfer import Receipt, fingerprint
-
-if TYPE_CHECKING:
-    from regraft.tensors import Array
 
 
 def _versions() -> dict[str, str]:
@@ -27,12 +23,13 @@ def _versions() -> dict[str, str]:
 
 def describe(
     receipt: Receipt,
-    arrays: Iterable[tuple[str, Array]],
+    hashes: Mapping[str, str],
     *,
     trained: Mapping[str, bool] | None = None,
     training: Mapping[str, str] | None = None,
 ) -> Lineage:
-    """The lineage of a model that was loaded with `receipt` and holds `arrays` now.
+    """The lineage of a model that was loaded with `receipt` and whose values have `hashes` now, by
+    tensor (`transfer.fingerprint`).
 
     **Arguments:**
 
@@ -41,9 +38,8 @@ def describe(
     """
     plan = receipt.plan
     origins: dict[str, Origin] = {}
-    for name, array in arrays:
+    for name, digest in hashes.items():
         graft = plan.grafts.get(name)
-        digest = fingerprint(array)
         if graft is None or not graft.written or name not in receipt.hashes:
             origins[name] = Origin("counter" if graft and graft.counter else "fresh", digest)
             continue
