@@ -9,15 +9,17 @@ any more, and neither memory nor time is spent on undoing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import msgspec
 
 from regraft import markup, operations
 from regraft.copying import Copied, Overlaps, Survey, Surveys, copy, copy_all, survey
-from regraft.errors import IncompletePlan, RegraftError, TransferError
+from regraft.errors import IncompletePlan, RegraftError, TargetError, TransferError
 from regraft.journal import Journal
 from regraft.plans import Graft, Plan, Remark
 from regraft.renewing import Renewed, renew_all
@@ -25,11 +27,34 @@ from regraft.tensors import Catalogue, Read, Sink
 from regraft.values import stays
 
 if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
     from regraft.tensors import Array, Slices
 
 Progress = Callable[[str, int], None]
 # A target's present values by name.
 Own: TypeAlias = "Callable[[str], Array]"
+
+
+class Keeper(Protocol):
+    """What makes and keeps lineages of a receipt: a room above this one."""
+
+    def metadata(
+        self,
+        receipt: Receipt,
+        hashes: Mapping[str, str],
+        trained: Mapping[str, bool] | None,
+        training: Mapping[str, str] | None,
+    ) -> dict[str, str]: ...
+
+    def beside(
+        self,
+        receipt: Receipt,
+        path: str | os.PathLike[str],
+        trained: Mapping[str, bool] | None,
+        training: Mapping[str, str] | None,
+    ) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +69,7 @@ class Receipt:
     - `source_hash`: sha256 of the source file, computed when it is first asked for; `""` where the
       source is no file, or was changed since.
     - `parent`: the lineage that the source file itself held, as JSON, `""` for none.
+    - `keeper`: what writes lineages of it; see `keep_beside`.
     """
 
     plan: Plan = field(repr=False)
@@ -53,10 +79,43 @@ class Receipt:
     verified: bool = False
     hashing: Callable[[], str] = field(default=str, repr=False, compare=False)
     parent: str = field(default="", repr=False)
+    keeper: Keeper | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def source_hash(self) -> str:
         return self.hashing()
+
+    def keep_beside(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        trained: Mapping[str, bool] | None = None,
+        training: Mapping[str, str] | None = None,
+    ) -> Path:
+        """Puts a lineage beside a file that another program wrote of the model, such as a trainer's
+        own checkpoint (`model.keras.lineage.json`), as `rg.save` puts it into its files.
+
+        Names in the file may have parts before the model's. The lineage holds as long as the file
+        is not written again. **Returns** its path.
+
+        **Raises** `StalePlan` where the file holds another model, `FormatError` as `rg.open`,
+        `TargetError` where this is no receipt of `rg.load` or `rg.apply`.
+        """
+        return self._keeper().beside(self, path, trained, training)
+
+    def lineage_entries(
+        self, hashes: Mapping[str, str], trained: Mapping[str, bool] | None = None
+    ) -> dict[str, str]:
+        """Entries of a file's metadata that hold the lineage of the model, as its tensors' hashes
+        are now; for trainers that write their own files."""
+        return self._keeper().metadata(self, hashes, trained, None)
+
+    def _keeper(self) -> Keeper:
+        if self.keeper is None:
+            raise TargetError(
+                "the receipt", found="one that was not given by a load", expected="that of rg.load"
+            )
+        return self.keeper
 
     @property
     def fresh(self) -> list[str]:
@@ -111,6 +170,16 @@ def make(
 def fingerprint(array: Array) -> str:
     """xxh3-128 of the values in row-major order."""
     return survey(array).digest
+
+
+def carried_out(plan: Plan, source: Catalogue) -> Plan:
+    """The plan as it is carried out: it may have been made of another file of the same tensors, and
+    what is made comes from this one."""
+    if plan.source.label == source.label:
+        return plan
+    return msgspec.structs.replace(
+        plan, source=msgspec.structs.replace(plan.source, label=source.label)
+    )
 
 
 def ready(plan: Plan) -> None:
@@ -189,7 +258,8 @@ def apply(
     doubts = [doubt for graft in writes for doubt in _doubts(graft, found[graft.target].meant)]
     new = [remark for remark in doubts if (remark.code, remark.where) not in known]
     hashes = {graft.target: found[graft.target].held for graft in writes}
-    return Receipt(plan, sink.model, hashes, (*plan.warnings, *new))
+    made = carried_out(plan, source)
+    return Receipt(made, sink.model, hashes, (*plan.warnings, *new))
 
 
 def _sure(

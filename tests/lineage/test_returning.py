@@ -318,7 +318,7 @@ def test_a_lineage_beside_its_file(base: Path, tuned: Path, tmp_path: Path) -> N
     assert not rg.has_lineage(bare)
     with pytest.raises(rg.FormatError, match="no lineage"):
         rg.trace(bare)
-    sidecar.write(bare, rg.trace(tuned))
+    sidecar.write(bare, rg.trace(tuned), rg.open(bare).sha256)
     assert rg.has_lineage(bare)
     assert rg.trace(bare).counts() == rg.trace(tuned).counts()
     assert rg.diff(base, bare)["0.bias"].base == "module.0.bias"

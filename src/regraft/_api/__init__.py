@@ -5,10 +5,11 @@ verbs: planning, loading, writing, access (what became of weights), deltas, rest
 training.
 """
 
-from regraft._api.access import delta, diff, has_lineage, pretrained, sources_of, trace
+from regraft._api.access import delta, diff, pretrained, sources_of, trace
 from regraft._api.blending import interpolate, soup
 from regraft._api.deltas import apply_delta, make_delta
 from regraft._api.heritage import family_tree
+from regraft._api.keeping import has_lineage
 from regraft._api.loading import apply, load
 from regraft._api.planning import plan
 from regraft._api.proving import verify

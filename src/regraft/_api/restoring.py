@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from regraft import checkpoints, keras_layout, lineage, operations, transfer
-from regraft._api.access import Pairing, lineage_of, maker, paired, pretrained
+from regraft import keras_layout, lineage, operations, transfer
+from regraft._api import keeping
+from regraft._api.access import Pairing, maker, paired, pretrained
+from regraft._api.keeping import lineage_of
 from regraft._sides import Given, Side, source_side
 from regraft.errors import (
     AmbiguousMatch,
@@ -116,9 +118,7 @@ def restore(
         for name, info in found.after.catalogue.items()
     )
     framework = found.after.catalogue.framework
-    written = checkpoints.write(
-        path, items, metadata, format=format, force=force, framework=framework
-    )
+    written = keeping.write(path, items, metadata, format=format, force=force, framework=framework)
     kept = tuple(name for name in wanted if name not in before)
     return Restored(written, tuple(before), kept)
 
@@ -258,9 +258,7 @@ def export(
     opened = None if base is None else source_side(base, told.container or None)
     items, metadata, filled = _items(side, back, told, opened)
     framework = opened.catalogue.framework if opened else ""
-    written = checkpoints.write(
-        path, items, metadata, format=format, force=force, framework=framework
-    )
+    written = keeping.write(path, items, metadata, format=format, force=force, framework=framework)
     return Exported(written, tuple(info.name for info, _ in items), back.left, filled)
 
 
@@ -272,8 +270,7 @@ def _items(
     pairing = Pairing(side, side, made, True)
     ours = {name: maker(pairing, name) for name in made.grafts}
     hashes = {name: transfer.fingerprint(get()) for name, get in ours.items()}
-    catalogue = side.catalogue
-    parent = catalogue.metadata.get(lineage.KEY, "")
+    parent = keeping.text_of(side)
     receipt = Receipt(made, None, hashes, hashing=side.content, parent=parent)
     new = lineage.describe(receipt, hashes)
     specs = {name: graft.spec for name, graft in made.grafts.items()}

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft import checkpoints, keras_layout, lineage, transfer
+from regraft import keras_layout, lineage, transfer
+from regraft._api import keeping
 from regraft._sides import Given, Side, source_side, target_side
 from regraft.errors import IncompletePlan, StalePlan
 from regraft.plans import Plan
@@ -16,9 +17,6 @@ from regraft.transfer import Progress, Receipt
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
-
-# Metadata that stays true of the same tensors in another file.
-_KEPT = (lineage.KEY, keras_layout.KEY)
 
 
 def convert(
@@ -49,10 +47,12 @@ def convert(
     if plan is None:
         side = source_side(source, container)
         read = side.reader()
-        kept = {k: v for k, v in side.catalogue.metadata.items() if k in _KEPT}
+        kept = {k: v for k, v in side.catalogue.metadata.items() if k == keras_layout.KEY}
+        if told := keeping.text_of(side):
+            kept[lineage.KEY] = told
         items = ((info, _reading(read, info, progress)) for info in side.catalogue.values())
         framework = side.catalogue.framework
-        return checkpoints.write(
+        return keeping.write(
             path, items, kept, format=format, force=force, max_shard=max_shard, framework=framework
         )
     made = plan if isinstance(plan, Plan) else Plan.load(plan)
@@ -70,7 +70,7 @@ def convert(
         )
     tensors, metadata = _through(made, side, progress)
     framework = made.target.framework
-    return checkpoints.write(
+    return keeping.write(
         path, tensors, metadata, format=format, force=force, max_shard=max_shard,
         framework=framework,
     )  # fmt: skip
@@ -92,6 +92,7 @@ def _through(
     made: Plan, side: Side, progress: Progress | None
 ) -> tuple[Iterable[tuple[TensorInfo, Callable[[], Array]]], dict[str, str]]:
     """The tensors that a plan makes, and their lineage."""
+    made = transfer.carried_out(made, side.catalogue)
     read = side.reader()
 
     def get(name: str, _: object = None) -> Array:
@@ -104,7 +105,7 @@ def _through(
 
     hashes = {name: transfer.fingerprint(get(name)) for name in made.grafts}
     written = {name: digest for name, digest in hashes.items() if made.grafts[name].written}
-    parent = side.catalogue.metadata.get(lineage.KEY, "")
+    parent = keeping.text_of(side)
     receipt = Receipt(made, None, written, made.warnings, hashing=side.content, parent=parent)
     told = lineage.describe(receipt, hashes)
     infos = (TensorInfo(n, g.spec.shape, g.spec.dtype) for n, g in made.grafts.items())
@@ -155,6 +156,6 @@ def save(
         metadata |= lineage.encode(told)
     items = ((info, _reading(read, info, None)) for info in infos)
     framework = side.catalogue.framework
-    return checkpoints.write(
+    return keeping.write(
         path, items, metadata, format=format, force=force, max_shard=max_shard, framework=framework
     )

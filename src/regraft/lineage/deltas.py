@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEY = "regraft.delta"
+# Metadata of a delta: the lineage that lay beside the tuned file.
+BESIDE = "regraft.delta.lineage"
 REST, WHOLE = "rest", "file"
 # Files of a ratio to delta and base beyond any weights' are refused.
 RATIO, SMALL = 1 << 12, 64 << 20

@@ -7,7 +7,7 @@ piece is read. However large the files are, no more than a few pieces are held.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ def diff(
     *,
     given: bool = True,
     ranks: bool = False,
+    remarks: Iterable[Remark] = (),
     progress: Progress | None = None,
 ) -> Diff:
     """Compares what a plan makes of the base with what the newer file holds.
@@ -56,6 +57,7 @@ def diff(
     - `given`: whether the plan is known to hold (a person's, or a lineage); a plan that was found
       from names and values is evidence itself: what it renames is told as `renamed`.
     - `ranks`: whether to take the effective rank of each change, too.
+    - `remarks`: what is known of the two files besides.
     """
     idle = {graft.target for graft in plan.grafts.values() if graft.counter and given}
     sides = _Sides(plan, base, read, tuned, after)
@@ -75,7 +77,7 @@ def diff(
             gone = Entry("gone", info.shape, info.dtype)
             # A base's tensor may be called as one of the newer file that is another.
             entries[name if name not in entries else f"{name} ({base.label})"] = gone
-    return Diff(base.label, tuned.label, entries, _remarks(tuned.label, entries))
+    return Diff(base.label, tuned.label, entries, (*remarks, *_remarks(tuned.label, entries)))
 
 
 class _Sides:
