@@ -12,7 +12,7 @@ import numpy as np
 from regraft import checkpoints, folders, lineage, locations, shards
 from regraft._api import keeping
 from regraft._api.access import paired
-from regraft.atomic import replacing
+from regraft.atomic import replacing, told_of
 from regraft.checkpoints import Checkpoint
 from regraft.errors import FormatError
 from regraft.lineage import delta_applying, delta_making, deltas, sidecar
@@ -44,10 +44,12 @@ def make_delta(
     some tens of kilobytes or more).
 
     **Raises** `FormatError` where `tuned` is no single file (make a delta for each shard), where
-    one of the files is written to meanwhile, or where the path exists and `force` is False.
+    one of the files is written to meanwhile, where the path exists and `force` is False, or where
+    it is one of the two, without which the delta is of no use.
     """
     where = Path(path)
     _free(where, force)
+    keeping.apart(where, base, tuned)
     found = paired(base, tuned, plan)
     ours, theirs = found.before.catalogue, found.after.catalogue
     if not isinstance(ours, Checkpoint) or not isinstance(theirs, Checkpoint):
@@ -61,7 +63,9 @@ def make_delta(
             hint="make a delta for each of its files, with the whole base as BASE",
         )  # fmt: skip
     hashes = ours.sha256, theirs.sha256
-    with tempfile.TemporaryFile(dir=where.parent) as scratch:
+    with told_of(where):
+        scratch = tempfile.TemporaryFile(dir=where.parent)  # noqa: SIM115
+    with scratch:
         kept = delta_making.make(
             found.plan, ours, found.before.reader(), theirs, found.after.reader(), file, hashes,
             scratch, progress,
@@ -104,10 +108,12 @@ def apply_delta(
     that lay beside the tuned file comes back beside this one.
 
     **Raises** `StalePlan` for another base; `CorruptFile` for a delta that is damaged, or was made
-    to be; `FormatError` where `delta` is none, or the path exists and `force` is False.
+    to be; `FormatError` where `delta` is none, the path exists and `force` is False, or it is one
+    of the two.
     """
     where = Path(path)
     _free(where, force)
+    keeping.apart(where, base, delta)
     with checkpoints.open(delta) as frames:
         listing = deltas.decode(frames)
         with _part(base, listing.container) as ours:

@@ -12,7 +12,8 @@ import msgspec
 
 from regraft import checkpoints, lineage, locations, transfer
 from regraft._sides import Given, Side, source_side
-from regraft.errors import RegraftError, StalePlan
+from regraft.checkpoints import Checkpoint
+from regraft.errors import FormatError, RegraftError, StalePlan
 from regraft.formats import TensorSource
 from regraft.lineage import Lineage, sidecar
 from regraft.tensors import Catalogue
@@ -46,6 +47,23 @@ def has_lineage(found: Given) -> bool:
     side = source_side(found)
     beside = side.path is not None and sidecar.path_of(side.path).is_file()
     return beside or lineage.KEY in side.catalogue.metadata
+
+
+def apart(path: str | os.PathLike[str], *needed: Given) -> None:
+    """**Raises** `FormatError` where a file is to be written in place of one that what is written
+    is of no use without, or that would be lost: a base, a delta."""
+    where = Path(path)
+    for given in needed:
+        file = given.path if isinstance(given, Checkpoint) else given
+        if not isinstance(file, (str, os.PathLike)) or not where.exists():
+            continue
+        with suppress(OSError):
+            if where.samefile(file):
+                raise FormatError(
+                    str(path), found="the file that is read as base or delta",
+                    expected="another file, as that one would be lost",
+                    hint="choose another name",
+                )  # fmt: skip
 
 
 def write(

@@ -88,11 +88,13 @@ def restore(
     **Raises** `RuleMatchedNothing` for a pattern that matches no name, `StalePlan` where `base` is
     not the file that the lineage speaks of, `IncompletePlan` where none of the tensors has
     pretrained values, `AmbiguousMatch`, with the alternatives, for guesses that were not accepted;
-    `FormatError`. Nothing is written then.
+    `IncompletePlan` for one of several names of one tensor; `FormatError`. Nothing is written then.
     """
+    keeping.apart(path, base)
     found = paired(base, tuned, plan)
     patterns = tuple(tensors)
     wanted = _wanted(found.after, patterns)
+    _ties_kept(found.after, wanted)
     told = _lineage(found.after)
     if told is not None and plan is None:
         held = pretrained(found.after.catalogue, found.before.catalogue)
@@ -134,6 +136,20 @@ def _wanted(side: Side, patterns: tuple[str, ...]) -> list[str]:
             problems=idle,
         )
     return [n for n in names if any(n == p or fnmatchcase(n, p) for p in patterns)]
+
+
+def _ties_kept(side: Side, wanted: list[str]) -> None:
+    """One tensor under two names is rewound under both, or the file would say two things of it."""
+    for group in side.catalogue.ties:
+        left = [name for name in group if name not in wanted]
+        if left and len(left) < len(group):
+            whole = next(name for name in group if name in wanted)
+            raise IncompletePlan(
+                side.catalogue.label,
+                found=f"{whole!r}, which is one tensor with {', '.join(map(repr, left))}",
+                expected="all names of a tensor to be rewound, or none",
+                hint=f"give its other names, too: tensors=[…, {left[0]!r}]",
+            )
 
 
 def _no_guesses(found: Pairing, names: list[str]) -> None:
@@ -242,6 +258,8 @@ def export(
     values than were loaded of the source; `IncompletePlan` where tensors were
     adapted to the model (resized, merged, cut), so that there is no way back for them.
     """
+    if base is not None:
+        keeping.apart(path, base)
     if to != "source":
         raise FormatError(f"to={to!r}", found="no such form", expected="'source'")
     side = source_side(tuned)

@@ -18,7 +18,7 @@ from regraft.cli.options import (
     plan_of,
     would,
 )
-from regraft.cli.output import progress, show, show_json
+from regraft.cli.output import counted, progress, say, show, show_json
 
 
 @click.command(
@@ -70,12 +70,12 @@ def restore(
         facts = {"path": str(done.path), "rewound": done.rewound, "kept": done.kept}
         show_json({"schema_version": 1, **facts})
         return
-    show(f"{len(done.rewound)} tensors rewound, written to {done.path}")
+    show(f"{counted(done.rewound)} rewound, written to {done.path}")
     for name in done.kept:
         show(f"  kept  {name}  the base has no values for it")
 
 
-@click.command(epilog="Example:  regraft export tuned.safetensors --as source -o tuned.h5")
+@click.command(epilog="Example:  regraft export tuned.safetensors --as source -o tuned.weights.h5")
 @click.argument("source", metavar="TUNED")
 @click.option("--as", "to", default="source", show_default=True, type=click.Choice(["source"]),
               help="Whose names and layout: those of the file that TUNED came from.")  # fmt: skip
@@ -94,7 +94,11 @@ def export(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Write tuned weights under the names and in the layout of the library they came from."""
+    """Write tuned weights under the names and in the layout of the library they came from.
+
+    TUNED must hold its lineage, as files do that Regraft wrote. The ending of the file names the
+    format; Keras loads .weights.h5.
+    """
     if would(dry_run, [source, *([base] if base else [])], out):
         return
     free(out, force)
@@ -103,7 +107,7 @@ def export(
         facts = {"written": done.written, "left": done.left, "filled": done.filled}
         show_json({"schema_version": 1, "path": str(done.path), **facts})
         return
-    show(f"{len(done.written)} tensors written to {done.path}")
+    show(f"{counted(done.written)} written to {done.path}")
     for name in done.left:
         show(f"  left    {name}  the source has no such tensor")
     for name in done.filled:
@@ -124,7 +128,9 @@ def delta() -> None:
 @delta.command(epilog="Example:  regraft delta make base.pth tuned.pth -o tuned.delta")
 @click.argument("base")
 @click.argument("source", metavar="TUNED")
-@click.option("--plan", "plan_path", help="How TUNED was made from BASE, where names differ.")
+@click.option("--plan", "plan_path", type=click.Path(),
+              help="How TUNED was made from BASE (regraft plan -o), where names "
+              "differ.")  # fmt: skip
 @out_option
 @force_option
 @dry_run_option
@@ -185,6 +191,9 @@ def apply(
 def lineage(folder: str, as_json: bool) -> None:
     """Say which checkpoint of FOLDER came from which, by their values, as a tree.
 
+    A child hangs below what it came from, with its distance (0: the same weights) and what tells
+    the direction, in log-odds; open: nothing tells which of the two came first.
+
     --json gives nodes, edges as [parent, child], and what each edge rests on.
     """
     with progress("reading") as advance:
@@ -193,6 +202,8 @@ def lineage(folder: str, as_json: bool) -> None:
         show_json(found.to_json())
         return
     _draw(found)
+    if not found.nodes:
+        say(f"no checkpoints in {folder}; those of folders in it are not looked at")
 
 
 def _draw(found: rg.FamilyTree) -> None:

@@ -30,7 +30,8 @@ _RELATED, _DEVIATIONS = 0.3, 6.0
 # Of another tensor of the base, with which a tensor then belongs rather than with its namesake.
 _RIVAL, _SHOWN = 0.8, 3
 
-Voice = Literal["same", "close", "apart", "silent"]
+# `still`: the same, which proves nothing, as it would be in any two models, and does no harm.
+Voice = Literal["same", "close", "apart", "silent", "still"]
 
 
 class Doubt(NamedTuple):
@@ -72,7 +73,7 @@ class _Hearing:
             if not graft.written:
                 continue
             voice, way = self._voice(graft.target), _way(graft)
-            if voice in ("same", "close"):
+            if voice in ("same", "close", "still"):
                 continue
             rivals = self._rivals(graft) if voice == "apart" else []
             if rivals and rivals[0][1] >= _RIVAL:
@@ -94,10 +95,11 @@ class _Hearing:
         before, after = make(self._plan, graft, self._read, self._own), self._after(name, None)
         if before.shape != after.shape:
             return "silent"
-        if before.dtype == after.dtype and np.array_equal(bits(before), bits(after)):
-            return "same"
+        same = before.dtype == after.dtype and np.array_equal(bits(before), bits(after))
         if before.size < VALUES or constant(before) or constant(after):
-            return "silent"
+            return "still" if same else "silent"
+        if same:
+            return "same"
         return "close" if correlation(before, after) >= _least(before.size) else "apart"
 
     def _own(self, name: str) -> np.ndarray:

@@ -83,7 +83,10 @@ def decode(found: Catalogue) -> Delta:
     the file is no delta, `CorruptFile` where it contradicts itself."""
     text = found.metadata.get(KEY)
     if text is None:
-        raise FormatError(found.label, found="no delta", expected="a file of `regraft delta make`")
+        raise FormatError(
+            found.label, found="no delta", expected="a file of `regraft delta make`",
+            hint="the base comes first: regraft delta apply BASE DELTA",
+        )  # fmt: skip
     try:
         delta = msgspec.json.decode(text, type=Delta)
     except (msgspec.MsgspecError, RecursionError) as error:

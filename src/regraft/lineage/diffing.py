@@ -77,7 +77,8 @@ def diff(
             gone = Entry("gone", info.shape, info.dtype)
             # A base's tensor may be called as one of the newer file that is another.
             entries[name if name not in entries else f"{name} ({base.label})"] = gone
-    return Diff(base.label, tuned.label, entries, (*remarks, *_remarks(tuned.label, entries)))
+    told = (*remarks, *_remarks(tuned.label, entries), *_untied(plan, base, entries))
+    return Diff(base.label, tuned.label, entries, told)
 
 
 class _Sides:
@@ -213,6 +214,17 @@ def _summed(
     for future in futures:
         total += future.result()
     return info, total
+
+
+def _untied(plan: Plan, base: Catalogue, entries: dict[str, Entry]) -> Iterator[Remark]:
+    """Names of one tensor of the base that hold different values in the newer file."""
+    made = {g.sources[0]: g.target for g in plan.grafts.values() if len(g.sources) == 1}
+    for group in base.ties:
+        names = [made[name] for name in group if made.get(name) in entries]
+        changes = {(entries[n].l2, entries[n].max_abs, entries[n].cosine) for n in names}
+        if len(changes) > 1:
+            text = f"{' and '.join(names)} were one tensor, and are not any more"
+            yield Remark("untied", names[0], text)
 
 
 def _remarks(label: str, entries: dict[str, Entry]) -> Iterator[Remark]:

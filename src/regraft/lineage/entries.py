@@ -164,12 +164,14 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 def _facts(entry: Entry) -> str:
     facts = ""
+    if entry.status in ("fresh", "gone"):
+        facts = f"  {entry.dtype}{list(entry.shape)}"
     if entry.status == "moved":
         facts = f"  L2 {entry.rel_l2:<8.3g}  max {entry.max_abs:<8.3g}  cos {entry.cosine:.6f}"
     if entry.rank == entry.rank:
         facts += f"  rank {entry.rank:.1f}"
     if entry.odd:
-        facts += f"  {entry.odd} NaN or Inf"
+        facts += f"  {entry.odd} of NaN or Inf left out"
     facts += f"  was {entry.base}" if entry.base else ""
     facts += "".join(f", {op}" for op in entry.ops)
     return f"{facts}  {entry.note}" if entry.note else facts
