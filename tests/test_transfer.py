@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 import regraft as rg
 from regraft import copying, transfer, values
 from regraft.errors import TransferError
+from regraft.reports import statistics
 from regraft.values import not_finite
 
 
@@ -197,6 +198,39 @@ def test_what_a_model_writes_to_its_pages_is_its_own(tmp_path: Path) -> None:
         for array in (held, checkpoint.read("0.weight"), state(twin)["0.weight"]):
             np.testing.assert_array_equal(array, before)
     assert path.read_bytes() == written
+
+
+def resident() -> int:
+    """KiB of mapped files in this process's memory."""
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith("RssFile"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
+@pytest.mark.parametrize(
+    ("ending", "width"),
+    [(".safetensors", 700), (".safetensors", 1 << 18), (".npz", 700), (".packed.npz", 1 << 18)],
+)
+def test_what_was_looked_at_does_not_stay_in_memory(
+    ending: str, width: int, tmp_path: Path
+) -> None:
+    """Of small tensors neither, and of those that were unpacked into a nameless file."""
+    draw = np.random.default_rng(0)
+    made = {f"t{n}": draw.normal(size=width).astype("f4") for n in range((1 << 21) // width)}
+    path = tmp_path / f"x{ending}"
+    if ending == ".packed.npz":
+        made = {"all": np.concatenate([*made.values()] * 5)}  # more than is unpacked in memory
+        np.savez_compressed(path, **made)  # pyright: ignore[reportArgumentType]
+    else:
+        rg.convert(made, path)
+    with rg.open(path) as found:
+        for _ in range(2):  # at first libraries' own pages come, too
+            before = resident()
+            told = dict(statistics.measured(found.values(), found.read, {}))
+        assert resident() - before < sum(a.nbytes for a in made.values()) / 4 / 1024
+        for info, seen in told.items():
+            assert seen.max == pytest.approx(made[info.name].max())
+            np.testing.assert_array_equal(found.read(info.name), made[info.name])
 
 
 def test_what_stays_where_it_is(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regraft import operations as ops
-    from regraft._api.access import delta, diff, has_lineage, pretrained, sources_of, trace
+    from regraft._api.access import delta, diff, pretrained, sources_of, trace
     from regraft._api.blending import interpolate, soup
     from regraft._api.deltas import apply_delta, make_delta
     from regraft._api.heritage import family_tree
+    from regraft._api.keeping import has_lineage
     from regraft._api.loading import apply, load
     from regraft._api.planning import Plan, plan
     from regraft._api.proving import verify
@@ -55,10 +56,11 @@ if TYPE_CHECKING:
 
 # Where each name lives; a test holds this to the imports above, which are for type checkers.
 _ROOMS = {
-    "_api.access": "delta diff has_lineage pretrained sources_of trace",
+    "_api.access": "delta diff pretrained sources_of trace",
     "_api.blending": "interpolate soup",
     "_api.deltas": "apply_delta make_delta",
     "_api.heritage": "family_tree",
+    "_api.keeping": "has_lineage",
     "_api.loading": "apply load",
     "_api.planning": "Plan plan",  # which tells plans what the tensors of a live model are
     "_api.proving": "verify",

@@ -8,17 +8,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from regraft.errors import FormatError
+
+
+@contextmanager
+def told_of(path: Path) -> Generator[None]:
+    """Tells of a folder that nothing can be written to by the name of what was to be written."""
+    try:
+        yield
+    except OSError as error:
+        raise FormatError(
+            str(path), found=f"{error.strerror}", expected="a folder that can be written to"
+        ) from error
+
 
 @contextmanager
 def replacing_path(path: Path) -> Generator[Path]:
     """The path of an empty temporary file that takes the place of `path` when the block ends well.
 
     When it does not, the temporary file goes and what was at `path` stays as it was. For libraries
-    that open files themselves; see `replacing`.
+    that open files themselves; see `replacing`. **Raises** `FormatError` where the folder cannot be
+    written to.
     """
     import tempfile  # only where something is written
 
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with told_of(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -49,7 +64,8 @@ def replacing_all(folder: Path, old: Iterable[Path]) -> Generator[Path]:
     import shutil
     import tempfile
 
-    temporary = Path(tempfile.mkdtemp(prefix=".writing.", dir=folder))
+    with told_of(folder):
+        temporary = Path(tempfile.mkdtemp(prefix=".writing.", dir=folder))
     new, kept = temporary / "new", temporary / "old"
     try:
         new.mkdir()

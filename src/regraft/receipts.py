@@ -12,15 +12,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from regraft import markup
 from regraft.copying import Survey, survey
-from regraft.errors import TransferError
+from regraft.errors import TargetError, TransferError
 from regraft.plans import Graft, Plan, Remark
 from regraft.values import intact
 
 if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
     from regraft.tensors import Array
 
 
@@ -64,6 +67,26 @@ class Hashes(Mapping[str, str]):
         return self._surveys[name]
 
 
+class Keeper(Protocol):
+    """What makes and keeps lineages of a receipt: a room above this one."""
+
+    def metadata(
+        self,
+        receipt: Receipt,
+        hashes: Mapping[str, str],
+        trained: Mapping[str, bool] | None,
+        training: Mapping[str, str] | None,
+    ) -> dict[str, str]: ...
+
+    def beside(
+        self,
+        receipt: Receipt,
+        path: str | os.PathLike[str],
+        trained: Mapping[str, bool] | None,
+        training: Mapping[str, str] | None,
+    ) -> Path: ...
+
+
 @dataclass(frozen=True)
 class Receipt:
     """What `apply` did.
@@ -77,6 +100,7 @@ class Receipt:
     - `source_hash`: sha256 of the source file, computed when it is first asked for; `""` where the
       source is no file, or was changed since.
     - `parent`: the lineage that the source file itself held, as JSON, `""` for none.
+    - `keeper`: what writes lineages of it; see `keep_beside`.
     """
 
     plan: Plan = field(repr=False)
@@ -86,6 +110,7 @@ class Receipt:
     verified: bool = False
     hashing: Callable[[], str] = field(default=str, repr=False, compare=False)
     parent: str = field(default="", repr=False)
+    keeper: Keeper | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def source_hash(self) -> str:
@@ -108,6 +133,38 @@ class Receipt:
                 yield Remark("file-changed", name, f"{error.found}: {error.hint}")
                 return
             yield from doubts(self.plan.grafts[name], seen)
+
+    def keep_beside(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        trained: Mapping[str, bool] | None = None,
+        training: Mapping[str, str] | None = None,
+    ) -> Path:
+        """Puts a lineage beside a file that another program wrote of the model, such as a trainer's
+        own checkpoint (`model.keras.lineage.json`), as `rg.save` puts it into its files.
+
+        Names in the file may have parts before the model's. The lineage holds as long as the file
+        is not written again. **Returns** its path.
+
+        **Raises** `StalePlan` where the file holds another model, `FormatError` as `rg.open`,
+        `TargetError` where this is no receipt of `rg.load` or `rg.apply`.
+        """
+        return self._keeper().beside(self, path, trained, training)
+
+    def lineage_entries(
+        self, hashes: Mapping[str, str], trained: Mapping[str, bool] | None = None
+    ) -> dict[str, str]:
+        """Entries of a file's metadata that hold the lineage of the model, as its tensors' hashes
+        are now; for trainers that write their own files."""
+        return self._keeper().metadata(self, hashes, trained, None)
+
+    def _keeper(self) -> Keeper:
+        if self.keeper is None:
+            raise TargetError(
+                "the receipt", found="one that was not given by a load", expected="that of rg.load"
+            )
+        return self.keeper
 
     @property
     def fresh(self) -> list[str]:

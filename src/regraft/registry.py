@@ -60,12 +60,26 @@ def format_of(path: Path) -> Format:
             hint="the file is cut off or damaged; get it again",
         )
     known = [*formats.names(), *sorted(entry.name for entry in _entry_points())]
-    raise UnknownFormat(
-        str(path),
-        found=f"a file that begins with {sample.head[:8]!r}" if sample.head else "an empty file",
-        expected=f"one of {', '.join(known)}",
-        hint="a format can be added through the entry point regraft.formats",
+    told = next((told for begin, told in _NO_CHECKPOINTS.items() if _begins(sample, begin)), None)
+    found, hint = told or (
+        f"a file that begins with {sample.head[:8]!r}",
+        "a format can be added through the entry point regraft.formats",
     )
+    raise UnknownFormat(str(path), found=found, expected=f"one of {', '.join(known)}", hint=hint)
+
+
+# What lies in a checkpoint's place when getting it went wrong.
+_NO_CHECKPOINTS = {
+    b"": ("an empty file", "it was not written, or not downloaded, to its end: get it again"),
+    b"version https://git-lfs": ("the pointer to a file in Git LFS", "get the file: git lfs pull"),
+    b"<!doctype html": ("a web page", "the download gave a page of the site: get the file itself"),
+    b"<html": ("a web page", "the download gave a page of the site: get the file itself"),
+}
+
+
+def _begins(sample: Sample, begin: bytes) -> bool:
+    head = sample.head.lstrip().lower()
+    return head.startswith(begin) if begin else not sample.head
 
 
 # Formats to try first for a file name's ending, so that listing a .pth imports neither numpy nor
@@ -125,9 +139,10 @@ def writer_of(path: Path, wanted: str | None) -> Write:
     if fitting:
         return max(fitting, key=lambda item: item[0])[1]
     endings = sorted(suffix for suffixes, _ in writers.values() for suffix in suffixes)
+    near = [ending for ending in endings if path.suffix and ending.endswith(path.suffix.lower())]
     raise UnknownFormat(
         str(path),
-        found=f"the ending {path.suffix!r}",
+        found=f"the ending {path.suffix!r}" if path.suffix else "no ending, which names a format",
         expected=f"one that can be written: {', '.join(endings)}",
-        hint="change the ending, or name a format",
+        hint=f"write {path.stem}{near[0]}" if near else "change the ending, or name a format",
     )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
 
+import msgspec
+
 from regraft import operations
 from regraft.copying import Copied, Overlaps, Surveys, copy, copy_all, survey
 from regraft.errors import IncompletePlan, RegraftError, TransferError
@@ -49,6 +51,16 @@ def make(
 def fingerprint(array: Array) -> str:
     """xxh3-128 of the values in row-major order."""
     return survey(array).digest
+
+
+def carried_out(plan: Plan, source: Catalogue) -> Plan:
+    """The plan as it is carried out: it may have been made of another file of the same tensors, and
+    what is made comes from this one."""
+    if plan.source.label == source.label:
+        return plan
+    return msgspec.structs.replace(
+        plan, source=msgspec.structs.replace(plan.source, label=source.label)
+    )
 
 
 def ready(plan: Plan) -> None:
@@ -129,7 +141,8 @@ def apply(
     new = [remark for remark in told if (remark.code, remark.where) not in known]
     held = lying | {name: copied.held for name, copied in found.items()}
     hashes = Hashes({graft.target: held[graft.target] for graft in writes})
-    return Receipt(plan, sink.model, hashes, (*plan.warnings, *new))
+    made = carried_out(plan, source)
+    return Receipt(made, sink.model, hashes, (*plan.warnings, *new))
 
 
 def _sure(

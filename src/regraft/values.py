@@ -172,14 +172,26 @@ def pages(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | at_once)
 
 
+# More than systems map around a page that is asked for.
+_MAPPED_ALONG = 1 << 21
+
+
 def let_go(array: Array) -> None:
     """Takes the pages of a mapped array out of this process's memory; they are read again when
     somebody looks at them. Nothing happens to any other array, nor to pages that may have been
     written to, which would lose it."""
-    place = mapped(array)
-    if place is None or place.file not in _FILES or not hasattr(mmap, "MADV_DONTNEED"):
+    owner = _owner(array)
+    if not isinstance(owner, mmap.mmap) or not array.nbytes or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    first = -(-place.start // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (place.start + place.size) // mmap.PAGESIZE * mmap.PAGESIZE
-    if last > first:
-        place.file.madvise(mmap.MADV_DONTNEED, first, last - first)
+    whole = np.frombuffer(owner, np.uint8)
+    if whole.flags.writeable:
+        return
+    steps = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
+    start = array.ctypes.data - whole.ctypes.data
+    first = start + sum(step for step in steps if step < 0)
+    last = start + sum(step for step in steps if step > 0) + array.itemsize
+    # Whole pages, and those before them that the system mapped along with them: of many small
+    # tensors all would stay else. What somebody still looks at is read again.
+    first -= first % mmap.PAGESIZE
+    first = max(0, first - _MAPPED_ALONG)
+    owner.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import regraft as rg
-from regraft import checkpoints
+from regraft import checkpoints, transfer
 from regraft.lineage import encode, parent_of, sidecar
 from regraft.tensors import TensorInfo
 
@@ -99,6 +99,65 @@ def test_restore_without_lineage_by_names(base: Path, tmp_path: Path) -> None:
     assert [n for n, e in found.items() if e.status == "moved"] == [
         n for n in plain if ".1." not in n and "tracked" not in n
     ]
+
+
+def trained(seed: int, *, move: float = 0.0) -> dict[str, torch.Tensor]:
+    """A network of four layers alike and a head; every tensor has values of its own."""
+    draw = torch.Generator().manual_seed(seed)
+    state = {f"l{i}.{n}": torch.randn(s, generator=draw) for i in range(4)
+             for n, s in {"weight": (16, 16), "bias": (16,), "scale": (3,)}.items()}  # fmt: skip
+    state["head.weight"] = torch.randn(8, 16, generator=draw)
+    other = torch.Generator().manual_seed(99)
+    return {n: t + move * torch.randn(t.shape, generator=other) for n, t in state.items()}
+
+
+def stored(folder: Path, **states: dict[str, torch.Tensor]) -> list[Path]:
+    for name, state in states.items():
+        torch.save(state, folder / f"{name}.pth")
+    return [folder / f"{name}.pth" for name in states]
+
+
+def test_restore_takes_what_values_bear_out(tmp_path: Path) -> None:
+    """Far moved ones, too; small tensors and a layer that was begun anew by their company."""
+    base = trained(0)
+    moved = trained(0, move=1.0) | {"head.weight": trained(5)["head.weight"]}
+    named = {f"net.{n}": t for n, t in moved.items()}
+    files = stored(tmp_path, base=base, tuned=moved, named=named)
+    for file in files[1:]:
+        done = rg.restore(file, files[0], tmp_path / "r.pth", tensors=["*"], force=True)
+        assert set(done.rewound) == set(torch.load(file))
+        for name, tensor in torch.load(done.path).items():
+            assert torch.equal(tensor, base[name.removeprefix("net.")])
+
+
+def test_restore_writes_no_guesses(tmp_path: Path) -> None:
+    base, far = trained(0), trained(1)
+    swapped = trained(0, move=0.01)
+    for kind in ("weight", "bias", "scale"):
+        one, other = f"l1.{kind}", f"l2.{kind}"
+        swapped[one], swapped[other] = swapped[other], swapped[one]
+    one, other, renumbered = stored(tmp_path, base=base, far=far, swapped=swapped)
+    out = tmp_path / "r.pth"
+    # The same names and shapes, from another start.
+    with pytest.raises(rg.AmbiguousMatch, match="5 of 5 tensors") as caught:
+        rg.restore(other, one, out, tensors=["l*.weight", "l0.bias"])
+    assert len(caught.value.problems) == 5
+    # The same names, but layers were numbered in another order: their values tell whose they are.
+    with pytest.raises(
+        rg.AmbiguousMatch, match=r"l1\.weight ← l1\.weight: .*or l2\.weight \(1\.00\)"
+    ):
+        rg.restore(renumbered, one, out, tensors=["l1.weight", "l3.weight"])
+    with pytest.raises(rg.RuleMatchedNothing):
+        rg.restore(other, one, out, tensors=["l0.*"], accept=["m0.*"])
+    with pytest.raises(rg.AmbiguousMatch, match="l0\\.bias"):
+        rg.restore(other, one, out, tensors=["l0.*"], accept=["l0.[ws]*"])
+    assert not out.exists()
+    done = rg.restore(other, one, out, tensors=["l0.*"], accept=["l0.*"])
+    assert torch.equal(torch.load(done.path)["l0.weight"], base["l0.weight"])
+    # A plan is a person's word.
+    plan = rg.plan(one, other)
+    assert rg.restore(other, one, out, tensors=["l0.*"], plan=plan, force=True).rewound
+    assert rg.restore(renumbered, one, out, tensors=["l3.*"], force=True).rewound
 
 
 def test_restore_keeps_the_dtype_of_the_tuned_file(tmp_path: Path) -> None:
@@ -206,6 +265,31 @@ def test_lower_precision_is_not_forced_on_tuned_weights(tmp_path: Path) -> None:
     assert torch.equal(torch.load(done.path)["0.weight"], fresh[0].weight)
 
 
+def test_values_are_hashed_once(
+    base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+    survey = transfer.survey
+
+    def counting(array: np.ndarray) -> object:
+        hashed.append(array.nbytes)
+        return survey(array)
+
+    monkeypatch.setattr(transfer, "survey", counting)
+    plan = rg.plan(base, net(4))
+    hashed.clear()
+    path = rg.convert(base, tmp_path / "c.safetensors", plan=plan)
+    with rg.open(path) as found:
+        assert sum(hashed) == found.nbytes
+    for given in (None, base):
+        hashed.clear()
+        done = rg.export(tuned, tmp_path / "e.pth", base=given, force=True)
+        with rg.open(done.path) as found:
+            assert sum(hashed) == found.nbytes
+    monkeypatch.undo()
+    assert set(rg.trace(path).counts()) == set(rg.trace(done.path).counts()) == {"loaded"}
+
+
 def test_chains_of_parents(base: Path, tuned: Path, tmp_path: Path) -> None:
     model = net(9)
     receipt = rg.load(tuned, model)
@@ -234,7 +318,7 @@ def test_a_lineage_beside_its_file(base: Path, tuned: Path, tmp_path: Path) -> N
     assert not rg.has_lineage(bare)
     with pytest.raises(rg.FormatError, match="no lineage"):
         rg.trace(bare)
-    sidecar.write(bare, rg.trace(tuned))
+    sidecar.write(bare, rg.trace(tuned), rg.open(bare).sha256)
     assert rg.has_lineage(bare)
     assert rg.trace(bare).counts() == rg.trace(tuned).counts()
     assert rg.diff(base, bare)["0.bias"].base == "module.0.bias"

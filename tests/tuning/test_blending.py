@@ -106,7 +106,7 @@ def test_a_lineage_beside_the_file(tmp_path: Path) -> None:
     end = arrays(tmp_path / "tuned.safetensors")
     plain = tmp_path / "plain.pth"
     torch.save({name: torch.tensor(array) for name, array in end.items()}, plain)
-    beside = sidecar.write(plain, told)
+    beside = sidecar.write(plain, told, rg.open(plain).sha256)
     path = rg.interpolate(tmp_path / "base.pth", plain, tmp_path / "mid.safetensors")
     assert rg.trace(path).tensors["3.weight"].state == "fresh"
     beside.write_text("no lineage")

@@ -204,6 +204,11 @@ def test_a_run_that_goes_on_ends_the_same(after: int, tmp_path: Path) -> None:
     assert "first/bias" in found.receipt.frozen
     with pytest.raises(rg.StalePlan, match="policy"):
         rg.finetune(net(0.4), samples(), checkpoints=tmp_path, **SETTINGS)
+    other = net(0.4)
+    mean = other.get_layer("norm").moving_mean
+    mean.assign(mean + 1)
+    with pytest.raises(rg.StalePlan, match="starting weights"):
+        rg.finetune(other, samples(), policy=POLICY, checkpoints=tmp_path, **SETTINGS)
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(kept.read_bytes()[:-2000])
     with pytest.raises(rg.CorruptFile, match="remove it"):

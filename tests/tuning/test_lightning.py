@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import regraft as rg
-from regraft.tuning import runs
+from regraft.tuning import processes
 from regraft.tuning.lightning import Follow
 from regraft.tuning.policies import Policy
 from regraft.tuning.torch import Tuning
@@ -166,7 +166,7 @@ def test_a_run_that_goes_on_ends_the_same(
         )
     with pytest.raises(rg.StalePlan, match="data"):
         rg.finetune(dropout_net(), samples(38), policy=POLICY, checkpoints=tmp_path, **SETTINGS)
-    monkeypatch.setattr(runs, "processes", lambda: 2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(rg.StalePlan, match="processes"):
         rg.finetune(dropout_net(), samples(), policy=POLICY, checkpoints=tmp_path, **SETTINGS)
     monkeypatch.undo()
@@ -189,6 +189,38 @@ def test_a_run_from_other_pretrained_values_is_another(tmp_path: Path) -> None:
     for seed, raises in ((1, False), (1, False), (2, True)):
         model = torch_net(9)
         receipt = rg.load(torch_net(seed), model)
-        wanted = pytest.raises(rg.StalePlan, match="pretrained") if raises else nullcontext()
+        wanted = pytest.raises(rg.StalePlan, match="starting weights") if raises else nullcontext()
         with wanted:
             rg.finetune(model, samples(), receipt=receipt, checkpoints=tmp_path, epochs=1)
+
+
+def test_without_a_receipt_the_starting_weights_tell_a_run(tmp_path: Path) -> None:
+    first = torch_net(1)
+    done = rg.finetune(first, samples(), checkpoints=tmp_path, epochs=1)
+    again = torch_net(1)
+    assert rg.finetune(again, samples(), checkpoints=tmp_path, epochs=1).curve == done.curve
+    assert changed(values(first), values(again)) == set()
+    # One that was trained is no start either, nor one of other statistics.
+    other = torch_net(1)
+    other[1].running_var[0] += 1
+    for model in (torch_net(2), first, other):
+        before = values(model)
+        with pytest.raises(rg.StalePlan, match="starting weights"):
+            rg.finetune(model, samples(), checkpoints=tmp_path, epochs=1)
+        assert changed(before, values(model)) == set()
+
+
+def test_with_a_receipt_only_what_is_fresh_may_be_drawn_anew(tmp_path: Path) -> None:
+    said: dict[str, Any] = {"fresh": ["3.*"], "unused": ["3.*"]}
+    ends: list[Any] = []
+    for seed in (3, 4):
+        model = torch_net(seed)
+        receipt = rg.load(torch_net(1), model, **said)
+        rg.finetune(model, samples(), receipt=receipt, checkpoints=tmp_path, epochs=1)
+        ends.append(values(model))
+    assert changed(*ends) == set()
+    receipt = rg.load(torch_net(1), model, **said)
+    with torch.no_grad():
+        model[0].bias.add_(1)  # since it was loaded
+    with pytest.raises(rg.StalePlan, match="starting weights"):
+        rg.finetune(model, samples(), receipt=receipt, checkpoints=tmp_path, epochs=1)

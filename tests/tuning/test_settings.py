@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import regraft as rg
+from regraft.tuning import processes
 from regraft.tuning.metrics import measured
 from regraft.tuning.sweeps import suggested, sweep
 
@@ -57,6 +59,24 @@ def test_accumulated_steps_are_those_of_a_larger_batch() -> None:
         found.append(values(net))
     for name, array in found[0].items():
         np.testing.assert_allclose(array, found[1][name], atol=1e-5, err_msg=name)
+
+
+def test_one_place_knows_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (processes.count(), processes.count_here(), processes.rank()) == (1, 1, 0)
+    assert processes.is_first()
+    for name, value in {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert (processes.count(), processes.count_here(), processes.rank()) == (8, 2, 3)
+    assert not processes.is_first()
+    package = Path(rg.__file__).parent
+    readers = [
+        p
+        for p in package.rglob("*.py")
+        if re.search(r'"(LOCAL_)?(RANK|WORLD_SIZE)"', p.read_text())
+    ]
+    assert readers == [Path(processes.__file__)]
 
 
 def test_schedules() -> None:

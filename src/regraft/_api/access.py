@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from regraft import checkpoints, lineage, transfer
+from regraft._api.keeping import lineage_of
 from regraft._api.planning import plan_sides
 from regraft._sides import Given, Side, source_side
 from regraft.errors import FormatError, RegraftError, StalePlan
-from regraft.lineage import Diff, Lineage, sidecar
-from regraft.plans import Plan
+from regraft.lineage import Diff, Lineage
+from regraft.plans import Plan, Remark
 from regraft.transfer import Progress
 
 if TYPE_CHECKING:
@@ -28,22 +29,6 @@ def trace(path: Given) -> Lineage:
     """
     side = source_side(path)
     return lineage.checked(lineage_of(side), side.catalogue, side.reader())
-
-
-def lineage_of(side: Side) -> Lineage:
-    """The lineage in the file, or beside it. **Raises** `FormatError` where there is none."""
-    if lineage.KEY not in side.catalogue.metadata and side.path is not None:
-        beside = sidecar.read(side.path)
-        if beside is not None:
-            return beside
-    return lineage.decode(side.catalogue.metadata, side.catalogue.label)
-
-
-def has_lineage(found: Given) -> bool:
-    """Whether a file holds a lineage, or one lies beside it."""
-    side = source_side(found)
-    beside = side.path is not None and sidecar.path_of(side.path).is_file()
-    return beside or lineage.KEY in side.catalogue.metadata
 
 
 class Source(NamedTuple):
@@ -95,12 +80,13 @@ def _state(file: Path | None, digest: str) -> Literal["verified", "changed", "ab
 
 class Pairing(NamedTuple):
     """An older file, a newer one, and the plan from one to the other. `given`: whether a person or
-    a lineage gave the plan; else names and values did."""
+    a lineage gave the plan; else names and values did. `remarks`: what is to be known of it."""
 
     before: Side
     after: Side
     plan: Plan
     given: bool
+    remarks: tuple[Remark, ...] = ()
 
 
 def paired(
@@ -114,8 +100,13 @@ def paired(
     plan is of other files."""
     before, after = source_side(base, container), source_side(tuned, container)
     made = plan if isinstance(plan, Plan) or plan is None else Plan.load(plan)
+    remarks: tuple[Remark, ...] = ()
     if made is None:
-        made = _from_lineage(before, after)
+        try:
+            made = _from_lineage(before, after)
+        except StalePlan as error:  # of another content: told, and not believed
+            text = f"{error.where} is not believed: {error.found}, and this is another"
+            remarks = (Remark("stale-lineage", after.catalogue.label, text),)
     if made is not None:
         made.check(before.catalogue)
         if made.grafts and not made.grafts.keys() & after.catalogue.keys():
@@ -129,7 +120,7 @@ def paired(
         return Pairing(before, after, made, True)
     sides = (before.catalogue, before.reader(), after.catalogue, after.reader())
     found = lineage.correspondence(*sides, known=_matched(before, after))
-    return Pairing(before, after, found, False)
+    return Pairing(before, after, found, False, remarks)
 
 
 def _from_lineage(before: Side, after: Side) -> Plan | None:
@@ -177,7 +168,7 @@ def diff(
     return lineage.diff(
         found.plan, found.before.catalogue, found.before.reader(),
         found.after.catalogue, found.after.reader(),
-        given=found.given, ranks=ranks, progress=progress,
+        given=found.given, ranks=ranks, remarks=found.remarks, progress=progress,
     )  # fmt: skip
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from regraft import checkpoints, keras_layout, lineage, transfer
-from regraft._api.access import has_lineage, lineage_of, pretrained
+from regraft import keras_layout, lineage, transfer
+from regraft._api import keeping
+from regraft._api.access import pretrained
+from regraft._api.keeping import has_lineage, lineage_of
 from regraft._sides import Given, Side, source_side
 from regraft.errors import StalePlan, TargetError
 from regraft.lineage import Lineage, Origin
@@ -115,7 +117,7 @@ def _written(
         (TensorInfo(info.name, info.shape, info.dtype), partial(value, info.name))
         for info in last.values()
     )
-    return checkpoints.write(path, items, metadata, force=force, framework=last.framework)
+    return keeping.write(path, items, metadata, force=force, framework=last.framework)
 
 
 def _told(
@@ -148,7 +150,7 @@ def _told(
         tensors=tensors,
         source_tensors={t.name: Spec(t.shape, t.dtype) for t in first.catalogue.values()},
         training={"blend": what, "parents": ", ".join(shas)},
-        parent=first.catalogue.metadata.get(lineage.KEY, ""),
+        parent=keeping.text_of(first),
         also={name: shas[name] for name in names if name != names[0]},
     )
     return lineage.encode(made)

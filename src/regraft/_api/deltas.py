@@ -9,12 +9,13 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from regraft import checkpoints, folders, locations, shards
+from regraft import checkpoints, folders, lineage, locations, shards
+from regraft._api import keeping
 from regraft._api.access import paired
-from regraft.atomic import replacing
+from regraft.atomic import replacing, told_of
 from regraft.checkpoints import Checkpoint
 from regraft.errors import FormatError
-from regraft.lineage import delta_applying, delta_making, deltas
+from regraft.lineage import delta_applying, delta_making, deltas, sidecar
 from regraft.plans import Plan
 from regraft.tensors import TensorInfo
 from regraft.transfer import Progress
@@ -43,10 +44,12 @@ def make_delta(
     some tens of kilobytes or more).
 
     **Raises** `FormatError` where `tuned` is no single file (make a delta for each shard), where
-    one of the files is written to meanwhile, or where the path exists and `force` is False.
+    one of the files is written to meanwhile, where the path exists and `force` is False, or where
+    it is one of the two, without which the delta is of no use.
     """
     where = Path(path)
     _free(where, force)
+    keeping.apart(where, base, tuned)
     found = paired(base, tuned, plan)
     ours, theirs = found.before.catalogue, found.after.catalogue
     if not isinstance(ours, Checkpoint) or not isinstance(theirs, Checkpoint):
@@ -60,7 +63,9 @@ def make_delta(
             hint="make a delta for each of its files, with the whole base as BASE",
         )  # fmt: skip
     hashes = ours.sha256, theirs.sha256
-    with tempfile.TemporaryFile(dir=where.parent) as scratch:
+    with told_of(where):
+        scratch = tempfile.TemporaryFile(dir=where.parent)  # noqa: SIM115
+    with scratch:
         kept = delta_making.make(
             found.plan, ours, found.before.reader(), theirs, found.after.reader(), file, hashes,
             scratch, progress,
@@ -76,6 +81,8 @@ def make_delta(
             for name, (start, size) in kept.frames.items()
         ]
         metadata = deltas.encode(kept.delta)
+        if lineage.KEY not in theirs.metadata and (told := keeping.text_of(found.after)):
+            metadata[deltas.BESIDE] = told  # what lay beside the file comes back with it
         return checkpoints.write(where, items, metadata, format="safetensors", force=force)
 
 
@@ -97,19 +104,27 @@ def apply_delta(
 ) -> Path:
     """Writes the tuned file that a delta was made of, byte for byte; whole or not at all.
 
-    `base` is the file that the delta was made from, or one that holds the same tensors.
+    `base` is the file that the delta was made from, or one that holds the same tensors. A lineage
+    that lay beside the tuned file comes back beside this one.
 
     **Raises** `StalePlan` for another base; `CorruptFile` for a delta that is damaged, or was made
-    to be; `FormatError` where `delta` is none, or the path exists and `force` is False.
+    to be; `FormatError` where `delta` is none, the path exists and `force` is False, or it is one
+    of the two.
     """
     where = Path(path)
     _free(where, force)
+    keeping.apart(where, base, delta)
     with checkpoints.open(delta) as frames:
         listing = deltas.decode(frames)
         with _part(base, listing.container) as ours:
             _room_for(listing, where)
             with replacing(where) as out:
                 delta_applying.rebuild(listing, frames, frames.read, ours, ours.read, out, progress)
+        told = frames.metadata.get(deltas.BESIDE)
+        sidecar.path_of(where).unlink(missing_ok=True)
+        if told is not None:
+            known = lineage.decode({lineage.KEY: told}, frames.label)
+            sidecar.write(where, known, listing.tuned_hash)
     return where
 
 

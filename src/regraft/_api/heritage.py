@@ -199,11 +199,11 @@ def _sources(file: _File) -> list[str]:
     """Hashes of the files that its lineage names, parents of parents included."""
     try:
         told: Lineage | None = (
-            sidecar.read(file.path)
+            sidecar.read(file.path, lambda: file.held.sha256)
             if lineage.KEY not in file.held.metadata
             else lineage.decode(file.held.metadata, file.name)
         )
-    except FormatError:
+    except RegraftError:
         return []
     hashes: list[str] = []
     while told is not None:

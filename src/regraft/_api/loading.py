@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from regraft import lineage, transfer
+from regraft import transfer
+from regraft._api import keeping
 from regraft._api.planning import Rules, both_sides, compared, plan_sides, reader_apart, rules_of
 from regraft._sides import Given, Side
 from regraft.checkpoints import Checkpoint
@@ -74,8 +75,9 @@ def _apply(
         journal=journal,
     )
     if isinstance(ours.catalogue, Checkpoint):
-        parent = ours.catalogue.metadata.get(lineage.KEY, "")
+        parent = keeping.text_of(ours)
         receipt = replace(receipt, hashing=ours.content, parent=parent)
+    receipt = replace(receipt, keeper=keeping.Keeper())
     if probe is None or journal is None:
         return receipt
     try:

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from regraft import checkpoints, keras_layout, lineage, operations, transfer
-from regraft._api.access import Pairing, lineage_of, maker, paired, pretrained
+from regraft import keras_layout, lineage, operations, transfer
+from regraft._api import keeping
+from regraft._api.access import Pairing, maker, paired, pretrained
+from regraft._api.keeping import lineage_of
 from regraft._sides import Given, Side, source_side
 from regraft.errors import (
+    AmbiguousMatch,
     FormatError,
     IncompletePlan,
     RuleMatchedNothing,
     ShapeMismatch,
     StalePlan,
 )
-from regraft.lineage import Lineage, Origin
+from regraft.lineage import Lineage, Origin, confirming
 from regraft.lineage.returning import Return, way_back
 from regraft.operations import Cast
 from regraft.plans import Graft, Plan, Spec
@@ -64,6 +67,7 @@ def restore(
     *,
     tensors: Iterable[str],
     plan: Plan | str | os.PathLike[str] | None = None,
+    accept: Iterable[str] = (),
     format: str | None = None,
     force: bool = False,
 ) -> Restored:
@@ -74,20 +78,30 @@ def restore(
     - `tensors`: glob patterns for names of the tuned model (`layer4.*`).
     - `plan`: how `tuned` was made from `base`, where it holds no lineage and names do not tell.
 
-    The lineage, where there is one, says afterwards that these are as they were loaded.
+    - `accept`: patterns for tensors whose counterpart in the base is no more than a guess, and is
+      taken all the same.
+
+    The lineage, where there is one, says afterwards that these are as they were loaded. Without it,
+    and without a plan, tensors are paired as by `diff`, and a pair is a guess unless values bear it
+    out: its own, or those of most pairs whose names agree in the same way.
 
     **Raises** `RuleMatchedNothing` for a pattern that matches no name, `StalePlan` where `base` is
     not the file that the lineage speaks of, `IncompletePlan` where none of the tensors has
-    pretrained values; `FormatError`.
+    pretrained values, `AmbiguousMatch`, with the alternatives, for guesses that were not accepted;
+    `IncompletePlan` for one of several names of one tensor; `FormatError`. Nothing is written then.
     """
+    keeping.apart(path, base)
     found = paired(base, tuned, plan)
     patterns = tuple(tensors)
     wanted = _wanted(found.after, patterns)
+    _ties_kept(found.after, wanted)
     told = _lineage(found.after)
     if told is not None and plan is None:
         held = pretrained(found.after.catalogue, found.before.catalogue)
         before = {name: _getter(held, name) for name in wanted if name in held}
     else:
+        taken = _wanted(found.after, accepted) if (accepted := tuple(accept)) else ()
+        _no_guesses(found, [name for name in wanted if name not in taken])
         found = _as_stored(found, wanted)
         before = {name: maker(found, name) for name in wanted if name in found.plan.grafts}
     if not before:
@@ -106,9 +120,7 @@ def restore(
         for name, info in found.after.catalogue.items()
     )
     framework = found.after.catalogue.framework
-    written = checkpoints.write(
-        path, items, metadata, format=format, force=force, framework=framework
-    )
+    written = keeping.write(path, items, metadata, format=format, force=force, framework=framework)
     kept = tuple(name for name in wanted if name not in before)
     return Restored(written, tuple(before), kept)
 
@@ -124,6 +136,39 @@ def _wanted(side: Side, patterns: tuple[str, ...]) -> list[str]:
             problems=idle,
         )
     return [n for n in names if any(n == p or fnmatchcase(n, p) for p in patterns)]
+
+
+def _ties_kept(side: Side, wanted: list[str]) -> None:
+    """One tensor under two names is rewound under both, or the file would say two things of it."""
+    for group in side.catalogue.ties:
+        left = [name for name in group if name not in wanted]
+        if left and len(left) < len(group):
+            whole = next(name for name in group if name in wanted)
+            raise IncompletePlan(
+                side.catalogue.label,
+                found=f"{whole!r}, which is one tensor with {', '.join(map(repr, left))}",
+                expected="all names of a tensor to be rewound, or none",
+                hint=f"give its other names, too: tensors=[…, {left[0]!r}]",
+            )
+
+
+def _no_guesses(found: Pairing, names: list[str]) -> None:
+    if found.given:
+        return
+    base = found.before
+    doubts = confirming.unconfirmed(
+        found.plan, base.catalogue, base.reader(), found.after.reader(), names
+    )
+    if doubts:
+        raise AmbiguousMatch(
+            found.after.catalogue.label,
+            found=f"no more than a guess at what {len(doubts)} of {len(names)} tensors were in "
+            f"{base.catalogue.label}",
+            expected="a lineage, a plan, or values that still are like the base's",
+            hint="give the plan that the model was loaded by, or take the guesses: "
+            f"accept=[{next(iter(doubts))!r}, …] (--accept)",
+            problems=[f"{name} ← {doubt}" for name, doubt in doubts.items()],
+        )
 
 
 def _lineage(side: Side) -> Lineage | None:
@@ -213,6 +258,8 @@ def export(
     values than were loaded of the source; `IncompletePlan` where tensors were
     adapted to the model (resized, merged, cut), so that there is no way back for them.
     """
+    if base is not None:
+        keeping.apart(path, base)
     if to != "source":
         raise FormatError(f"to={to!r}", found="no such form", expected="'source'")
     side = source_side(tuned)
@@ -229,9 +276,7 @@ def export(
     opened = None if base is None else source_side(base, told.container or None)
     items, metadata, filled = _items(side, back, told, opened)
     framework = opened.catalogue.framework if opened else ""
-    written = checkpoints.write(
-        path, items, metadata, format=format, force=force, framework=framework
-    )
+    written = keeping.write(path, items, metadata, format=format, force=force, framework=framework)
     return Exported(written, tuple(info.name for info, _ in items), back.left, filled)
 
 
@@ -243,10 +288,9 @@ def _items(
     pairing = Pairing(side, side, made, True)
     ours = {name: maker(pairing, name) for name in made.grafts}
     hashes = {name: transfer.fingerprint(get()) for name, get in ours.items()}
-    catalogue = side.catalogue
-    parent = catalogue.metadata.get(lineage.KEY, "")
+    parent = keeping.text_of(side)
     receipt = Receipt(made, None, hashes, hashing=side.content, parent=parent)
-    new = lineage.describe(receipt, ((name, get()) for name, get in ours.items()))
+    new = lineage.describe(receipt, hashes)
     specs = {name: graft.spec for name, graft in made.grafts.items()}
     metadata: dict[str, str] = {}
     filled: tuple[str, ...] = ()

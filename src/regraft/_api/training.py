@@ -12,7 +12,7 @@ from regraft import targets
 from regraft._sides import Given, source_side, target_side
 from regraft.errors import TargetError
 from regraft.receipts import Receipt
-from regraft.tuning import Epoch, Job, Policy, Settings, Tuned, best_of, logs, trainer_of
+from regraft.tuning import Epoch, Job, Policy, Settings, Tuned, best_of, logs, processes, trainer_of
 from regraft.tuning import data as training_data
 from regraft.tuning.references import Reference
 
@@ -124,7 +124,7 @@ class _Told:
         self._progress, self._folder = progress, folder
         self._curve: list[Epoch] = []
         # Where `torchrun` started several processes, the first one writes.
-        if os.environ.get("RANK", "0") != "0":
+        if not processes.is_first():
             self._folder = None
         self._board: logs.Board | None = None
         if board and self._folder is not None:

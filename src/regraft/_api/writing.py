@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft import checkpoints, keras_layout, lineage, transfer
+from regraft import keras_layout, lineage, transfer
+from regraft._api import keeping
 from regraft._sides import Given, Side, source_side, target_side
 from regraft.errors import IncompletePlan, StalePlan
 from regraft.plans import Plan
@@ -17,9 +18,6 @@ from regraft.transfer import Progress
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
-
-# Metadata that stays true of the same tensors in another file.
-_KEPT = (lineage.KEY, keras_layout.KEY)
 
 
 def convert(
@@ -50,10 +48,12 @@ def convert(
     if plan is None:
         side = source_side(source, container)
         read = side.reader()
-        kept = {k: v for k, v in side.catalogue.metadata.items() if k in _KEPT}
+        kept = {k: v for k, v in side.catalogue.metadata.items() if k == keras_layout.KEY}
+        if told := keeping.text_of(side):
+            kept[lineage.KEY] = told
         items = ((info, _reading(read, info, progress)) for info in side.catalogue.values())
         framework = side.catalogue.framework
-        return checkpoints.write(
+        return keeping.write(
             path, items, kept, format=format, force=force, max_shard=max_shard, framework=framework
         )
     made = plan if isinstance(plan, Plan) else Plan.load(plan)
@@ -71,7 +71,7 @@ def convert(
         )
     tensors, metadata = _through(made, side, progress)
     framework = made.target.framework
-    return checkpoints.write(
+    return keeping.write(
         path, tensors, metadata, format=format, force=force, max_shard=max_shard,
         framework=framework,
     )  # fmt: skip
@@ -93,6 +93,7 @@ def _through(
     made: Plan, side: Side, progress: Progress | None
 ) -> tuple[Iterable[tuple[TensorInfo, Callable[[], Array]]], dict[str, str]]:
     """The tensors that a plan makes, and their lineage."""
+    made = transfer.carried_out(made, side.catalogue)
     read = side.reader()
 
     def get(name: str, _: object = None) -> Array:
@@ -103,10 +104,11 @@ def _through(
 
         return np.zeros(graft.spec.shape, graft.spec.dtype)  # a counter, which starts at 0
 
-    hashes = {n: transfer.fingerprint(get(n)) for n, g in made.grafts.items() if g.written}
-    parent = side.catalogue.metadata.get(lineage.KEY, "")
-    receipt = Receipt(made, None, hashes, made.warnings, hashing=side.content, parent=parent)
-    told = lineage.describe(receipt, ((n, get(n)) for n in made.grafts))
+    hashes = {name: transfer.fingerprint(get(name)) for name in made.grafts}
+    written = {name: digest for name, digest in hashes.items() if made.grafts[name].written}
+    parent = keeping.text_of(side)
+    receipt = Receipt(made, None, written, made.warnings, hashing=side.content, parent=parent)
+    told = lineage.describe(receipt, hashes)
     infos = (TensorInfo(n, g.spec.shape, g.spec.dtype) for n, g in made.grafts.items())
     items = ((info, _reading(get, info, progress)) for info in infos)
     return items, lineage.encode(told)
@@ -150,11 +152,11 @@ def save(
                 expected="the receipt of this very model",
                 problems=alien,
             )
-        arrays = ((info.name, read(info.name, None)) for info in infos)
-        told = lineage.describe(receipt, arrays, trained=trained, training=training)
+        hashes = {info.name: transfer.fingerprint(read(info.name, None)) for info in infos}
+        told = lineage.describe(receipt, hashes, trained=trained, training=training)
         metadata |= lineage.encode(told)
     items = ((info, _reading(read, info, None)) for info in infos)
     framework = side.catalogue.framework
-    return checkpoints.write(
+    return keeping.write(
         path, items, metadata, format=format, force=force, max_shard=max_shard, framework=framework
     )

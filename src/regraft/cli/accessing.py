@@ -18,7 +18,7 @@ from regraft.cli.options import (
     plan_of,
     would,
 )
-from regraft.cli.output import progress, show, show_json
+from regraft.cli.output import counted, progress, say, show, show_json
 
 
 @click.command(
@@ -29,7 +29,18 @@ from regraft.cli.output import progress, show, show_json
 @click.option("--tensors", "patterns", multiple=True, required=True, metavar="GLOB",
               help="Tensors to rewind; may be repeated.")  # fmt: skip
 @click.option("--base", required=True, type=click.Path(), help="The file that TUNED came from.")
-@click.option("--plan", "plan_path", help="How TUNED was made from the base, without lineage.")
+@click.option(
+    "--plan",
+    "plan_path",
+    type=click.Path(),
+    help="How TUNED was made from the base (regraft plan -o), where it holds no lineage.",
+)
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="GLOB",
+    help="Tensors whose counterpart in the base is a guess, and is taken all the same.",
+)
 @out_option
 @force_option
 @dry_run_option
@@ -39,27 +50,32 @@ def restore(
     patterns: tuple[str, ...],
     base: str,
     plan_path: str | None,
+    accept: tuple[str, ...],
     out: str,
     force: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Write TUNED with some tensors rewound to their pretrained values."""
+    """Write TUNED with some tensors rewound to their pretrained values.
+
+    Which tensor of the base is which, the lineage in TUNED says, or a plan. Without these they are
+    paired by names and values; status 1: a pair is no more than a guess, and nothing is written.
+    """
     if would(dry_run, [source, base], out):
         return
     free(out, force)
     plan = plan_of(plan_path) if plan_path else None
-    done = rg.restore(source, base, out, tensors=patterns, plan=plan, force=force)
+    done = rg.restore(source, base, out, tensors=patterns, plan=plan, accept=accept, force=force)
     if as_json:
         facts = {"path": str(done.path), "rewound": done.rewound, "kept": done.kept}
         show_json({"schema_version": 1, **facts})
         return
-    show(f"{len(done.rewound)} tensors rewound, written to {done.path}")
+    show(f"{counted(done.rewound)} rewound, written to {done.path}")
     for name in done.kept:
-        show(f"  kept  {name}  it was fresh: the base has no values for it")
+        show(f"  kept  {name}  the base has no values for it")
 
 
-@click.command(epilog="Example:  regraft export tuned.safetensors --as source -o tuned.h5")
+@click.command(epilog="Example:  regraft export tuned.safetensors --as source -o tuned.weights.h5")
 @click.argument("source", metavar="TUNED")
 @click.option("--as", "to", default="source", show_default=True, type=click.Choice(["source"]),
               help="Whose names and layout: those of the file that TUNED came from.")  # fmt: skip
@@ -78,7 +94,11 @@ def export(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Write tuned weights under the names and in the layout of the library they came from."""
+    """Write tuned weights under the names and in the layout of the library they came from.
+
+    TUNED must hold its lineage, as files do that Regraft wrote. The ending of the file names the
+    format; Keras loads .weights.h5.
+    """
     if would(dry_run, [source, *([base] if base else [])], out):
         return
     free(out, force)
@@ -87,7 +107,7 @@ def export(
         facts = {"written": done.written, "left": done.left, "filled": done.filled}
         show_json({"schema_version": 1, "path": str(done.path), **facts})
         return
-    show(f"{len(done.written)} tensors written to {done.path}")
+    show(f"{counted(done.written)} written to {done.path}")
     for name in done.left:
         show(f"  left    {name}  the source has no such tensor")
     for name in done.filled:
@@ -108,7 +128,9 @@ def delta() -> None:
 @delta.command(epilog="Example:  regraft delta make base.pth tuned.pth -o tuned.delta")
 @click.argument("base")
 @click.argument("source", metavar="TUNED")
-@click.option("--plan", "plan_path", help="How TUNED was made from BASE, where names differ.")
+@click.option("--plan", "plan_path", type=click.Path(),
+              help="How TUNED was made from BASE (regraft plan -o), where names "
+              "differ.")  # fmt: skip
 @out_option
 @force_option
 @dry_run_option
@@ -169,6 +191,9 @@ def apply(
 def lineage(folder: str, as_json: bool) -> None:
     """Say which checkpoint of FOLDER came from which, by their values, as a tree.
 
+    A child hangs below what it came from, with its distance (0: the same weights) and what tells
+    the direction, in log-odds; open: nothing tells which of the two came first.
+
     --json gives nodes, edges as [parent, child], and what each edge rests on.
     """
     with progress("reading") as advance:
@@ -177,6 +202,8 @@ def lineage(folder: str, as_json: bool) -> None:
         show_json(found.to_json())
         return
     _draw(found)
+    if not found.nodes:
+        say(f"no checkpoints in {folder}; those of folders in it are not looked at")
 
 
 def _draw(found: rg.FamilyTree) -> None:

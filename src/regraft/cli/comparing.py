@@ -11,7 +11,6 @@ import regraft as rg
 from regraft.cli.options import (
     NEGATIVE,
     as_json_option,
-    container_option,
     force_option,
     free,
     out_option,
@@ -26,7 +25,9 @@ from regraft.errors import FormatError
 )
 @click.argument("source", metavar="BASE")
 @click.argument("tuned")
-@click.option("--plan", "plan_path", help="How TUNED was made from BASE, where names differ.")
+@click.option("--plan", "plan_path", type=click.Path(),
+              help="How TUNED was made from BASE (regraft plan -o), where names "
+              "differ.")  # fmt: skip
 @click.option("--ranks", is_flag=True, help="Take the effective rank of each change, too.")
 @click.option("--modules", is_flag=True, help="Sum tensors up by module.")
 @click.option(
@@ -35,9 +36,11 @@ from regraft.errors import FormatError
     is_flag=False,
     flag_value="diff.html",
     type=click.Path(),
-    help="Draw drift by depth and the largest changes, to diff.html by default.",
+    metavar="[PATH]",
+    help="Draw drift by depth and the largest changes; after the files, to diff.html by default.",
 )
-@container_option
+@click.option("--container", help="The part of BASE to open, such as ema; '' for all of it.")
+@click.option("--tuned-container", help="The part of TUNED to open.")
 @force_option
 @as_json_option
 def diff(
@@ -48,18 +51,28 @@ def diff(
     modules: bool,
     page: str | None,
     container: str | None,
+    tuned_container: str | None,
     force: bool,
     as_json: bool,
 ) -> int:
-    """Compare two files tensor by tensor: identical, renamed, moved, fresh or gone.
+    """Compare two files tensor by tensor, whatever their formats, names and layouts.
 
-    Status 1: different.
+    \b
+    identical  the same to the bit
+    renamed    the same to the bit, under another name or in another layout
+    moved      other values: L2 is the length of the change relative to the
+               base's, max the largest change, cos the angle's cosine
+    fresh      only TUNED has it
+    gone       only BASE has it
+
+    BASE and TUNED are files, folders or an index of shards. Status 1: different.
     """
     free(page, force)
     made = plan_of(plan_path) if plan_path else None
+    newer = rg.open(tuned, container=tuned_container) if tuned_container is not None else tuned
     with progress("comparing") as advance:
         found = rg.diff(
-            source, tuned, plan=made, container=container, ranks=ranks,
+            source, newer, plan=made, container=container, ranks=ranks,
             progress=lambda name, size: advance(size, name),
         )  # fmt: skip
     if page:
@@ -95,7 +108,8 @@ def _by_module(found: rg.Diff) -> str:
 def trace(source: str, bases: tuple[str, ...], as_json: bool) -> int:
     """Say where each tensor of a file that Regraft wrote came from, and from where that came.
 
-    Sources at hand are held to their hashes. Status 1: one is another file than it was.
+    The file's own values and its sources at hand are held to their hashes. Status 1: something was
+    changed since.
     """
     told = rg.trace(source)
     sources = rg.sources_of(source, bases)
@@ -105,7 +119,8 @@ def trace(source: str, bases: tuple[str, ...], as_json: bool) -> int:
         show(painted(str(told)))
         for row in lines_of(sources):
             show(row)
-    return NEGATIVE if any(s.state == "changed" for s in sources) else 0
+    changed = any(s.state == "changed" for s in sources) or "changed" in told.counts()
+    return NEGATIVE if changed else 0
 
 
 def lines_of(sources: list[Any]) -> list[str]:

@@ -25,6 +25,10 @@ def show(text: str) -> None:
     click.echo(text, color=_color())
 
 
+def counted(names: Sequence[str]) -> str:
+    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
+
+
 def screen() -> tuple[int, int] | tuple[None, None]:
     """Columns and lines of the terminal that stdout is, nothing where it is none."""
     if not sys.stdout.isatty():

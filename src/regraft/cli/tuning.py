@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from regraft.cli.options import (
     would,
 )
 from regraft.cli.output import progress, say, show, show_json
+from regraft.tuning import processes
 
 _data_options = options(
     click.option("--data", required=True, type=click.Path(),
@@ -134,7 +134,7 @@ def finetune(
         raise click.UsageError("--tensorboard needs a folder: --log")
     if would(dry_run, [source, data], out):
         return
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    first = processes.is_first()
     for path in (out, page) if first else ():
         free(path, force)
     reading, policy, how = (_taken(kind, more) for kind in (rg.Reading, rg.Policy, rg.Settings))

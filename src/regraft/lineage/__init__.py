@@ -2,7 +2,8 @@
 
 - `records`: what a lineage is; `sidecar`: where it lies if not in its file. `describing`: from a
   receipt to a lineage. `returning`: from tuned weights back to the source's terms.
-- `correspondence`: which tensor of one file is which of another. `diffing`, `measuring`, `entries`:
+- `correspondence`: which tensor of one file is which of another; `confirming`: which of these
+  pairs are more than guesses. `diffing`, `measuring`, `entries`:
   how they differ. `fingerprints`: tensors known by their values.
 - `deltas`, `delta_making`, `delta_applying`, `delta_frames`: a tuned file as what it adds.
 - `portraits`, `kinship`, `hints`, `likeliest`, `means`, `heritage`: which file came from which.

@@ -27,10 +27,10 @@ from regraft.tensors import Catalogue, Read, TensorInfo
 
 # Leading parts of names that wrappers add, at most so many.
 _WRAPPERS = 2
-_PARTS = re.compile(r"[./]")
+PARTS = re.compile(r"[./]")
 # Close values: at least so many of them, of this cosine once the mean is taken off, which no other
 # tensor reaches by the margin. Samples that are compared, and pairs, at most.
-_VALUES, _COSINE, _MARGIN, _SAMPLE, _PAIRS = 64, 0.8, 0.2, 1 << 15, 20_000
+VALUES, _COSINE, _MARGIN, SAMPLE, _PAIRS = 64, 0.8, 0.2, 1 << 15, 20_000
 _AXES = 4
 
 
@@ -134,12 +134,12 @@ class _Search:
         for name, pair in list(self.pairs.items()):
             info = self.tuned[name]
             ways = [axes for axes in _axes_between(info.shape, info.shape) if len(axes) > 1]
-            if pair.source == name or pair.ops or len(ways) < 2 or info.size < _VALUES:
+            if pair.source == name or pair.ops or len(ways) < 2 or info.size < VALUES:
                 continue
             before, after = self.read_base(pair.source, None), self.read_tuned(name, None)
             if before.shape != after.shape:
                 continue
-            close = {axes: _correlation(before.transpose(axes), after) for axes in ways}
+            close = {axes: correlation(before.transpose(axes), after) for axes in ways}
             best = max(close, key=lambda axes: close[axes])
             if close[best] >= _COSINE and close[best] > close[ways[0]] + _MARGIN:
                 why = Evidence("values", close[best], f"close values, of cosine {close[best]:.4f}")
@@ -158,7 +158,7 @@ class _Search:
             ):
                 continue
             before = operations.run(pair.ops, (self.read_base(pair.source, None),))
-            if _correlation(before, self.read_tuned(name, None)) < _COSINE:
+            if correlation(before, self.read_tuned(name, None)) < _COSINE:
                 doubtful[name] = self.pairs.pop(name)
         return doubtful
 
@@ -223,7 +223,7 @@ class _Search:
     def by_closeness(self) -> None:
         """Values so close that no other tensor of either side comes near."""
         ours, theirs = _alike(*self.left(), key=lambda info: tuple(sorted(_sizes(info))))
-        ours, theirs = ([i for i in side if i.size >= _VALUES] for side in (ours, theirs))
+        ours, theirs = ([i for i in side if i.size >= VALUES] for side in (ours, theirs))
         if len(ours) * len(theirs) > _PAIRS:
             return
         found: list[tuple[float, str, str, tuple[AnyOp, ...]]] = []
@@ -324,14 +324,15 @@ def _by_digest(infos: Iterable[TensorInfo], read: Read) -> dict[str, list[Tensor
     return found
 
 
-def _correlation(before: np.ndarray, after: np.ndarray) -> float:
+def correlation(before: np.ndarray, after: np.ndarray) -> float:
+    """Of the values of two tensors of one size, or of a sample of them; 0 where one is constant."""
     return float(_direction(before) @ _direction(after))
 
 
 def _direction(array: np.ndarray) -> np.ndarray:
     """A sample of the values without their mean, of length 1; zeros where there is no direction:
     where all are the same, or too small or large to be squared."""
-    values = sample(array, _SAMPLE)
+    values = sample(array, SAMPLE)
     if constant(values):
         return np.zeros_like(values)
     with np.errstate(over="ignore", under="ignore"):
@@ -353,7 +354,7 @@ def _unique(infos: Iterable[TensorInfo], count: int) -> dict[str, TensorInfo]:
     """By name without its first `count` parts, where just one has it."""
     found: dict[str, list[TensorInfo]] = defaultdict(list)
     for info in infos:
-        ends = [m.end() for m in _PARTS.finditer(info.name)]
+        ends = [m.end() for m in PARTS.finditer(info.name)]
         if len(ends) >= count:
             found[info.name[ends[count - 1] :] if count else info.name].append(info)
     return {key: some[0] for key, some in found.items() if len(some) == 1}
@@ -368,4 +369,4 @@ def _module(name: str) -> str:
 
 
 def _last(name: str) -> str:
-    return _PARTS.split(name)[-1]
+    return PARTS.split(name)[-1]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEY = "regraft.delta"
+# Metadata of a delta: the lineage that lay beside the tuned file.
+BESIDE = "regraft.delta.lineage"
 REST, WHOLE = "rest", "file"
 # Files of a ratio to delta and base beyond any weights' are refused.
 RATIO, SMALL = 1 << 12, 64 << 20
@@ -81,7 +83,10 @@ def decode(found: Catalogue) -> Delta:
     the file is no delta, `CorruptFile` where it contradicts itself."""
     text = found.metadata.get(KEY)
     if text is None:
-        raise FormatError(found.label, found="no delta", expected="a file of `regraft delta make`")
+        raise FormatError(
+            found.label, found="no delta", expected="a file of `regraft delta make`",
+            hint="the base comes first: regraft delta apply BASE DELTA",
+        )  # fmt: skip
     try:
         delta = msgspec.json.decode(text, type=Delta)
     except (msgspec.MsgspecError, RecursionError) as error:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,9 +15,6 @@ from regraft.receipts import Receipt
 from regraft.tensors import Catalogue, Read, TensorInfo
 from regraft.transfer import fingerprint
 
-if TYPE_CHECKING:
-    from regraft.tensors import Array
-
 
 def _versions() -> dict[str, str]:
     """Of this package and of what made the model, as far as it was imported."""
@@ -28,12 +24,13 @@ def _versions() -> dict[str, str]:
 
 def describe(
     receipt: Receipt,
-    arrays: Iterable[tuple[str, Array]],
+    hashes: Mapping[str, str],
     *,
     trained: Mapping[str, bool] | None = None,
     training: Mapping[str, str] | None = None,
 ) -> Lineage:
-    """The lineage of a model that was loaded with `receipt` and holds `arrays` now.
+    """The lineage of a model that was loaded with `receipt` and whose values have `hashes` now, by
+    tensor (`transfer.fingerprint`).
 
     **Arguments:**
 
@@ -42,9 +39,8 @@ def describe(
     """
     plan = receipt.plan
     origins: dict[str, Origin] = {}
-    for name, array in arrays:
+    for name, digest in hashes.items():
         graft = plan.grafts.get(name)
-        digest = fingerprint(array)
         if graft is None or not graft.written or name not in receipt.hashes:
             origins[name] = Origin("counter" if graft and graft.counter else "fresh", digest)
             continue

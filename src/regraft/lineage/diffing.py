@@ -7,7 +7,7 @@ piece is read. However large the files are, no more than a few pieces are held.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ def diff(
     *,
     given: bool = True,
     ranks: bool = False,
+    remarks: Iterable[Remark] = (),
     progress: Progress | None = None,
 ) -> Diff:
     """Compares what a plan makes of the base with what the newer file holds.
@@ -56,6 +57,7 @@ def diff(
     - `given`: whether the plan is known to hold (a person's, or a lineage); a plan that was found
       from names and values is evidence itself: what it renames is told as `renamed`.
     - `ranks`: whether to take the effective rank of each change, too.
+    - `remarks`: what is known of the two files besides.
     """
     idle = {graft.target for graft in plan.grafts.values() if graft.counter and given}
     sides = _Sides(plan, base, read, tuned, after)
@@ -75,7 +77,8 @@ def diff(
             gone = Entry("gone", info.shape, info.dtype)
             # A base's tensor may be called as one of the newer file that is another.
             entries[name if name not in entries else f"{name} ({base.label})"] = gone
-    return Diff(base.label, tuned.label, entries, _remarks(tuned.label, entries))
+    told = (*remarks, *_remarks(tuned.label, entries), *_untied(plan, base, entries))
+    return Diff(base.label, tuned.label, entries, told)
 
 
 class _Sides:
@@ -136,7 +139,7 @@ class _Sides:
             measured = float("nan"), float("nan"), float("nan")
         return Entry(
             status, info.shape, info.dtype, *measured, base, ops, note, change.a**0.5, rank,
-            change.odd,
+            change.odd, change.both**0.5 if measured[0] == measured[0] else float("nan"),
         )  # fmt: skip
 
     def _rank(self, graft: Graft, info: TensorInfo) -> float:
@@ -211,6 +214,17 @@ def _summed(
     for future in futures:
         total += future.result()
     return info, total
+
+
+def _untied(plan: Plan, base: Catalogue, entries: dict[str, Entry]) -> Iterator[Remark]:
+    """Names of one tensor of the base that hold different values in the newer file."""
+    made = {g.sources[0]: g.target for g in plan.grafts.values() if len(g.sources) == 1}
+    for group in base.ties:
+        names = [made[name] for name in group if made.get(name) in entries]
+        changes = {(entries[n].l2, entries[n].max_abs, entries[n].cosine) for n in names}
+        if len(changes) > 1:
+            text = f"{' and '.join(names)} were one tensor, and are not any more"
+            yield Remark("untied", names[0], text)
 
 
 def _remarks(label: str, entries: dict[str, Entry]) -> Iterator[Remark]:

@@ -30,7 +30,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
       either side are counted in `odd` and left out of these.
     - `base` names the base's tensor where its name differs, `ops` what brings it into the layout of
       the newer file, `note` says what else is known (`the rows of axis 0 in another order`).
-    - `norm` is ‖a‖; `rank` the effective rank of the change, where it was asked for.
+    - `norm` is ‖a‖, `l2` is ‖b − a‖; `rank` the effective rank of the change, where it was asked
+      for.
     """
 
     status: Status
@@ -45,14 +46,21 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     norm: float = _NOT_A_NUMBER
     rank: float = _NOT_A_NUMBER
     odd: int = 0
+    l2: float = _NOT_A_NUMBER
+
+    @property
+    def from_zero(self) -> bool:
+        """Whether all values were 0 before, and are not now: there is no relative change then."""
+        return self.rel_l2 == float("inf")
 
 
 class Module(msgspec.Struct, frozen=True):
-    """Tensors of one module together: their numbers by status, and `rel_l2` of all that are on both
-    sides, as if they were one vector; NaN where none is, or that of one is."""
+    """Tensors of one module together: their numbers by status, and `rel_l2` and `max_abs` of all
+    that are on both sides, as if they were one vector; NaN where none is, or that of one is."""
 
     counts: dict[str, int]
     rel_l2: float
+    max_abs: float = _NOT_A_NUMBER
 
 
 class Diff(Mapping[str, Entry]):
@@ -97,7 +105,7 @@ class Diff(Mapping[str, Entry]):
         for name, entry in self.items():
             ends = [found.start() for found in _PARTS.finditer(name)][:depth]
             groups.setdefault(name[: ends[-1]] if ends else "", []).append(entry)
-        return {path: Module(_counts(g), _together(g)) for path, g in groups.items()}
+        return {path: Module(_counts(g), *_together(g)) for path, g in groups.items()}
 
     def _repr_html_(self) -> str:
         told = ", ".join(f"{count} {status}" for status, count in self.counts().items())
@@ -135,15 +143,16 @@ def _counts(entries: Iterable[Entry]) -> dict[str, int]:
     return {status: states.count(status) for status in STATUSES if status in states}
 
 
-def _together(entries: Iterable[Entry]) -> float:
-    pairs = [(e.norm, e.rel_l2 * e.norm if e.norm else e.max_abs) for e in entries]
-    known = [(a, change) for a, change in pairs if a == a]
-    if not known:
-        return _NOT_A_NUMBER
-    norm, change = (sum(part**2 for part in parts) for parts in zip(*known, strict=True))
+def _together(entries: Iterable[Entry]) -> tuple[float, float]:
+    """Relative L2 and the largest change, as of one vector."""
+    known = [e for e in entries if e.norm == e.norm]
+    if not known or any(e.l2 != e.l2 for e in known):
+        return _NOT_A_NUMBER, _NOT_A_NUMBER
+    norm, change = sum(e.norm**2 for e in known), sum(e.l2**2 for e in known)
+    largest = max(e.max_abs for e in known)
     if not change:
-        return 0.0
-    return (change / norm) ** 0.5 if norm else float("inf")
+        return 0.0, largest
+    return (change / norm) ** 0.5 if norm else float("inf"), largest
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
@@ -155,12 +164,14 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 def _facts(entry: Entry) -> str:
     facts = ""
+    if entry.status in ("fresh", "gone"):
+        facts = f"  {entry.dtype}{list(entry.shape)}"
     if entry.status == "moved":
         facts = f"  L2 {entry.rel_l2:<8.3g}  max {entry.max_abs:<8.3g}  cos {entry.cosine:.6f}"
     if entry.rank == entry.rank:
         facts += f"  rank {entry.rank:.1f}"
     if entry.odd:
-        facts += f"  {entry.odd} NaN or Inf"
+        facts += f"  {entry.odd} of NaN or Inf left out"
     facts += f"  was {entry.base}" if entry.base else ""
     facts += "".join(f", {op}" for op in entry.ops)
     return f"{facts}  {entry.note}" if entry.note else facts

@@ -90,8 +90,9 @@ def decode(metadata: Mapping[str, str], label: str) -> Lineage:
         raise FormatError(
             label,
             found="no lineage in the file",
-            expected="a file saved with rg.save(model, path, receipt=receipt)",
-            hint="rg.diff(base, tuned) compares files without lineage",
+            expected="a file that Regraft wrote of a model it had loaded: "
+            "rg.save(model, path, receipt=receipt)",
+            hint=f"compare it with its base, which takes no lineage: regraft diff BASE {label}",
         )
     try:
         return msgspec.json.decode(text, type=Lineage)

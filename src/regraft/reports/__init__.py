@@ -93,7 +93,8 @@ def _charts(
     tuned: Tuned | None, diff: Diff | None, verification: Report | None = None
 ) -> Mapping[str, str]:
     """Charts as HTML by name; the drawing library's script comes with the first of them."""
-    moved = [name for name, entry in diff.items() if entry.status == "moved"] if diff else []
+    entries = [entry for entry in diff.values() if entry.status == "moved"] if diff else []
+    moved = [e for e in entries if e.rel_l2 == e.rel_l2]
     steps = verification is not None and len(verification.steps) > 1
     if not moved and not steps and (tuned is None or len(tuned.curve) < 2):
         return {}
@@ -103,9 +104,13 @@ def _charts(
     if tuned is not None and len(tuned.curve) > 1:
         drawn["curve"] = charts.learning_curve(tuned, first=True)
     if diff is not None and moved:
-        if len(diff.modules()) > 1:
+        known = [module.rel_l2 for module in diff.modules().values()]
+        if len(known) > 1 and any(rel < float("inf") for rel in known):
             drawn["drift"] = charts.drift(diff, first=not drawn)
-        drawn["diff"] = charts.changes(diff, first=not drawn)
+        if not all(entry.from_zero for entry in moved):
+            drawn["changes"] = charts.changes(diff, first=not drawn)
+        if any(entry.from_zero for entry in moved):
+            drawn["from_zero"] = charts.from_zero(diff, first=not drawn)
     if verification is not None and steps:
         drawn["steps"] = charts.errors(verification, first=not drawn)
     return drawn

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from regraft.tensors import CODED, DTYPE_BITS, TensorInfo
+from regraft.values import let_go
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,27 +68,14 @@ def measured(
 
     **Raises** what reading raises.
     """
-    seen = 0
     for info in infos:
         running = _Running(info, output_axes.get(info.name, ()))
         whole = tuple(slice(0, n) for n in info.shape)
         for slices in pieces(info):
             piece = read(info.name, None if slices == whole else slices)
             running.add(piece, slices)
-            seen += piece.nbytes
-            if seen >= _PIECE:
-                _let_go(piece)
-                seen = 0
+            let_go(piece)
         yield info, running.result()
-
-
-def _let_go(piece: Array) -> None:
-    """Of a mapped file, gives back the memory of what was read; it is read again where needed."""
-    base: Any = piece
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
 
 
 def pieces(info: TensorInfo) -> Iterator[Slices]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -75,7 +76,7 @@ class Tuning:
         receipt: Receipt | None = None,
         reference: Reference | None = None,
     ) -> None:
-        self.model, self.policy = model, policy
+        self.model, self.policy, self.loading = model, policy, receipt
         self.course = course_of(model, policy, receipt)
         self._pulls = pulls(self.course, reference)
         self._watch: Watch | None = None
@@ -149,6 +150,11 @@ class Tuning:
     def read(self, name: str) -> Any:
         return keras_target.to_numpy(keras_target.named(self.model)[name][0].value)
 
+    @property
+    def trained(self) -> dict[str, bool]:
+        """By tensor, whether training is allowed to change it; for `rg.save`."""
+        return {name: name not in self.course.frozen for name in self.course}
+
     def state(self) -> dict[str, dict[str, str]]:
         """The first hashes, for a checkpoint."""
         return self._watch.to_json() if self._watch else {}
@@ -157,6 +163,43 @@ class Tuning:
         """Goes on from `state()`; after `begin`."""
         if self._watch and state:
             self._watch.take(state)
+
+
+class Checkpoints(keras.callbacks.ModelCheckpoint):
+    """Keras' own, whose files have the lineage of the model beside them: `regraft trace` reads it.
+
+    Keras has no place for it in its files, and a hash of what was written tells whether it is still
+    of them.
+
+    **Arguments:**
+
+    - `tuning`: one that has the receipt of the model's load.
+    - `filepath`, `options`: as for `ModelCheckpoint`, once an epoch.
+
+    **Raises** `TargetError` without a receipt, or for files at other times.
+    """
+
+    def __init__(self, tuning: Tuning, filepath: str, **options: Any) -> None:
+        if tuning.loading is None or options.get("save_freq", "epoch") != "epoch":
+            raise TargetError(
+                "Checkpoints",
+                found="no receipt" if tuning.loading is None else "another save_freq",
+                expected="Tuning(model, policy, receipt=rg.load(…)), and files once an epoch",
+                hint="receipt.keep_beside(path) puts a lineage beside any file",
+            )
+        super().__init__(filepath, **options)
+        self._tuning, self._receipt = tuning, tuning.loading
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        path = Path(str(self.filepath).format(epoch=epoch + 1, **(logs or {})))
+        before = _stamp(path)
+        super().on_epoch_end(epoch, logs)
+        if _stamp(path) not in (None, before):
+            self._receipt.keep_beside(path, trained=self._tuning.trained)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    return (path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else None
 
 
 class Follow(keras.callbacks.Callback):

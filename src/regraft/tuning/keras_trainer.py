@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from regraft.errors import TargetError
 from regraft.targets import keras as keras_target
-from regraft.tuning import Epoch, Job, Outcome, best_of, runs, seeds, stopped, sweeps
+from regraft.tuning import Epoch, Job, Outcome, best_of, processes, runs, seeds, stopped, sweeps
 from regraft.tuning.keras import Tuning
 from regraft.tuning.keras_data import Batches, Schedule, assign, precision
 from regraft.tuning.keras_statistics import measure
@@ -29,7 +28,7 @@ def fit(job: Job) -> Outcome:
     The model is compiled anew, so an optimizer's state from before is not used. Where the policy
     lets more tensors learn later, moments start anew with them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes.count() > 1:
         raise TargetError(
             "the Keras trainer",
             found="several processes",
@@ -66,7 +65,7 @@ class _Run:
         self.best: dict[str, Any] = {}
         self._optimizer: Any = None
         self._phase: tuple[str, ...] = ()
-        self._identity = runs.identity(job, self.tuning.course)
+        self._identity = runs.identity(job, self.tuning.course, self.tuning.read)
         self._path = job.folder / "last.npz" if job.folder else None
 
     def start(self) -> None:

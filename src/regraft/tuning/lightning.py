@@ -15,6 +15,8 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from regraft.errors import TargetError
+from regraft.targets._torch_arrays import to_numpy
+from regraft.transfer import fingerprint
 from regraft.tuning.receipts import TuningReceipt
 from regraft.tuning.torch import Tuning
 
@@ -22,7 +24,8 @@ from regraft.tuning.torch import Tuning
 class Follow(Callback):
     """Carries a Tuning out in Lightning's Trainer; `receipt` is there after the fit.
 
-    Validation sees the moving average where there is one. Lightning's own checkpoints keep it.
+    Validation sees the moving average where there is one. Lightning's own checkpoints keep it, and
+    the lineage of the model where the Tuning has the receipt of its load: `regraft trace` reads it.
 
     **Arguments:**
 
@@ -69,6 +72,13 @@ class Follow(Callback):
         if self._finish:
             loader = trainer.train_dataloader
             self.receipt = self.tuning.finish(loader).check()
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        receipt = self.tuning.loading
+        if receipt is not None and receipt.keeper is not None:
+            held = checkpoint["state_dict"].items()
+            hashes = {n: fingerprint(to_numpy(t)) for n, t in held if hasattr(t, "shape")}
+            checkpoint |= receipt.lineage_entries(hashes, self.tuning.trained)
 
     def state_dict(self) -> dict[str, Any]:
         return self.tuning.state()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +14,16 @@ import xxhash
 
 from regraft.errors import CorruptFile, RegraftError, StalePlan
 from regraft.transfer import fingerprint
-from regraft.tuning import Job
+from regraft.tuning import Job, processes
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
 
 
-def identity(job: Job, names: Iterable[str]) -> dict[str, str]:
-    """What must be the same for a run to go on: settings, policy, data, the model's tensors
-    the pretrained values, and in how many processes: each draws its own samples."""
+def identity(job: Job, names: Iterable[str], read: Callable[[str], Array]) -> dict[str, str]:
+    """What must be the same for a run to go on: settings, policy, data, the model's tensors and
+    the weights that it starts with, and in how many processes: each draws its own samples."""
+    names = list(names)
     data = job.data
     parts = {"x": data.x, "y": data.y, "x_val": data.x_val, "y_val": data.y_val}
     return {
@@ -30,8 +31,8 @@ def identity(job: Job, names: Iterable[str]) -> dict[str, str]:
         "policy": msgspec.json.encode(asdict(job.policy)).decode(),
         "data": _digest({name: _arrays(part) for name, part in parts.items()}),
         "model": xxhash.xxh3_128_hexdigest("\n".join(names).encode()),
-        "pretrained": _pretrained(job),
-        "processes": str(processes()),
+        "starting weights": _start(job, names, read),
+        "processes": str(processes.count()),
     }
 
 
@@ -42,15 +43,10 @@ def same(found: Mapping[str, str], wanted: Mapping[str, str], where: str) -> Non
         raise StalePlan(
             where,
             found=f"a checkpoint of a run with other {' and '.join(apart)}",
-            expected="the run that is to go on",
+            expected="the run that is to go on, given what it was given at its start",
             hint="give another folder, or remove the checkpoint to start anew",
             problems=[f"{name}: {found.get(name)} there, {wanted[name]} here" for name in apart],
         )
-
-
-def processes() -> int:
-    """How many `torchrun` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
@@ -76,13 +72,14 @@ def replaced(temporary: Path, path: Path) -> None:
     temporary.replace(path)
 
 
-def _pretrained(job: Job) -> str:
-    """What was loaded, by the values' hashes: the same file may be loaded in other ways, and a live
-    model has none. Where a model kept entries of its own, these may be others in each run."""
-    if job.loading is None:
-        return ""
-    grafts = job.loading.plan.grafts
-    hashes = [f"{n} {h}" for n, h in job.loading.hashes.items() if not grafts[n].keeps]
+def _start(job: Job, names: Iterable[str], read: Callable[[str], Array]) -> str:
+    """The values before the first step. Where a receipt tells which of them were loaded, these:
+    what is fresh, and entries that a model kept of its own, may be drawn anew each time that a
+    run is started, and are in the checkpoint."""
+    if job.loading is not None:
+        grafts, loaded = job.loading.plan.grafts, job.loading.hashes
+        names = [name for name in names if name in loaded and not grafts[name].keeps]
+    hashes = [f"{name} {fingerprint(read(name))}" for name in names]
     return xxhash.xxh3_128_hexdigest("\n".join(hashes).encode())
 
 

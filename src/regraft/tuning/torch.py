@@ -68,7 +68,7 @@ class Tuning:
         receipt: Receipt | None = None,
         reference: Reference | None = None,
     ) -> None:
-        self.model, self.policy = model, policy
+        self.model, self.policy, self.loading = model, policy, receipt
         self.course = course_of(model, policy, receipt)
         self._pulls = pulls(self.course, reference)
         self.average: Average | None = None
@@ -192,6 +192,11 @@ class Tuning:
 
     def read(self, name: str) -> Any:
         return to_numpy(tensors_of(self.model)[name])
+
+    @property
+    def trained(self) -> dict[str, bool]:
+        """By tensor, whether training is allowed to change it; for `rg.save`."""
+        return {name: name not in self.course.frozen for name in self.course}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep besides the model: the average and the first hashes."""

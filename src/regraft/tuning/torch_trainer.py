@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import warnings
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from torch.nn import functional
 
 from regraft.targets import torch as torch_target
 from regraft.targets._torch_arrays import to_numpy
-from regraft.tuning import Epoch, Job, Outcome, Settings, best_of, runs, seeds, stopped
+from regraft.tuning import Epoch, Job, Outcome, Settings, best_of, processes, runs, seeds, stopped
 from regraft.tuning.data import Data
 from regraft.tuning.lightning import Follow
 from regraft.tuning.metrics import measured, probabilities
@@ -34,7 +33,7 @@ def fit(job: Job) -> Outcome:
     model, settings = job.model, job.settings
     flags = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    world, rank = runs.processes(), int(os.environ.get("RANK", "0"))
+    world, rank = processes.count(), processes.rank()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet():
         # Advice on workers and logging frequency, of no use for data held in memory.
         warnings.filterwarnings("ignore", module="lightning")
@@ -145,7 +144,7 @@ class _Progress(Callback):
         self.best: dict[str, Any] = {}
         self.found: str | None = None
         self.lr = 0.0
-        self._identity = runs.identity(job, task.tuning.course)
+        self._identity = runs.identity(job, task.tuning.course, task.tuning.read)
         self._path = job.folder / "last.ckpt" if job.folder else None
 
     def find(self) -> None:
@@ -207,7 +206,7 @@ def _processes(world: int) -> dict[str, Any]:
     """How Lightning is told of what `torchrun` started."""
     if world == 1:
         return {"devices": 1}
-    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    local = processes.count_here()
     strategy = "ddp_find_unused_parameters_true"
     return {"devices": local, "num_nodes": world // local, "strategy": strategy}
 

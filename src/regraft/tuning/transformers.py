@@ -32,7 +32,8 @@ class Follow(TrainerCallback):
 
     Evaluation and saved checkpoints have the values of the moment; the moving average, where there
     is one, is the model's after training. Checkpoints keep it beside them, for
-    `resume_from_checkpoint`.
+    `resume_from_checkpoint`, and the lineage of the model where the Tuning has the receipt of its
+    load: `regraft trace` reads it.
     """
 
     def __init__(self, tuning: Tuning) -> None:
@@ -67,6 +68,9 @@ class Follow(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             torch.save(self.tuning.state(), folder / _KEPT)
+            receipt = self.tuning.loading
+            if receipt is not None and receipt.keeper is not None:
+                receipt.keep_beside(folder, trained=self.tuning.trained)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **found: Any) -> None:
         loader = found.get("train_dataloader")
