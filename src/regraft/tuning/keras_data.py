@@ -15,23 +15,25 @@ _PRECISION = {"bf16": "mixed_bfloat16", "16": "mixed_float16"}
 
 
 class Batches(keras.utils.PyDataset):
-    """The samples of one epoch, in its order, or first sample first."""
+    """The samples of one epoch, in its order; `None`: for measuring statistics."""
 
     def __init__(self, job: Job, epoch: int | None) -> None:
         super().__init__()
         count, size = len(job.data.y), job.settings.batch_size
-        drawn = range(count) if epoch is None else seeds.order(count, job.settings.seed, epoch)
-        self._job, self._order = job, np.asarray(drawn)
+        self._job = job
+        if epoch is None:
+            self._drawn = seeds.even(count, size, job.settings.seed)
+            return
+        order = seeds.order(count, job.settings.seed, epoch)
         # A last batch of one sample would break BatchNorm.
-        odd = epoch is not None and count % size == 1 and count > size
-        self._count = count // size if odd else -(-count // size)
+        odd = count % size == 1 and count > size
+        self._drawn = [order[at : at + size] for at in range(0, count - odd, size)]
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._drawn)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        size = self._job.settings.batch_size
-        chosen = self._order[index * size : (index + 1) * size]
+        chosen = np.asarray(self._drawn[index])
         return taken(self._job.data.x, chosen), self._job.data.y[chosen]
 
 

@@ -21,9 +21,8 @@ from regraft.tuning.data import Data
 from regraft.tuning.lightning import Follow
 from regraft.tuning.metrics import measured, probabilities
 from regraft.tuning.torch import Tuning
-from regraft.tuning.torch_data import in_order, training
+from regraft.tuning.torch_data import in_order, measuring, training
 from regraft.tuning.torch_rates import rate_of
-from regraft.tuning.torch_statistics import measure
 
 EXTRA = "tune"
 _PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -43,7 +42,7 @@ def fit(job: Job) -> Outcome:
         progress = _Progress(job, task)
         progress.find()
         if not progress.found and job.policy.batchnorm == "adapt":
-            measure(model, in_order(job.data.x, job.data.y, settings))
+            task.tuning.adapt(measuring(job.data.x, job.data.y, settings))
         task.lr = progress.lr or rate_of(job, task.outputs, task.loss)
         if not stopped(progress.curve, settings):
             trainer = lightning.Trainer(
@@ -68,7 +67,7 @@ def fit(job: Job) -> Outcome:
             progress.restore()
         model.to(device)
         task.tuning.keep(progress.best)
-        receipt = task.tuning.finish(in_order(job.data.x, job.data.y, settings)).check()
+        receipt = task.tuning.finish(measuring(job.data.x, job.data.y, settings)).check()
     for module, flag in flags:
         module.training = flag
     return Outcome(progress.curve, task.tuning.course, receipt, task.lr)
@@ -166,7 +165,7 @@ class _Progress(Callback):
         kept = torch.load(str(self.found), map_location="cpu", weights_only=True)
         self._task.load_state_dict(kept["state_dict"])
         tuning = self._task.tuning
-        tuning.begin()
+        tuning.begin(resuming=True)
         key = next(key for key in kept["callbacks"] if key.startswith("Follow"))
         tuning.resume(kept["callbacks"][key])
         tuning.epoch(self.curve[-1].number - 1)
