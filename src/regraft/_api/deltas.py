@@ -109,7 +109,16 @@ def apply_delta(
         with _part(base, listing.container) as ours:
             _room_for(listing, where)
             with replacing(where) as out:
-                delta_applying.rebuild(listing, frames, frames.read, ours, ours.read, out, progress)
+                delta_applying.rebuild(
+                    listing,
+                    frames,
+                    frames.read,
+                    ours,
+                    ours.read,
+                    lambda: ours.sha256,
+                    out,
+                    progress,
+                )
     return where
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from regraft import operations
@@ -57,6 +58,7 @@ def diff(
       from names and values is evidence itself: what it renames is told as `renamed`.
     - `ranks`: whether to take the effective rank of each change, too.
     """
+    plan = plan if given else _uncast(plan)
     idle = {graft.target for graft in plan.grafts.values() if graft.counter and given}
     sides = _Sides(plan, base, read, tuned, after)
     entries: dict[str, Entry] = {}
@@ -76,6 +78,17 @@ def diff(
             # A base's tensor may be called as one of the newer file that is another.
             entries[name if name not in entries else f"{name} ({base.label})"] = gone
     return Diff(base.label, tuned.label, entries, _remarks(tuned.label, entries))
+
+
+def _uncast(plan: Plan) -> Plan:
+    """A plan that was found, without its casts: that values were rounded is a difference."""
+    bare = {
+        name: msgspec.structs.replace(
+            graft, ops=tuple(op for op in graft.ops if not isinstance(op, Cast))
+        )
+        for name, graft in plan.grafts.items()
+    }
+    return msgspec.structs.replace(plan, grafts=bare)
 
 
 class _Sides:

@@ -20,11 +20,15 @@ class Batches(keras.utils.PyDataset):
     def __init__(self, job: Job, epoch: int | None) -> None:
         super().__init__()
         count, size = len(job.data.y), job.settings.batch_size
-        self._job = job
+        self._job, self._measuring = job, epoch is None
         if epoch is None:
             self._drawn = seeds.even(count, size, job.settings.seed)
             return
         order = seeds.order(count, job.settings.seed, epoch)
+        together = job.settings.accumulate
+        if together > 1:
+            self._drawn = _added_up(order, size, together)
+            return
         # A last batch of one sample would break BatchNorm.
         odd = count % size == 1 and count > size
         self._drawn = [order[at : at + size] for at in range(0, count - odd, size)]
@@ -32,9 +36,28 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return len(self._drawn)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         chosen = np.asarray(self._drawn[index])
-        return taken(self._job.data.x, chosen), self._job.data.y[chosen]
+        batch = taken(self._job.data.x, chosen), self._job.data.y[chosen]
+        together = self._job.settings.accumulate
+        if self._measuring or together == 1:
+            return batch
+        # Keras adds up means: each sample is to count the same, whatever the size of its batch.
+        first = index // together * together
+        samples = sum(len(part) for part in self._drawn[first : first + together])
+        return *batch, np.full(len(chosen), len(chosen) * together / samples, np.float32)
+
+
+def _added_up(order: list[int], size: int, together: int) -> list[list[int]]:
+    """Batches in groups of as many as are added up, as Keras knows no smaller sum: the last group
+    is of smaller batches, or joins the one before where these would be of one sample."""
+    whole = size * together
+    groups = [order[at : at + whole] for at in range(0, len(order), whole)]
+    if len(groups) > 1 and len(groups[-1]) < 2 * together:
+        last = groups.pop()
+        groups[-1] = groups[-1] + last
+    parts = [part.tolist() for g in groups for part in np.array_split(np.asarray(g), together)]
+    return [part for part in parts if part]
 
 
 def assign(variable: Any, array: Any) -> None:

@@ -224,7 +224,7 @@ class _Run:
         def step(rate: float) -> float:
             nonlocal number
             optimizer.learning_rate = rate
-            x, y = batches[number % len(batches)]
+            x, y, *_ = batches[number % len(batches)]
             number += 1
             return float(self.model.train_on_batch(x, y))
 

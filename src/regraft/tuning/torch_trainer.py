@@ -103,7 +103,16 @@ class _Task(lightning.LightningModule):
         x, y = batch
         loss = self.loss(self.outputs(x), y)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(y))
-        return loss
+        return loss * self._weight(len(y), index)
+
+    def _weight(self, count: int, index: int) -> float:
+        """Of a batch among those that are added up, so that every sample counts the same: the last
+        batch may be smaller, and the last sum of fewer. Lightning divides by `accumulate`."""
+        size, together = self.settings.batch_size, self.settings.accumulate
+        loader: Any = self.trainer.train_dataloader
+        samples = min(len(loader.sampler), len(loader) * size)
+        first = index // together * together * size
+        return count * together / (min(first + together * size, samples) - first)
 
     def validation_step(self, batch: Any, index: int) -> None:
         """Every process sees all of it, so that all come to the same numbers."""
