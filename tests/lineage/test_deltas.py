@@ -244,3 +244,32 @@ def test_real_epochs(real: Path, tmp_path: Path) -> None:
         real / "mini-xception" / f"fer2013_mini_XCEPTION.{n}-0.66.hdf5" for n in (102, 107)
     )
     assert there_and_back(early, late, tmp_path) < 0.8
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_another_base_is_refused_where_the_delta_needs_none(tmp_path: Path, dtype: str) -> None:
+    """Tensors that have nothing in common with the base are kept whole; so are tiny files."""
+    random = np.random.default_rng(4)
+    for size in (3, 3000):
+        arrays = [{n: random.integers(-99, 99, size).astype(dtype) for n in "ab"} for _ in range(3)]
+        base, tuned, wrong = (
+            saved(tmp_path / f"{name}.safetensors", held)
+            for name, held in zip(("base", "tuned", "wrong"), arrays, strict=True)
+        )
+        delta = rg.make_delta(base, tuned, tmp_path / "d", force=True)
+        with pytest.raises(StalePlan, match="base that it was made from"):
+            rg.apply_delta(wrong, delta, tmp_path / "out")
+        again = saved(tmp_path / "again.npz", arrays[0])
+        out = rg.apply_delta(again, delta, tmp_path / "out")
+        assert out.read_bytes() == tuned.read_bytes()
+        out.unlink()
+
+
+def test_old_files_of_pytorch(tmp_path: Path) -> None:
+    """Their storages lie in the order of addresses, between numbers that leave them unaligned."""
+    torch = pytest.importorskip("torch")
+    base = {f"l{i}.w": torch.randn(64, 90) for i in range(12)}
+    tuned = {n: (t + 1e-3 if n > "l7" else t).clone() for n, t in reversed(base.items())}
+    for name, held in (("base.pt", base), ("tuned.pt", tuned)):
+        torch.save(held, tmp_path / name, _use_new_zipfile_serialization=False)
+    assert there_and_back(tmp_path / "base.pt", tmp_path / "tuned.pt", tmp_path) <= 0.3

@@ -253,3 +253,18 @@ def test_real_pair_of_layouts(real: Path) -> None:
     found = rg.diff(folder / "npy" / "det1.npy", folder / "torch" / "pnet.pt")
     assert found.counts() == {"renamed": 13}
     assert str(found["conv1.weight"].ops[0]) == "transpose(3, 2, 1, 0)"
+
+
+def test_a_cast_under_another_name_is_told(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    base = {f"layer{i}.weight": random.standard_normal((12, 10)).astype("f") for i in range(4)}
+    tuned = {f"m.stage_{i}.weight": base[f"layer{i}.weight"] for i in range(4)}
+    tuned["m.stage_2.weight"] = tuned["m.stage_2.weight"].astype(np.float16)
+    found = rg.diff(*files(tmp_path, base, tuned))
+    entry = found["m.stage_2.weight"]
+    assert (entry.status, entry.base) == ("moved", "layer2.weight")
+    assert entry.note == "the same values, cast to float16"
+    away = base["layer2.weight"] - tuned["m.stage_2.weight"].astype(np.float32)
+    expected = np.linalg.norm(away) / np.linalg.norm(base["layer2.weight"])
+    assert np.isclose(entry.rel_l2, expected, rtol=1e-4)
+    assert found["m.stage_1.weight"].status == "renamed"

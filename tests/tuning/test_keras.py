@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -239,3 +241,111 @@ def test_precision_accumulation_and_rate() -> None:
     assert 1e-6 < float(tuned.training["lr"]) < 1
     assert all(array.dtype == np.float32 for array in values(model).values())
     assert model.get_layer("first").compute_dtype == "float32"
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow"])
+def test_what_learns_later_does_on_every_backend(backend: str) -> None:
+    """TensorFlow's objects pass over a flag that is set to what it was, and what lies below it."""
+    code = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_keras import Policy, changed, fit, keras, net, values
+model = net()
+before = values(model)
+policy = Policy(probe_epochs=1, head=("head/*",), ema=0.5, layer_decay=0.5)
+receipt = fit(model, policy, keras.optimizers.AdamW(0.05, weight_decay=0.1)).finish()
+assert changed(before, values(model)) == set(before), changed(before, values(model))
+assert not receipt.idle, receipt.idle
+print(keras.backend.backend())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code.format(folder=str(Path(__file__).parent))],
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == backend
+
+
+class _Seen(keras.callbacks.Callback):
+    """The head's kernel where a fit begins, and after each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[Any] = []
+        self.batches: list[Any] = []
+
+    def _kernel(self) -> Any:
+        if hasattr(self.model, "jax_state_sync"):
+            self.model.jax_state_sync()
+        return values(self.model)["head/kernel"]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.begun.append(values(self.model)["head/kernel"])
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches.append(self._kernel())
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_the_average_goes_on_over_phases(accumulate: int | None) -> None:
+    model, seen = net(), _Seen()
+    mean = values(model)["head/kernel"]
+    tuning = Tuning(model, Policy(ema=0.9, probe_epochs=1, head=("head/*",)))
+    tuning.begin()
+    x, y = samples()
+    base = keras.optimizers.SGD(0.5, gradient_accumulation_steps=accumulate)
+    for phase in tuning.phases(2):
+        model.compile(tuning.optimizer(base), LOSS)
+        model.fit(x, y, 10, phase.stop, verbose=0, initial_epoch=phase.start, shuffle=False,
+                  callbacks=[Follow(tuning), seen])  # fmt: skip
+    # The second phase goes on from the weights, not from their average.
+    np.testing.assert_array_equal(seen.begun[1], seen.batches[3])
+    tuning.finish()
+    for step, kernel in enumerate(seen.batches[(accumulate or 1) - 1 :: accumulate or 1], 1):
+        share = min(0.9, step / (step + 9))
+        mean = share * mean + (1 - share) * kernel
+    np.testing.assert_allclose(values(model)["head/kernel"], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_what_an_optimizer_of_their_own_does_not_keep_is_told() -> None:
+    model = net()
+    x, y = samples()
+    for policy in (Policy(ema=0.5), Policy(layer_decay=0.5, head=("head/*",))):
+        tuning = Tuning(model, policy)
+        tuning.begin()
+        model.compile("adamw", LOSS)
+        with pytest.raises(rg.TargetError, match="optimizer"):
+            model.fit(x, y, verbose=0, callbacks=[Follow(tuning)])
+        tuning.release()
+    tuning = Tuning(model, Policy(ema=0.5))
+    tuning.begin()
+    before = values(model)
+    model.fit(x, y, verbose=0)
+    with pytest.raises(rg.TargetError, match="no step"):
+        tuning.finish()
+    assert "head/kernel" in changed(before, values(model))
+
+
+def test_statistics_are_adapted_before_training() -> None:
+    model = net()
+    tuning = Tuning(model, Policy(batchnorm="adapt"))
+    with pytest.raises(rg.TargetError, match="adapt"):
+        tuning.begin()
+    with pytest.raises(rg.TargetError, match="no batch"):
+        tuning.adapt([])
+    x = samples()[0]
+    tuning.adapt([x[:20], x[20:]])
+    seen = np.array(keras.Model(model.inputs, model.layers[0].output).predict(x, verbose=0))
+    np.testing.assert_allclose(values(model)["norm/moving_mean"], seen.mean(0), rtol=1e-4)
+    tuning.begin()
+    assert "norm/moving_mean" in tuning.finish().check().frozen
+
+
+def test_measuring_leaves_flags_as_they_are() -> None:
+    model = net()
+    norm = model.get_layer("norm")
+    norm.gamma.trainable = False
+    measure(model, [samples()[0]])
+    assert norm.trainable
+    assert not norm.gamma.trainable

@@ -224,3 +224,53 @@ def test_with_a_receipt_only_what_is_fresh_may_be_drawn_anew(tmp_path: Path) -> 
         model[0].bias.add_(1)  # since it was loaded
     with pytest.raises(rg.StalePlan, match="starting weights"):
         rg.finetune(model, samples(), receipt=receipt, checkpoints=tmp_path, epochs=1)
+
+
+class _Averaging(lightning.Callback):
+    """What averages weights at the end of training, as Lightning's WeightAveraging does."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        with torch.no_grad():
+            pl_module.model[0].weight.mul_(0.99)
+
+
+def _fit(policy: Policy, folder: Path, model: nn.Module, optimizer: Any = None, **more: Any) -> Any:
+    tuning = Tuning(model, policy)
+    follow, task = Follow(tuning, **more), Task(model, tuning)
+    if optimizer:
+        task.configure_optimizers = lambda: optimizer(model.parameters())
+    x, y = (torch.as_tensor(part) for part in samples())
+    trainer = lightning.Trainer(
+        max_epochs=2, callbacks=[follow, _Averaging()], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, accelerator="cpu", devices=1,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    loader = DataLoader(TensorDataset(x, y), 8)
+    trainer.fit(task, loader, loader)
+    return follow
+
+
+def test_what_other_callbacks_do_at_the_end_is_seen(tmp_path: Path) -> None:
+    with pytest.raises(rg.VerificationFailed, match=r"0\.weight"):
+        _fit(Policy(freeze=("0.*",)), tmp_path, torch_net())
+
+
+def test_rates_that_an_optimizer_does_not_have_are_told(tmp_path: Path) -> None:
+    with pytest.raises(rg.TargetError, match="proportion"):
+        _fit(Policy(layer_decay=0.5, head=("3.*",)), tmp_path, torch_net(), torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("policy", ["adapt", "recalibrate"])
+def test_statistics_are_measured_on_the_training_batches(policy: Any, tmp_path: Path) -> None:
+    model = torch_net()
+    first = values(model)
+    mean = torch.stack([model[0](torch.as_tensor(samples()[0])[i : i + 8]).mean(0)
+                        for i in range(0, 40, 8)]).mean(0).detach()  # fmt: skip
+    follow = _fit(
+        Policy(batchnorm=policy, freeze=("3.bias",)), tmp_path, model, inputs=lambda batch: batch[0]
+    )
+    assert follow.receipt.held
+    assert "1.running_mean" in changed(first, values(model))
+    if policy == "adapt":
+        torch.testing.assert_close(model[1].running_mean, mean)
+        assert "1.running_mean" in follow.receipt.frozen

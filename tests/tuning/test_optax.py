@@ -11,15 +11,16 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax import numpy as jnp
 
 import regraft as rg
-from regraft.tuning.optax import course_of, follow, labels, mask, watch
+from regraft.tuning.optax import averaged, course_of, follow, labels, mask, watch
 from regraft.tuning.policies import Policy
 from regraft.tuning.references import Reference
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import samples
+from networks import changed, samples
 
 
 class Net(nn.Module):
@@ -95,7 +96,9 @@ def test_rates_decay_and_epochs() -> None:
         return optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate))
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    optimizer = follow(course, params, make, weight_decay=0.5)
+    with pytest.raises(rg.TargetError, match="epoch"):
+        follow(course, params, make, weight_decay=0.5)
+    optimizer = follow(course, params, make, weight_decay=0.5, epoch=1)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     np.testing.assert_allclose(updates["head"]["kernel"], -0.5 * params["head"]["kernel"])
     np.testing.assert_allclose(updates["first"]["kernel"], -0.25 * params["first"]["kernel"])
@@ -119,3 +122,85 @@ def test_l2_sp(tmp_path: Path) -> None:
     np.testing.assert_allclose(updates["head"]["kernel"], -0.25 * away["head"]["kernel"], rtol=1e-5)
     with pytest.raises(rg.TargetError, match="Reference"):
         follow(course, away, lambda rate, _: optax.sgd(rate))
+
+
+def test_linens_statistics_belong_to_their_layer() -> None:
+    variables = start()
+    course = course_of(variables, Policy(freeze=("params/first/*", "params/norm/*")))
+    assert course["batch_stats/norm/mean"].since is None
+    finish = watch(course, variables)
+    after = {**variables, "batch_stats": jax.tree.map(lambda a: a + 1, variables["batch_stats"])}
+    assert finish(after, 1).moved == ["batch_stats/norm/mean", "batch_stats/norm/var"]
+    deep = Policy(
+        layer_decay=0.5, stem=("params/first/*", "params/norm/*"), head=("params/head/*",)
+    )
+    found = course_of(variables, deep)
+    assert found["batch_stats/norm/mean"].depth == found["params/norm/scale"].depth
+
+
+@pytest.mark.parametrize("kind", ["adapt", "recalibrate"])
+def test_statistics_that_nobody_measures_are_told(kind: Any) -> None:
+    with pytest.raises(rg.TargetError, match="cannot be run"):
+        course_of(start(), Policy(batchnorm=kind))
+
+
+def test_moving_average() -> None:
+    params = start()["params"]
+    course = course_of(params, Policy(ema=0.9, freeze=("first/*",)))
+    optimizer = follow(course, params, lambda rate, _: optax.sgd(rate))
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    now, mean = params, jax.tree.map(np.asarray, params)
+    for step in range(1, 5):
+        gradients = jax.tree.map(jnp.cos, now)
+        updates, state = update(gradients, state, now)
+        now = optax.apply_updates(now, updates)
+        share = min(0.9, step / (step + 9))
+        mean = jax.tree.map(lambda m, w, s=share: s * m + (1 - s) * np.asarray(w), mean, now)
+    found = averaged(state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, mean)
+    assert not changed(
+        {"first": np.asarray(params["first"]["kernel"])},
+        {"first": np.asarray(found["first"]["kernel"])},
+    )
+    with pytest.raises(rg.TargetError, match="no moving average"):
+        averaged(optax.sgd(0.1).init(params))
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.first = nnx.Linear(3, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.drop = nnx.Dropout(0.1, rngs=rngs)
+        self.head = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.head(self.drop(nnx.relu(self.norm(self.first(x)))))
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_nnx_optimizer_and_statistics(still: bool) -> None:
+    module = Block(nnx.Rngs(0))
+    policy = Policy(freeze=("first/*", "norm/*"))
+    state = nnx.state(module, nnx.Param)
+    chain = follow(
+        course_of(state, policy), state,
+        lambda rate, decay: optax.adamw(0.1 * rate, weight_decay=decay), weight_decay=0.1,
+    )  # fmt: skip
+    optimizer = nnx.Optimizer(module, chain, wrt=nnx.Param)
+    course = course_of(module, policy)
+    assert course["norm/mean"].statistic
+    assert not any("rngs" in name for name in course)
+    finish = watch(course, nnx.state(module))
+    x, y = samples()
+
+    def loss(net: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(net(x), y).mean()
+
+    for _ in range(2):
+        module.train()
+        if still:
+            module.norm.eval()
+        optimizer.update(module, nnx.grad(loss)(module))
+    receipt = finish(nnx.state(module), 2)
+    assert receipt.moved == ([] if still else ["norm/mean", "norm/var"])
+    assert set(receipt.learned) == {"head/bias", "head/kernel"}

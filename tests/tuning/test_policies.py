@@ -172,3 +172,18 @@ def test_policies_that_do_not_fit() -> None:
     ):
         with pytest.raises(rg.TargetError):
             Policy(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_norms_and_biases_of_several_axes_do_not_decay() -> None:
+    tensors = [
+        TensorInfo("norm.weight", (4, 8), "float32", "LayerNorm"),
+        TensorInfo("own.weight", (1, 8, 1, 1), "float32", "LayerNorm2d"),
+        TensorInfo("attn.bias_k", (1, 1, 8), "float32", "MultiheadAttention"),
+        TensorInfo("attn.relative_position_bias_table", (9, 4), "float32", "WindowAttention"),
+        TensorInfo("LayerNorm_0/scale", (4, 8), "float32"),
+        TensorInfo("fc.weight", (1, 8), "float32", "Linear"),
+        TensorInfo("cosine.weight", (4, 8), "float32", "NormedLinear"),
+    ]
+    found = course(tensors, Policy())
+    assert [n for n, t in found.items() if t.decays] == ["fc.weight", "cosine.weight"]
+    assert all(t.decays for t in course(tensors, Policy(decay_norms=True)).values())

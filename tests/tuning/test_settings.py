@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 import regraft as rg
 from regraft.tuning import processes
 from regraft.tuning.metrics import measured
+from regraft.tuning.seeds import even
 from regraft.tuning.sweeps import suggested, sweep
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -21,15 +23,19 @@ from networks import changed, samples, torch_net, values
 
 
 def _statistics(net: Any, x: Any, size: int) -> tuple[Any, Any]:
-    """Of what goes into the norm, averaged over batches."""
+    """Of what goes into the norm, averaged over batches of nearly one size, shuffled: data sorted
+    by class, and a last batch of one sample, would give other statistics than training sees."""
     hidden = net[0](torch.as_tensor(x)).detach().numpy()
-    parts = [hidden[i : i + size] for i in range(0, len(x), size)]
+    parts = [hidden[batch] for batch in even(len(x), size, seed=0)]
+    sizes = {len(part) for part in parts}
+    assert max(sizes) - min(sizes) <= 1
     return np.mean([p.mean(0) for p in parts], 0), np.mean([p.var(0, ddof=1) for p in parts], 0)
 
 
+@pytest.mark.parametrize("count", [40, 31])
 @pytest.mark.parametrize("policy", ["recalibrate", "adapt"])
-def test_statistics_of_the_new_data(policy: Any) -> None:
-    net, (x, y) = torch_net(), samples()
+def test_statistics_of_the_new_data(policy: Any, count: int) -> None:
+    net, (x, y) = torch_net(), samples(count)
     said = rg.Policy(batchnorm=policy, freeze=("0.*",), ema=0.5)
     tuned = rg.finetune(net, (x, y), policy=said, epochs=2, batch_size=10, lr=0.05, validation=0)
     mean, variance = _statistics(net, x, 10)
@@ -118,3 +124,28 @@ def test_the_finder_of_rates() -> None:
     assert 1e-4 < rate < 2 / 30
     with pytest.raises(rg.TargetError):
         suggested([0.1 * i for i in range(1, 20)], [float(i) for i in range(1, 20)])
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize(("count", "size", "together"), [(40, 16, 2), (44, 8, 3), (40, 4, 4)])
+def test_sums_of_batches_are_the_large_batch(
+    framework: str, count: int, size: int, together: int
+) -> None:
+    """The last sum of an epoch, of fewer or smaller batches, too."""
+    x = np.random.default_rng(1).normal(size=(count, 4)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+
+    def tuned(batch_size: int, accumulate: int) -> list[Any]:
+        if framework == "torch":
+            torch.manual_seed(0)
+            net: Any = torch.nn.Linear(4, 2)
+        else:
+            keras.utils.set_random_seed(0)
+            net = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+        rg.finetune(net, (x, y), validation=0, epochs=2, batch_size=batch_size,
+                    accumulate=accumulate, lr=0.1)  # fmt: skip
+        held = net.parameters() if framework == "torch" else net.trainable_variables
+        return [np.asarray(p.detach() if framework == "torch" else p.numpy()) for p in held]
+
+    for one, other in zip(tuned(size, together), tuned(size * together, 1), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)

@@ -16,6 +16,7 @@ import regraft as rg
 from regraft.tuning.policies import Policy
 from regraft.tuning.references import Reference
 from regraft.tuning.torch import Tuning
+from regraft.tuning.torch_statistics import measure
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import TRUNK, changed, samples, torch_net, values
@@ -216,3 +217,92 @@ def test_the_reference_is_the_file(tmp_path: Path) -> None:
         Reference(receipt, rg.open(tmp_path / "other.pth").read)
     with pytest.raises(rg.TargetError, match="Reference"):
         Tuning(torch_net(), Policy(l2_sp=0.1))
+
+
+def test_an_optimizer_that_does_not_keep_the_rates_is_told() -> None:
+    net = torch_net()
+    tuning = Tuning(net, Policy(layer_decay=0.5, head=("3.*",)))
+    with pytest.raises(rg.TargetError, match="groups") as told:
+        tuning.begin(torch.optim.AdamW(net.parameters()))
+    assert "3.weight: the policy's share is 1" in told.value.problems
+    optimizer = torch.optim.SGD(tuning.groups(0.1))
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    tuning.begin(optimizer)
+    plain = Tuning(net, Policy(freeze=("0.*",)))
+    plain.begin(torch.optim.AdamW(net.parameters()))  # says nothing of rates: all are the same
+
+
+def test_an_average_that_saw_no_step_is_told() -> None:
+    net = torch_net()
+    tuning = Tuning(net, Policy(ema=0.9))
+    optimizer = torch.optim.SGD(tuning.groups(0.1))
+    tuning.begin()
+    loop(net, tuning, optimizer)
+    learned = values(net)
+    with pytest.raises(rg.TargetError, match="no step"):
+        tuning.finish()
+    assert not changed(learned, values(net))
+
+
+def test_an_average_of_short_floats_moves_by_small_steps() -> None:
+    net = nn.Linear(4, 4).bfloat16()
+    tuning = Tuning(net, Policy(ema=0.9999))
+    optimizer = torch.optim.SGD(tuning.groups(0.0))
+    tuning.begin(optimizer)
+    net(torch.ones(2, 4, dtype=torch.bfloat16)).sum().backward()
+    for _ in range(200):
+        optimizer.step()
+    start = net.weight.detach().clone()
+    net.weight.data += 0.5
+    for _ in range(200):
+        optimizer.step()
+    weights = [0.0]
+    for step in range(201, 401):
+        share = min(0.9999, step / (step + 9))
+        weights.append(weights[-1] * share + 1 - share)
+    with tuning.averaged():
+        moved = (net.weight - start).float()
+    torch.testing.assert_close(moved, torch.full_like(moved, weights[-1] / 2), atol=0.01, rtol=0)
+    with tuning.averaged():  # looking at it does not round it
+        torch.testing.assert_close((net.weight - start).float(), moved, atol=0, rtol=0)
+
+
+def test_statistics_are_adapted_before_training() -> None:
+    net = torch_net()
+    tuning = Tuning(net, Policy(batchnorm="adapt"))
+    optimizer = torch.optim.SGD(tuning.groups(0.1))
+    with pytest.raises(rg.TargetError, match="adapt"):
+        tuning.begin(optimizer)
+    x = torch.as_tensor(samples()[0])
+    tuning.adapt([x[:20], x[20:]])
+    seen = net[0](x).detach()
+    torch.testing.assert_close(net[1].running_mean, seen.mean(0))
+    variances = torch.stack([seen[:20].var(0), seen[20:].var(0)]).mean(0)
+    torch.testing.assert_close(net[1].running_var, variances)
+    tuning.begin(optimizer)
+    loop(net, tuning, optimizer)
+    assert "1.running_mean" in tuning.finish().check().frozen
+
+
+class _WithAuxiliary(nn.Module):
+    """A head that runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.aux = torch_net(0), torch_net(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.main(x) + self.aux(x) if self.training else self.main(x)
+
+
+def test_statistics_are_measured_or_stay() -> None:
+    net = _WithAuxiliary()
+    before = values(net)
+    with pytest.raises(rg.TargetError, match="no batch"):
+        measure(net, [])
+    with pytest.raises(RuntimeError):
+        measure(net, [torch.ones(4, 3), torch.ones(4, 2)])
+    assert not changed(before, values(net))
+    assert measure(net, [torch.as_tensor(samples()[0])]) == 2
+    moved = {n for n in changed(before, values(net)) if "batches" not in n}
+    assert moved == {"main.1.running_mean", "main.1.running_var"}

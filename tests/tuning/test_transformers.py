@@ -116,3 +116,34 @@ def test_the_trainer_goes_on_with_the_average(tmp_path: Path) -> None:
         train(
             Net(), rows(), policy, tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-5")
         )
+
+
+@pytest.mark.parametrize("kind", ["adapt", "recalibrate"])
+def test_statistics_go_through_the_module_around_the_model(kind: Any, tmp_path: Path) -> None:
+    model = Net()
+    before = values(model.net)
+    tuning = Tuning(model.net, Policy(batchnorm=kind))
+    follow = Follow(tuning)
+    arguments = TrainingArguments(
+        str(tmp_path), num_train_epochs=1, per_device_train_batch_size=8, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+        logging_strategy="no",
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(tuning.groups(0.0))
+    trainer = Trainer(
+        model, arguments, train_dataset=rows(), optimizers=(optimizer, None), callbacks=[follow]
+    )
+    trainer.train()
+    assert follow.receipt is not None
+    assert changed(before, values(model.net)) >= {"1.running_mean", "1.running_var"}
+    seen = model.net[0](torch.as_tensor(samples()[0])).mean(0)
+    torch.testing.assert_close(model.net[1].running_mean, seen)
+
+
+def test_rates_that_the_trainers_own_optimizer_does_not_have_are_told(tmp_path: Path) -> None:
+    model = Net()
+    follow = Follow(Tuning(model, Policy(layer_decay=0.5, head=("net.3.*",))))
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True)
+    trainer = Trainer(model, arguments, train_dataset=rows(), callbacks=[follow])
+    with pytest.raises(rg.TargetError, match="proportion"):
+        trainer.train()

@@ -119,7 +119,16 @@ def apply_delta(
         with _part(base, listing.container) as ours:
             _room_for(listing, where)
             with replacing(where) as out:
-                delta_applying.rebuild(listing, frames, frames.read, ours, ours.read, out, progress)
+                delta_applying.rebuild(
+                    listing,
+                    frames,
+                    frames.read,
+                    ours,
+                    ours.read,
+                    lambda: ours.sha256,
+                    out,
+                    progress,
+                )
         told = frames.metadata.get(deltas.BESIDE)
         sidecar.path_of(where).unlink(missing_ok=True)
         if told is not None:

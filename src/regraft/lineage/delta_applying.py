@@ -18,6 +18,7 @@ from regraft.lineage.deltas import (
     bytes_of,
     corrupt,
     frame_name,
+    others,
     short_hash,
 )
 from regraft.tensors import Catalogue, Read
@@ -35,14 +36,21 @@ def rebuild(
     read_frame: Read,
     base: Catalogue,
     read: Read,
+    content: Callable[[], str],
     out: IO[bytes],
     progress: Progress | None = None,
 ) -> None:
-    """Writes the tuned file. **Raises** `StalePlan` for a base that is another file, `CorruptFile`
-    where what comes out is not the file that went in; the caller throws away what was written."""
+    """Writes the tuned file.
+
+    **Arguments:** `content`: gives the sha256 of the base, where it is needed.
+
+    **Raises** `StalePlan` for a base that is another file, `CorruptFile` where what comes out is
+    not the file that went in; the caller throws away what was written.
+    """
     held = frames.nbytes + base.nbytes
     if delta.size > held * RATIO + SMALL:
         raise corrupt(frames.label, f"a file of {delta.size} bytes from {held}")
+    _check_others(delta, base, read, content)
     total = hashlib.sha256()
 
     def write(data: bytes | memoryview) -> None:
@@ -79,6 +87,21 @@ def rebuild(
     if total.hexdigest() != delta.tuned_hash:
         raise corrupt(frames.label, f"sha256 {total.hexdigest()[:12]} of what it makes",
                        delta.tuned_hash[:12])  # fmt: skip
+
+
+def _check_others(delta: Delta, base: Catalogue, read: Read, content: Callable[[], str]) -> None:
+    """Holds the base to be the right one by what the delta does not need of it, too."""
+    if delta.others == "file":
+        same = content() == delta.base_hash
+    else:
+        same = not delta.others or others(delta.tensors, base, read) == delta.others
+    if not same:
+        raise StalePlan(
+            base.label,
+            found="other tensors than the delta was made from",
+            expected=f"{delta.base}, sha256 {delta.base_hash}, or the same tensors in another file",
+            hint="a delta can be applied to the base that it was made from only",
+        )
 
 
 def _theirs(

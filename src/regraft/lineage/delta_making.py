@@ -22,6 +22,7 @@ from regraft.lineage.deltas import (
     Span,
     bytes_of,
     frame_name,
+    others,
     short_hash,
 )
 from regraft.operations import Reshape, Transpose
@@ -103,9 +104,14 @@ def make(
     begin = scratch.tell()
     compressed(_rest(path, spans.values(), size), scratch)
     frames[REST] = (begin, scratch.tell() - begin)
-    delta = Delta(1, base.label, hashes[0], tuned.label, hashes[1], size, base.container, spans)
+    delta = Delta(
+        1, base.label, hashes[0], tuned.label, hashes[1], size, base.container, tensors=spans
+    )
     kept = Kept(delta, frames)
-    return kept if spans and kept.size <= size else _shorter(kept, path, scratch)
+    if not spans or kept.size > size:
+        kept = _shorter(kept, path, scratch)
+    held = others(kept.delta.tensors, base, read)
+    return Kept(msgspec.structs.replace(kept.delta, others=held), kept.frames)
 
 
 def _shorter(kept: Kept, path: Path, scratch: IO[bytes]) -> Kept:
@@ -148,9 +154,11 @@ def _in_place(tuned: Catalogue, after: Read, path: Path) -> Iterator[tuple[Tenso
 
 
 def _found(data: mmap.mmap, own: NDArray[np.uint8], at: int) -> int:
-    """Where the very bytes lie in the file from `at` on, where a reader made a copy; -1 for
-    nowhere."""
-    start = data.find(own[:_HEAD].tobytes(), at)
+    """Where the very bytes lie in the file, where a reader made a copy; -1 for nowhere. They are
+    sought from `at` on, and before it: PyTorch's old files are in the order of addresses."""
+    head = own[:_HEAD].tobytes()
+    start = data.find(head, at)
+    start = data.find(head, 0, at + len(head)) if start < 0 else start
     if start < 0 or start + own.size > len(data):
         return -1
     there = np.frombuffer(data, np.uint8, own.size, start)

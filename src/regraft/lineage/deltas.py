@@ -21,10 +21,12 @@ import xxhash
 
 from regraft.errors import CorruptFile, FormatError, ShapeMismatch
 from regraft.operations import Reshape, Transpose, infer, run
-from regraft.tensors import Catalogue, Read
-from regraft.values import bits
+from regraft.tensors import CODED, Catalogue, Read
+from regraft.values import bits, let_go
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -56,7 +58,11 @@ class Span(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The listing of a delta. Hashes are sha256 of whole files; `container` is the base's part."""
+    """The listing of a delta. Hashes are sha256 of whole files; `container` is the base's part.
+
+    `others`: what holds the base to be the same where no tensor of the delta does: a hash of the
+    tensors that none was made of, or `file` for the hash of the whole file.
+    """
 
     schema_version: int
     base: str
@@ -65,12 +71,29 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     tuned_hash: str
     size: int
     container: str = ""
+    others: str = ""
     tensors: dict[str, Span] = {}
 
     @property
     def whole(self) -> bool:
         """Whether the tuned file is kept as one frame, since no delta was shorter."""
         return not self.tensors
+
+
+def others(spans: Mapping[str, Span], base: Catalogue, read: Read) -> str:
+    """One hash of the base's tensors that no span rests on, by name; `""` for none, `file` where
+    some are codes, of which only the file itself is the same for sure."""
+    held = {span.source or name for name, span in spans.items() if span.base}
+    left = [info for name, info in base.items() if name not in held]
+    if any(info.dtype in CODED for info in left):
+        return "file"
+    total = xxhash.xxh3_64()
+    for info in left:
+        array = read(info.name, None)
+        total.update(f"{info.name} {info.dtype} {info.shape} ".encode())
+        total.update(bits(array).data)
+        let_go(array)
+    return total.hexdigest() if left else ""
 
 
 def encode(delta: Delta) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from regraft import operations
@@ -59,6 +60,7 @@ def diff(
     - `ranks`: whether to take the effective rank of each change, too.
     - `remarks`: what is known of the two files besides.
     """
+    plan = plan if given else _uncast(plan)
     idle = {graft.target for graft in plan.grafts.values() if graft.counter and given}
     sides = _Sides(plan, base, read, tuned, after)
     entries: dict[str, Entry] = {}
@@ -79,6 +81,17 @@ def diff(
             entries[name if name not in entries else f"{name} ({base.label})"] = gone
     told = (*remarks, *_remarks(tuned.label, entries), *_untied(plan, base, entries))
     return Diff(base.label, tuned.label, entries, told)
+
+
+def _uncast(plan: Plan) -> Plan:
+    """A plan that was found, without its casts: that values were rounded is a difference."""
+    bare = {
+        name: msgspec.structs.replace(
+            graft, ops=tuple(op for op in graft.ops if not isinstance(op, Cast))
+        )
+        for name, graft in plan.grafts.items()
+    }
+    return msgspec.structs.replace(plan, grafts=bare)
 
 
 class _Sides:

@@ -63,6 +63,14 @@ def copy_into(tensor: Any, array: Array) -> None:
             tensor.copy_(value)
 
 
+def new_like(tensor: Any, array: Array) -> Any:
+    """A tensor of these values in another's dtype, made once and nowhere else first."""
+    import torch
+
+    made = torch.empty(array.shape, dtype=tensor.dtype, device="cpu")
+    return made.copy_(to_torch(array))
+
+
 def is_plain(tensor: Any) -> bool:
     """Whether a tensor's values lie in the CPU's memory in row-major order, and nothing else
     happens when they are set (a subclass may do more)."""

@@ -200,7 +200,12 @@ def trainable(model: object, names: Collection[str]) -> None:
     """
     live: Any = model
     weights = named(live)
-    live.trainable = True
+    # Each by itself: TensorFlow's objects pass over a flag that is set to what it is already, and
+    # with it over the layers and variables below.
+    for layer in live._flatten_layers():
+        layer.trainable = True
+        for variable in layer._trainable_variables:
+            variable.trainable = True
     by_layer: dict[int, list[tuple[str, Any, Any]]] = {}
     for name, (variable, layer) in weights.items():
         by_layer.setdefault(id(layer), []).append((name, variable, layer))

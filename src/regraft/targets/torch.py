@@ -17,6 +17,7 @@ from regraft.targets._torch_arrays import (
     copy_into,
     dtype_name,
     is_plain,
+    new_like,
     to_numpy,
     to_torch,
 )
@@ -143,7 +144,8 @@ class _TorchSink(Sink):
     def write(self, name: str, array: Array) -> None:
         tensor = self._tensors[name]
         if tensor.is_meta:
-            self._put(tensor, to_torch(private(array)))
+            own = to_torch(private(array)) if self.adopts(name, array) else new_like(tensor, array)
+            self._put(tensor, own)
         else:
             copy_into(tensor, array)
 

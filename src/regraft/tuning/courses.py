@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from regraft.tuning.policies import Policy
 _STATISTICS = frozenset(
     {"running_mean", "running_var", "num_batches_tracked", "moving_mean", "moving_variance"}
 )
+# Classes of layers that normalize, and of those that have such a word in their name and mix.
+_NORM = re.compile("norm", re.IGNORECASE)
+_MIXES = re.compile("linear|dense|conv|normed|embed", re.IGNORECASE)
 
 
 class Treatment(NamedTuple):
@@ -95,6 +99,7 @@ def course(
     statistics: Collection[str] | None = None,
     ties: Iterable[tuple[str, ...]] = (),
     order: Order = "definition",
+    layer: Callable[[str], str] | None = None,
 ) -> Course:
     """Works a policy out for a model.
 
@@ -104,6 +109,7 @@ def course(
     - `fresh`: names without pretrained values (`receipt.fresh`).
     - `statistics`: names of what no gradient reaches; by the names' last words by default.
     - `order`: of the tensors, as in a Catalogue.
+    - `layer`: the layer that a name belongs to; what stands before its last part by default.
     - `ties`: groups of names that are one tensor; it is frozen where any of them is, and the first
       speaks for the rest.
 
@@ -125,19 +131,26 @@ def course(
             expected="a head, which learns first, alone or faster",
             hint="load with fresh=['head.*'] and give receipt=, or Policy(head=('head.*',))",
         )
-    deep = policy.layer_decay != 1 or policy.freeze_depth or policy.thaw_every
-    chain = listed
-    if order == "sorted" and deep:
-        stem = {name for name in names if matches_any(policy.stem, name)}
-        chain = defined(listed, stem=stem, head=known)
-    towers = [[n for n in names if matches(t, n)] for t in policy.towers]
-    depth = depths(chain, head=known, towers=towers)
     by_role = {n for n in names if _leaf(n) in _STATISTICS}
     still = by_role if statistics is None else set(statistics)
+    layer_of = layer or _layer
+    beside = _by_layer((n for n in names if n not in still), layer_of)
+    deep = policy.layer_decay != 1 or policy.freeze_depth or policy.thaw_every
+    # Statistics are as deep as the parameters of their layer.
+    chain = [t for t in listed if t.name not in still or layer_of(t.name) not in beside]
+    if order == "sorted" and deep:
+        stem = {name for name in names if matches_any(policy.stem, name)}
+        chain = defined([t for t in chain if t.name not in still], stem=stem, head=known)
+    towers = [[n for n in names if matches(t, n)] for t in policy.towers]
+    depth = depths(chain, head=known, towers=towers)
+    for name in [name for name in names if name not in depth]:
+        own = [depth[n] for n in beside.get(layer_of(name), ())]
+        depth[name] = min(own, default=max(depth.values()))
     found = {t.name: _treatment(t, policy, depth, known) for t in listed if t.name not in still}
     for info in (t for t in listed if t.name in still):
         alone = _treatment(info._replace(kind="weight"), policy, depth, known)
-        found[info.name] = _statistic(info.name, policy, alone, found)
+        parameters = [found[n] for n in beside.get(layer_of(info.name), ())]
+        found[info.name] = _statistic(info.name, policy, alone, parameters)
     for group in (tuple(name for name in tied if name in found) for tied in ties):
         held = any(found[name].since is None for name in group)
         found |= {
@@ -172,26 +185,43 @@ def _treatment(
     rate = policy.layer_decay**below
     rate *= policy.head_lr if name in head else 1.0
     rate *= next((factor for t, factor in reversed(policy.rates) if matches(t, name)), 1.0)
-    decays = policy.decay_norms or (len(info.shape) > 1 and _leaf(name) != "bias")
+    decays = policy.decay_norms or not (len(info.shape) <= 1 or _norm_or_bias(info))
     return Treatment(depth[name], since, rate, decays)
 
 
 def _statistic(
-    name: str, policy: Policy, alone: Treatment, parameters: Mapping[str, Treatment]
+    name: str, policy: Policy, alone: Treatment, parameters: Collection[Treatment]
 ) -> Treatment:
     """A statistic follows the data as soon as a parameter of its own layer learns; where the layer
     has none (a norm without scale and shift), unless a parameter there would be frozen (`alone`).
     """
-    owner = name[: len(name) - len(_leaf(name))]
-    beside = [t.since for n, t in parameters.items() if n[: len(n) - len(_leaf(n))] == owner]
-    starts = [since for since in beside if since is not None]
+    starts = [t.since for t in parameters if t.since is not None]
     since = min(starts, default=None)
-    if not beside and alone.since is not None:
+    if not parameters and alone.since is not None:
         since = 0
     held = matches_any(policy.freeze, name) and not matches_any(policy.unfreeze, name)
     if held or policy.batchnorm in ("freeze", "adapt"):
         since = None
     return Treatment(alone.depth, since, 1.0, False, True)
+
+
+def _norm_or_bias(info: TensorInfo) -> bool:
+    """Whether a tensor of several axes is what norms scale and shift by, or added to something, by
+    its layer's class or its own name (`bias_k`, `relative_position_bias_table`)."""
+    norm = _NORM.search(info.module) and not _MIXES.search(info.module)
+    leaf = _leaf(info.name)
+    return bool(norm) or leaf == "scale" or bool({"bias", "biases"} & set(leaf.split("_")))
+
+
+def _layer(name: str) -> str:
+    return name[: len(name) - len(_leaf(name))]
+
+
+def _by_layer(names: Iterable[str], layer: Callable[[str], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(layer(name), []).append(name)
+    return found
 
 
 def _leaf(name: str) -> str:

@@ -27,6 +27,7 @@ from regraft.errors import TargetError
 from regraft.receipts import Receipt
 from regraft.targets import keras as keras_target
 from regraft.tuning.courses import Course, course
+from regraft.tuning.keras_data import assign
 from regraft.tuning.keras_optimizers import Paced, Pull
 from regraft.tuning.keras_statistics import measure
 from regraft.tuning.policies import Policy
@@ -80,12 +81,31 @@ class Tuning:
         self.course = course_of(model, policy, receipt)
         self._pulls = pulls(self.course, reference)
         self._watch: Watch | None = None
+        self._adapted = policy.batchnorm != "adapt"
+        self._optimizer: Any = None
+        self._kept = False
         self.now = 0
         self._before: list[tuple[Any, str, Any]] = []
 
-    def begin(self) -> None:
-        """To be called before the first phase: hashes what is there, adds L2-SP's regularizers."""
+    def adapt(self, batches: Iterable[Any]) -> None:
+        """Measures statistics on new data before training, for `batchnorm="adapt"`; see
+        `regraft.tuning.keras_statistics.measure`. To be called before `begin`, once."""
+        measure(self.model, batches)
+        self._adapted = True
+
+    def begin(self, *, resuming: bool = False) -> None:
+        """To be called before the first phase: hashes what is there, adds L2-SP's regularizers.
+
+        `resuming`: `resume` follows, and the model gets its values from there. **Raises**
+        `TargetError` where statistics are not adapted and should be.
+        """
         if self._watch is None:
+            if not self._adapted and not resuming:
+                raise TargetError(
+                    'batchnorm="adapt"',
+                    found="statistics that were not measured on the new data",
+                    expected="tuning.adapt(batches) before tuning.begin()",
+                )
             self._watch = Watch(self.course, self.read)
             weights = keras_target.named(self.model)
             layers = {id(layer): layer for layer in self.model._flatten_layers()}
@@ -111,22 +131,28 @@ class Tuning:
         self.now = number
         keras_target.trainable(self.model, self.course.learning(number))
 
-    def optimizer(self, base: Any, *, overwrite: bool = True) -> Any:
-        """An optimizer like `base` that keeps each tensor's rate and decays only what should be.
+    def optimizer(self, base: Any, *, trial: bool = False) -> Any:
+        """An optimizer like `base`, for what learns now, that keeps each tensor's rate and decays
+        only what should be.
 
-        `overwrite`: whether `fit` ends with the moving average in the model, where there is one.
+        A moving average, where there is one, goes on from that of the phase before; a `trial` has
+        none.
         """
         config = base.get_config()
         if not isinstance(base._learning_rate, keras.Variable):  # a schedule, as it is
             config["learning_rate"] = base._learning_rate
-        if self.policy.ema:
-            # Keras averages after every batch, also where gradients are only added up.
-            batches = base.gradient_accumulation_steps or 1
-            config |= {"use_ema": True, "ema_momentum": self.policy.ema ** (1 / batches)}
+        if self.policy.ema and not trial:
+            config |= {"use_ema": True, "ema_momentum": self.policy.ema}
         made: Any = type(type(base).__name__, (Paced, type(base)), {}).from_config(config)
         weights = {n: v for n, (v, _) in keras_target.named(self.model).items()}
         made.rates = {id(v): self.course[n].rate for n, v in weights.items()}
-        made.overwrite = overwrite
+        made.means, made.averaged = {}, 0
+        if not trial:
+            if self._optimizer is not None:
+                made.go_on_from(self._optimizer)
+            self._optimizer = made
+            if self.policy.ema:  # at once: TensorFlow may build it while it traces a step
+                made.build(list(self.model.trainable_variables))
         bare = [v for n, v in weights.items() if not self.course[n].decays]
         if bare and made.weight_decay is not None:
             made.exclude_from_weight_decay(var_list=bare)
@@ -135,11 +161,33 @@ class Tuning:
     def finish(self, batches: Iterable[Any] | None = None) -> TuningReceipt:
         """To be called after the last phase: flags and regularizers are put back, hashes compared.
 
-        `batches`: new data on which `batchnorm="recalibrate"` measures statistics.
+        `batches`: new data on which `batchnorm="recalibrate"` measures statistics. **Raises**
+        `TargetError` where there is to be an average and no step of `tuning.optimizer` was seen:
+        the weights stay as they are.
         """
+        if self.policy.ema and not self._kept:
+            self._put_average()
         self.release()
         anew = partial(measure, self.model)
         return finished(self._watch, self.read, self.now + 1, anew, batches)
+
+    def keep(self, values: Mapping[str, Any]) -> None:
+        """Puts these values (of the best epoch) into the model, in place of the average."""
+        weights = keras_target.named(self.model)
+        for name, value in values.items():
+            assign(weights[name][0], value)
+        self._kept = True
+
+    def _put_average(self) -> None:
+        pairs = self._optimizer.averages() if self._optimizer else []
+        if not pairs or not self._optimizer.steps:
+            raise TargetError(
+                "Policy.ema",
+                found="a moving average of no step",
+                expected="a model compiled with tuning.optimizer(…), whose steps are averaged",
+            )
+        for variable, mean in pairs:
+            variable.assign(keras_target.to_numpy(mean.value))
 
     def release(self) -> None:
         """Puts flags and regularizers back."""
@@ -203,11 +251,28 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 class Follow(keras.callbacks.Callback):
-    """Tells a Tuning which epoch it is, so that its receipt knows how many there were."""
+    """Tells a Tuning which epoch it is, so that its receipt knows how many there were.
+
+    **Raises** `TargetError` where the policy tells of rates or an average and the model was
+    compiled with an optimizer that does not know them, or where one fit goes on into another phase.
+    """
 
     def __init__(self, tuning: Tuning) -> None:
         super().__init__()
         self._tuning = tuning
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        model: Any = self.model
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        course = self._tuning.course
+        rates = [t.rate for t in course.values() if t.since is not None]
+        asked = self._tuning.policy.ema or any(rate != 1 for rate in rates)
+        if asked and not isinstance(optimizer, Paced):
+            raise TargetError(
+                type(optimizer).__name__,
+                found="an optimizer that does not know the policy's rates or its moving average",
+                expected="model.compile(tuning.optimizer(…), …)",
+            )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         course, now = self._tuning.course, self._tuning.now

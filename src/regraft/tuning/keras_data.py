@@ -15,24 +15,49 @@ _PRECISION = {"bf16": "mixed_bfloat16", "16": "mixed_float16"}
 
 
 class Batches(keras.utils.PyDataset):
-    """The samples of one epoch, in its order, or first sample first."""
+    """The samples of one epoch, in its order; `None`: for measuring statistics."""
 
     def __init__(self, job: Job, epoch: int | None) -> None:
         super().__init__()
         count, size = len(job.data.y), job.settings.batch_size
-        drawn = range(count) if epoch is None else seeds.order(count, job.settings.seed, epoch)
-        self._job, self._order = job, np.asarray(drawn)
+        self._job, self._measuring = job, epoch is None
+        if epoch is None:
+            self._drawn = seeds.even(count, size, job.settings.seed)
+            return
+        order = seeds.order(count, job.settings.seed, epoch)
+        together = job.settings.accumulate
+        if together > 1:
+            self._drawn = _added_up(order, size, together)
+            return
         # A last batch of one sample would break BatchNorm.
-        odd = epoch is not None and count % size == 1 and count > size
-        self._count = count // size if odd else -(-count // size)
+        odd = count % size == 1 and count > size
+        self._drawn = [order[at : at + size] for at in range(0, count - odd, size)]
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._drawn)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        size = self._job.settings.batch_size
-        chosen = self._order[index * size : (index + 1) * size]
-        return taken(self._job.data.x, chosen), self._job.data.y[chosen]
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        chosen = np.asarray(self._drawn[index])
+        batch = taken(self._job.data.x, chosen), self._job.data.y[chosen]
+        together = self._job.settings.accumulate
+        if self._measuring or together == 1:
+            return batch
+        # Keras adds up means: each sample is to count the same, whatever the size of its batch.
+        first = index // together * together
+        samples = sum(len(part) for part in self._drawn[first : first + together])
+        return *batch, np.full(len(chosen), len(chosen) * together / samples, np.float32)
+
+
+def _added_up(order: list[int], size: int, together: int) -> list[list[int]]:
+    """Batches in groups of as many as are added up, as Keras knows no smaller sum: the last group
+    is of smaller batches, or joins the one before where these would be of one sample."""
+    whole = size * together
+    groups = [order[at : at + whole] for at in range(0, len(order), whole)]
+    if len(groups) > 1 and len(groups[-1]) < 2 * together:
+        last = groups.pop()
+        groups[-1] = groups[-1] + last
+    parts = [part.tolist() for g in groups for part in np.array_split(np.asarray(g), together)]
+    return [part for part in parts if part]
 
 
 def assign(variable: Any, array: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from regraft.tuning.receipts import nothing_measured
+
 
 def measure(model: Any, batches: Iterable[Any]) -> int:
     """Sets moving means and variances to the averages over these batches; how many layers.
@@ -18,6 +20,8 @@ def measure(model: Any, batches: Iterable[Any]) -> int:
     **Arguments:**
 
     - `batches`: inputs, or tuples that begin with them.
+
+    **Raises** `TargetError` where there are none.
     """
     layers = list(model._flatten_layers())
     norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
@@ -25,15 +29,19 @@ def measure(model: Any, batches: Iterable[Any]) -> int:
         return 0
     # A layer measures where it is trainable and runs in training mode.
     before = [(norm, "momentum", norm.momentum) for norm in norms]
-    before += [(norm, "trainable", norm.trainable) for norm in norms]
+    # (Setting a flag that is set already would set it on the layer's variables, too.)
+    before += [(norm, "trainable", False) for norm in norms if not norm.trainable]
     before += [(x, "rate", x.rate) for x in layers if isinstance(x, keras.layers.Dropout)]
     try:
         for thing, name, _ in before:
             setattr(thing, name, True if name == "trainable" else 0.0)
+        number = -1
         for number, batch in enumerate(batches):
             for norm in norms:
                 norm.momentum = number / (number + 1)  # a plain average
             model(batch[0] if isinstance(batch, (tuple, list)) else batch, training=True)
+        if number < 0:
+            raise nothing_measured()
     finally:
         for thing, name, value in before:
             setattr(thing, name, value)

@@ -16,7 +16,6 @@ from regraft.targets import keras as keras_target
 from regraft.tuning import Epoch, Job, Outcome, best_of, processes, runs, seeds, stopped, sweeps
 from regraft.tuning.keras import Tuning
 from regraft.tuning.keras_data import Batches, Schedule, assign, precision
-from regraft.tuning.keras_statistics import measure
 from regraft.tuning.metrics import measured, probabilities
 
 EXTRA = "keras"
@@ -72,8 +71,8 @@ class _Run:
         """From the beginning, or from the checkpoint that there is."""
         kept = self._kept()
         if kept is None and self.job.policy.batchnorm == "adapt":
-            measure(self.model, Batches(self.job, None))
-        self.tuning.begin()
+            self.tuning.adapt(Batches(self.job, None))
+        self.tuning.begin(resuming=kept is not None)
         if kept is None:
             self.lr = self._rate()
             return
@@ -85,7 +84,9 @@ class _Run:
             assign(variable, kept[f"model {name}"])
         self.best = {k[5:]: v for k, v in kept.items() if k.startswith("best ")}
         self.compile(len(self.curve) - 1)
-        self._optimizer.build(list(self.model.trainable_variables))
+        self._optimizer.averaged = told["averaged"]
+        if not self._optimizer.built:
+            self._optimizer.build(list(self.model.trainable_variables))
         for number, variable in enumerate(self._optimizer.variables):
             assign(variable, kept[f"optimizer {number}"])
         for epoch in self.curve:
@@ -102,7 +103,7 @@ class _Run:
         start = max((s for s in self.tuning.course.steps if s <= epoch), default=0)
         each = len(Batches(self.job, 0)) / settings.accumulate
         rate = Schedule(self.lr, settings, start * each, settings.epochs * each)
-        self._optimizer = self.tuning.optimizer(self._adamw(rate), overwrite=False)
+        self._optimizer = self.tuning.optimizer(self._adamw(rate))
         # The loss alone: what is minimised has the pull to the pretrained values in it.
         loss = self._loss()
         alone = keras.metrics.MeanMetricWrapper(loss.call, name="alone")
@@ -126,9 +127,7 @@ class _Run:
 
     def end(self) -> None:
         """The best epoch's values."""
-        weights = keras_target.named(self.model)
-        for name, value in self.best.items():
-            assign(weights[name][0], value)
+        self.tuning.keep(self.best)
 
     def _moving(self) -> Iterator[str]:
         return (name for name, t in self.tuning.course.items() if t.since is not None)
@@ -189,6 +188,7 @@ class _Run:
         told = {
             "curve": [asdict(epoch) for epoch in self.curve],
             "lr": self.lr,
+            "averaged": self._optimizer.averaged,
             "watch": self.tuning.state(),
             "identity": self._identity,
         }
@@ -220,7 +220,8 @@ class _Run:
         if settings.lr != "auto":
             return settings.lr
         before = {name: self.tuning.read(name) for name in self._moving()}
-        optimizer = self.tuning.optimizer(keras.optimizers.AdamW(1.0), overwrite=False)
+        adamw = keras.optimizers.AdamW(1.0, weight_decay=settings.weight_decay)
+        optimizer = self.tuning.optimizer(adamw, trial=True)
         self.model.compile(optimizer, self._loss())
         self._seed(0)
         batches = Batches(self.job, 0)
@@ -229,7 +230,7 @@ class _Run:
         def step(rate: float) -> float:
             nonlocal number
             optimizer.learning_rate = rate
-            x, y = batches[number % len(batches)]
+            x, y, *_ = batches[number % len(batches)]
             number += 1
             return float(self.model.train_on_batch(x, y))
 

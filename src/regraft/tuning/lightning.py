@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,16 +28,27 @@ class Follow(Callback):
     Validation sees the moving average where there is one. Lightning's own checkpoints keep it, and
     the lineage of the model where the Tuning has the receipt of its load: `regraft trace` reads it.
 
+    It ends the Tuning when the whole fit ends, after every callback has had its turn at the end of
+    training, and raises `VerificationFailed` where what was frozen moved. Where the policy measures
+    statistics, it does so on the training batches.
+
     **Arguments:**
 
-    - `finish`: whether to end the Tuning with the fit, and raise `VerificationFailed` where what
-      was frozen moved.
+    - `finish`: whether to end the Tuning with the fit.
+    - `inputs`: what the model is given of a batch: a tensor, or a dict of keywords. By default the
+      first part of a pair, or all of it.
     """
 
-    def __init__(self, tuning: Tuning, *, finish: bool = True) -> None:
+    def __init__(
+        self,
+        tuning: Tuning,
+        *,
+        finish: bool = True,
+        inputs: Callable[[Any], Any] = lambda batch: batch,
+    ) -> None:
         self.tuning = tuning
         self.receipt: TuningReceipt | None = None
-        self._finish = finish
+        self._finish, self._inputs = finish, inputs
         self._kept: dict[str, Any] = {}
         self._averaged = ExitStack()
 
@@ -49,7 +61,9 @@ class Follow(Callback):
                 "at the start",
                 hint="fit twice: a linear probe, then all of it",
             )
-        self.tuning.begin(*trainer.optimizers)
+        if self.tuning.adapts and not self._kept:
+            self.tuning.adapt(self._batches(trainer))
+        self.tuning.begin(*trainer.optimizers, resuming=bool(self._kept))
         if self._kept:
             self.tuning.resume(self._kept)
             self._kept = {}
@@ -68,10 +82,12 @@ class Follow(Callback):
         self._averaged.close()
         self.tuning.release()
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if self._finish:
-            loader = trainer.train_dataloader
-            self.receipt = self.tuning.finish(loader).check()
+            self.receipt = self.tuning.finish(self._batches(trainer)).check()
+
+    def _batches(self, trainer: Any) -> Iterator[Any]:
+        return (self._inputs(batch) for batch in trainer.train_dataloader)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         receipt = self.tuning.loading

@@ -16,12 +16,15 @@ not reach: a loop freezes them by not taking the new ones, and a `watch` on all 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax import numpy as jnp
 
+from regraft.errors import TargetError
 from regraft.receipts import Receipt
 from regraft.targets import jax as jax_target
 from regraft.targets._jax_trees import leaf_names
@@ -32,13 +35,57 @@ from regraft.tuning.references import Reference, pulls
 
 
 def course_of(params: Any, policy: Policy, receipt: Receipt | None = None) -> Course:
-    """A policy worked out for a tree of parameters, whose keys joined with `/` are the names."""
+    """A policy worked out for a tree of parameters, whose keys joined with `/` are the names; or
+    for an NNX module, whose layers are in the order in which they were made.
+
+    **Raises** `TargetError` for a policy that measures statistics: a tree cannot be run.
+    """
     catalogue = jax_target.skeleton(params)
-    statistics = [name for name in catalogue if name.startswith("batch_stats/")]
-    fresh = receipt.fresh if receipt else ()
+    if policy.batchnorm in ("adapt", "recalibrate"):
+        raise TargetError(
+            f'batchnorm="{policy.batchnorm}"',
+            found="a tree, which cannot be run to measure statistics",
+            expected='batchnorm="train" or "freeze"',
+            hint="run the module on the new data before or after, and put its statistics in the "
+            "tree yourself",
+        )
+    held = _variables(params)
     return course(
-        catalogue.values(), policy, fresh=fresh, statistics=statistics, order=catalogue.order
+        (info for name, info in catalogue.items() if not _draws(held.get(name))),
+        policy,
+        fresh=receipt.fresh if receipt else (),
+        statistics=[name for name, leaf in held.items() if _is_statistic(name, leaf)],
+        order=catalogue.order,
+        layer=_layer,
     )
+
+
+def _variables(params: Any) -> dict[str, Any]:
+    """The leaves by name; of NNX, its variables, whose classes tell what they are."""
+    nnx: Any = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    tree = nnx.state(params) if isinstance(params, nnx.Module) else params
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    return dict(zip(leaf_names(tree), leaves, strict=True))
+
+
+def _is_statistic(name: str, leaf: Any) -> bool:
+    """Whether it is in linen's collection of statistics, or one of NNX."""
+    nnx: Any = sys.modules.get("flax.nnx")
+    return name.startswith("batch_stats/") or (nnx is not None and isinstance(leaf, nnx.BatchStat))
+
+
+def _draws(leaf: Any) -> bool:
+    """Whether it is the state of a generator of NNX, which moves with every step."""
+    nnx: Any = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(leaf, nnx.RngState)
+
+
+def _layer(name: str) -> str:
+    """The layer of a name, without linen's collection, as its statistics are in another."""
+    collection, _, rest = name.partition("/")
+    return (rest if collection in ("params", "batch_stats") else name).rpartition("/")[0]
 
 
 def labels(course: Course, params: Any, epoch: int | None = None) -> Any:
@@ -76,20 +123,52 @@ def follow(
     **Arguments:**
 
     - `make`: makes an optimizer of a factor on the learning rate and a weight decay.
-    - `epoch`: from 0: what learns in it alone; a policy that lets more learn later needs
-      `optimizer.init` anew at each of `course.steps`. `None`: all that ever learns.
+    - `epoch`: from 0: what learns in it alone; a policy that lets more learn later needs one, and
+      `optimizer.init` anew at each of `course.steps`.
     - `reference`: the pretrained values, for L2-SP; they are constants of a compiled step.
 
-    **Raises** `TargetError` for L2-SP without a reference.
+    A moving average (`Policy.ema`) is kept in the optimizer's state, for `averaged`.
+
+    **Raises** `TargetError` for L2-SP without a reference, and for a policy that lets more learn
+    later without an epoch.
     """
+    if epoch is None and len(course.steps) > 1:
+        raise TargetError(
+            "the policy",
+            found=f"tensors that start to learn later, with epochs {course.steps}",
+            expected="an epoch, of which this is the optimizer",
+            hint="follow(…, epoch=start) and optimizer.init(params) for each of course.steps",
+        )
     tree = labels(course, params, epoch)
     found: dict[Hashable, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
     for label in sorted(set(jax.tree.leaves(tree)) - {"frozen"}):
         rate, _, bare = label.partition(" ")
         found[label] = make(float(rate), 0.0 if bare else weight_decay)
-    chosen: Any = optax.partition(found, tree)
-    pulled = pulls(course, reference)
-    return optax.chain(_pull(pulled), chosen) if pulled else chosen
+    # Labels of whatever tree comes, as NNX' optimizer hands on another than the module's state.
+    chosen: Any = optax.partition(found, lambda tree: labels(course, tree, epoch))
+    pulled, decay = pulls(course, reference), course.policy.ema
+    parts = [*([_pull(pulled)] if pulled else []), chosen]
+    parts += [_averaging(course, decay)] if decay else []
+    return optax.chain(*parts) if len(parts) > 1 else chosen
+
+
+class Averages(NamedTuple):
+    """The state of a moving average: how many steps it saw, and a tree like the parameters."""
+
+    steps: Any
+    means: Any
+
+
+def averaged(state: Any) -> Any:
+    """The moving average in the state of an optimizer that `follow` made, as a tree like the
+    parameters. **Raises** `TargetError` where there is none."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Averages))
+    for node in nodes:
+        if isinstance(node, Averages):
+            return node.means
+    raise TargetError(
+        "an optimizer's state", found="no moving average", expected="a policy with ema"
+    )
 
 
 def watch(course: Course, params: Any) -> Callable[[Any, int], TuningReceipt]:
@@ -116,6 +195,26 @@ def _pull(pulled: Mapping[str, tuple[float, Reference | None]]) -> optax.Gradien
         return jax.tree.map(one, _by_name(params, str), updates, params), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
+
+
+def _averaging(course: Course, decay: float) -> optax.GradientTransformation:
+    """Follows the weights after each step; what is frozen stays the same bits."""
+
+    def start(params: Any) -> Averages:
+        return Averages(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params))
+
+    def update(updates: Any, state: Averages, params: Any = None) -> tuple[Any, Averages]:
+        steps = state.steps + 1
+        share = jnp.minimum(decay, steps / (steps + 9))
+
+        def one(learns: bool, mean: Any, value: Any) -> Any:
+            mixed = learns and jnp.issubdtype(value.dtype, jnp.inexact)
+            return (mean * share + value * (1 - share)).astype(mean.dtype) if mixed else value
+
+        after = optax.apply_updates(params, updates)
+        return updates, Averages(steps, jax.tree.map(one, mask(course, params), state.means, after))
+
+    return optax.GradientTransformation(start, update)  # pyright: ignore[reportArgumentType]
 
 
 def _by_name(params: Any, text: Callable[[str], str]) -> Any:

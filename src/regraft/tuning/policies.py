@@ -53,8 +53,11 @@ class Policy:
     - `l2_sp`: strength α of ½α‖w − w⁰‖² towards the pretrained values, and `l2_sp_fresh` β of
       ½β‖w‖² on what is fresh (Li et al. 2018, Explicit Inductive Bias for Transfer Learning with
       Convolutional Networks). α needs the values: a `Reference`.
-    - `ema`: decay of an exponential moving average of the weights, 0 for none (Polyak & Juditsky
-      1992, Acceleration of Stochastic Approximation by Averaging); the average is what is kept.
+    - `ema`: decay d of an exponential moving average m of the weights w, 0 for none (Polyak &
+      Juditsky 1992, Acceleration of Stochastic Approximation by Averaging); the average is what is
+      kept. It begins at the weights before training; step n, from 1, sets m to δm + (1 - δ)w with
+      δ = min(d, n / (n + 9)): the first steps weigh less, so that the start (of a fresh head, at
+      random) does not weigh on a short run.
 
     **The model:**
 
@@ -102,3 +105,8 @@ class Policy:
                 found=repr(self.batchnorm),
                 expected="train, freeze, recalibrate or adapt",
             )
+
+
+def decay_at(step: int, decay: float) -> float:
+    """The factor on a moving average at a step, from 1; see `Policy.ema`."""
+    return min(decay, step / (step + 9))

@@ -117,6 +117,16 @@ class Watch:
         self._others = {name: kept["others"].get(name, "") for name in self._others}
 
 
+def nothing_measured() -> TargetError:
+    """What is raised where there are no batches to measure BatchNorm's statistics on."""
+    return TargetError(
+        "BatchNorm's statistics",
+        found="no batch to measure them on",
+        expected="new data, in batches as large as in training",
+        hint="a generator that was read to its end gives nothing more: give a list or a loader",
+    )
+
+
 def finished(
     begun: Watch | None,
     read: Callable[[str], Array],

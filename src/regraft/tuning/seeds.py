@@ -21,6 +21,14 @@ def set_all(seed: int) -> None:
     np.random.seed(seed)
 
 
+def even(count: int, size: int, seed: int) -> list[list[int]]:
+    """The samples in batches of at most `size`, for measuring statistics: shuffled, as data sorted
+    by class has batches unlike any in training; of one size, or one less, as each counts the same.
+    """
+    parts = np.array_split(np.asarray(order(count, seed, 0)), -(-count // size))
+    return [part.tolist() for part in parts]
+
+
 def order(count: int, seed: int, epoch: int) -> list[int]:
     """The samples in this epoch's order."""
     return np.random.default_rng(derived(seed, epoch, 1)).permutation(count).tolist()

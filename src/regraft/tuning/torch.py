@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from regraft.errors import TargetError
 from regraft.receipts import Receipt
 from regraft.targets import torch as torch_target
 from regraft.targets._torch_arrays import to_numpy
@@ -32,6 +33,7 @@ from regraft.tuning.policies import Policy
 from regraft.tuning.receipts import TuningReceipt, Watch, finished
 from regraft.tuning.references import Reference, pulls
 from regraft.tuning.torch_averages import Average
+from regraft.tuning.torch_groups import grouped, heeded
 from regraft.tuning.torch_statistics import holders, measure, staying
 
 
@@ -73,6 +75,7 @@ class Tuning:
         self._pulls = pulls(self.course, reference)
         self.average: Average | None = None
         self._epoch = 0
+        self._adapted = policy.batchnorm != "adapt"
         self._handles: list[Any] = []
         self._hooked: set[int] = set()
         self._watch: Watch | None = None
@@ -90,31 +93,35 @@ class Tuning:
 
         Each has its tensors' `names`. Their rates stay in proportion under any schedule.
         """
-        found: dict[tuple[float, bool], dict[str, Any]] = {}
-        for name, parameter in self.parameters().items():
-            treatment = self.course[name]
-            if treatment.since is None:
-                continue
-            group = found.setdefault(
-                (treatment.rate, treatment.decays),
-                {
-                    "params": [],
-                    "names": [],
-                    "lr": lr * treatment.rate,
-                    "weight_decay": weight_decay if treatment.decays else 0.0,
-                },
-            )
-            group["params"].append(parameter)
-            group["names"].append(name)
-        return list(found.values())
+        return grouped(self.course, self.parameters(), lr, weight_decay)
 
-    def begin(self, *optimizers: torch.optim.Optimizer) -> None:
+    def adapt(self, batches: Iterable[Any], around: torch.nn.Module | None = None) -> None:
+        """Measures statistics on new data before training, for `batchnorm="adapt"`; see
+        `regraft.tuning.torch_statistics.measure`. To be called before `begin`, once."""
+        measure(self.model, batches, around)
+        self._adapted = True
+
+    @property
+    def adapts(self) -> bool:
+        """Whether statistics are still to be measured before training."""
+        return not self._adapted
+
+    def begin(self, *optimizers: torch.optim.Optimizer, resuming: bool = False) -> None:
         """To be called before the first epoch: hashes what is there, and holds what is frozen.
 
         The optimizers' steps are followed: L2-SP's gradient is added before each (after any
-        clipping), the moving average is taken after it.
+        clipping), the moving average is taken after it. `resuming`: `resume` follows, and the model
+        has its values from there. **Raises** `TargetError` where the optimizers' groups do not have
+        the rates that the policy asks for, or statistics are not adapted.
         """
+        heeded(self.course, self.parameters(), optimizers)
         if self._watch is None:
+            if self.adapts and not resuming:
+                raise TargetError(
+                    'batchnorm="adapt"',
+                    found="statistics that were not measured on the new data",
+                    expected="tuning.adapt(batches) before tuning.begin()",
+                )
             self._watch = Watch(self.course, self.read)
             self._flags = {n: p.requires_grad for n, p in self.parameters().items()}
             for module, names in holders(self.model, self.course):
@@ -168,17 +175,31 @@ class Tuning:
             held = tensors_of(self.model)
             return {n: held[n].detach().cpu().clone() for n in self._moving()}
 
-    def finish(self, batches: Iterable[Any] | None = None) -> TuningReceipt:
+    def finish(
+        self, batches: Iterable[Any] | None = None, around: torch.nn.Module | None = None
+    ) -> TuningReceipt:
         """To be called after the last epoch: the moving average becomes the model's values, hooks
         are removed, flags put back, and hashes compared.
 
-        `batches`: new data on which `batchnorm="recalibrate"` measures statistics.
+        **Arguments:**
+
+        - `batches`: new data on which `batchnorm="recalibrate"` measures statistics.
+        - `around`: the module that batches are given to, where it is not the model but holds it.
+
+        **Raises** `TargetError` where there is an average and no step was followed: the weights
+        stay as they are.
         """
         if self.average:
-            self.average.swap()
+            if not self.average.updates:
+                raise TargetError(
+                    "Policy.ema",
+                    found="a moving average of no step",
+                    expected="tuning.begin(optimizer), whose steps are followed",
+                )
+            self.average.put()
             self.average = None
         self.release()
-        anew = partial(measure, self.model)
+        anew = partial(measure, self.model, around=around)
         return finished(self._watch, self.read, self._epoch + 1, anew, batches)
 
     def release(self) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from regraft.tuning.policies import decay_at
+
 
 class Average:
     """The average of what moves; statistics and counters are taken as they are now.
 
-    Polyak & Juditsky 1992, Acceleration of Stochastic Approximation by Averaging; the first steps
-    are averaged evenly, so that the start does not weigh on a short run.
+    See `Policy.ema`. Averages of short floats are kept in float32, where small steps are not lost.
 
     **Arguments:**
 
@@ -29,44 +30,52 @@ class Average:
         decay: float,
     ) -> None:
         self._held, self._exact, self._decay = held, exact, decay
-        self._updates = 0
+        self.updates = 0
         now = held()
-        self._means = {name: now[name].detach().clone() for name in moving}
+        self._means = {name: _wide(now[name].detach().clone()) for name in moving}
 
     @torch.no_grad()
     def update(self) -> None:
         """To be called after each step of the optimizer."""
-        self._updates += 1
-        decay = min(self._decay, self._updates / (self._updates + 9))
+        self.updates += 1
+        decay = decay_at(self.updates, self._decay)
         held = self._held()
         for name, mean in self._means.items():
             value = held[name].detach()
-            if mean.dtype.is_floating_point and name not in self._exact:
+            if (mean.is_floating_point() or mean.is_complex()) and name not in self._exact:
                 mean.lerp_(value.to(mean.dtype), 1 - decay)
             else:
                 mean.copy_(value)
 
     @torch.no_grad()
-    def swap(self) -> None:
-        """Exchanges the average and the values."""
+    def put(self) -> None:
+        """Puts the average in the place of the values."""
         held = self._held()
         for name, mean in self._means.items():
-            value = held[name].detach().clone()
             held[name].copy_(mean)
-            mean.copy_(value)
 
     @contextmanager
     def in_place(self) -> Generator[None]:
-        self.swap()
+        """The average in the place of the values, for a while."""
+        values = {name: tensor.detach().clone() for name, tensor in self._held().items()
+                  if name in self._means}  # fmt: skip
+        self.put()
         try:
             yield
         finally:
-            self.swap()
+            held = self._held()
+            with torch.no_grad():
+                for name, value in values.items():
+                    held[name].copy_(value)
 
     def state(self) -> dict[str, Any]:
-        return {"updates": self._updates, "means": dict(self._means)}
+        return {"updates": self.updates, "means": dict(self._means)}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        self._updates = state["updates"]
+        self.updates = state["updates"]
         for name, mean in state["means"].items():
             self._means[name].copy_(mean)
+
+
+def _wide(tensor: Any) -> Any:
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from regraft.targets._torch_arrays import to_torch
 from regraft.tuning import Settings
-from regraft.tuning.seeds import order
+from regraft.tuning.seeds import even, order
 
 
 class Samples(Dataset[Any]):
@@ -64,6 +64,12 @@ def training(x: Any, y: Any, settings: Settings, rank: int = 0, world: int = 1) 
     )
 
 
+def measuring(x: Any, y: Any, settings: Settings) -> DataLoader[Any]:
+    """Batches for measuring statistics."""
+    batches = even(len(y), settings.batch_size, settings.seed)
+    return DataLoader(Samples(x, y), batch_sampler=batches, collate_fn=_same)
+
+
 def in_order(x: Any, y: Any, settings: Settings) -> DataLoader[Any]:
-    """Batches for validation and for measuring statistics, first sample first."""
+    """Batches for validation, first sample first."""
     return DataLoader(Samples(x, y), settings.batch_size, collate_fn=_same)

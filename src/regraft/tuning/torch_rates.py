@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ def rate_of(job: Job, outputs: Callable[[Any], Any], loss_of: Callable[[Any, Any
     if settings.lr != "auto":
         return settings.lr
     before = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
-    tuning = Tuning(model, job.policy, receipt=job.loading, reference=job.reference)
+    # What is adapted is so by now.
+    still = job.policy.batchnorm == "adapt"
+    policy = replace(job.policy, batchnorm="freeze") if still else job.policy
+    tuning = Tuning(model, policy, receipt=job.loading, reference=job.reference)
     optimizer = torch.optim.AdamW(tuning.groups(1.0, settings.weight_decay))
     scales = [group["lr"] for group in optimizer.param_groups]
     torch.manual_seed(seeds.derived(settings.seed, 0))

@@ -20,9 +20,8 @@ from regraft.tuning.data import Data
 from regraft.tuning.lightning import Follow
 from regraft.tuning.metrics import measured, probabilities
 from regraft.tuning.torch import Tuning
-from regraft.tuning.torch_data import in_order, training
+from regraft.tuning.torch_data import in_order, measuring, training
 from regraft.tuning.torch_rates import rate_of
-from regraft.tuning.torch_statistics import measure
 
 EXTRA = "tune"
 _PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -42,7 +41,7 @@ def fit(job: Job) -> Outcome:
         progress = _Progress(job, task)
         progress.find()
         if not progress.found and job.policy.batchnorm == "adapt":
-            measure(model, in_order(job.data.x, job.data.y, settings))
+            task.tuning.adapt(measuring(job.data.x, job.data.y, settings))
         task.lr = progress.lr or rate_of(job, task.outputs, task.loss)
         if not stopped(progress.curve, settings):
             trainer = lightning.Trainer(
@@ -67,7 +66,7 @@ def fit(job: Job) -> Outcome:
             progress.restore()
         model.to(device)
         task.tuning.keep(progress.best)
-        receipt = task.tuning.finish(in_order(job.data.x, job.data.y, settings)).check()
+        receipt = task.tuning.finish(measuring(job.data.x, job.data.y, settings)).check()
     for module, flag in flags:
         module.training = flag
     return Outcome(progress.curve, task.tuning.course, receipt, task.lr)
@@ -103,7 +102,16 @@ class _Task(lightning.LightningModule):
         x, y = batch
         loss = self.loss(self.outputs(x), y)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(y))
-        return loss
+        return loss * self._weight(len(y), index)
+
+    def _weight(self, count: int, index: int) -> float:
+        """Of a batch among those that are added up, so that every sample counts the same: the last
+        batch may be smaller, and the last sum of fewer. Lightning divides by `accumulate`."""
+        size, together = self.settings.batch_size, self.settings.accumulate
+        loader: Any = self.trainer.train_dataloader
+        samples = min(len(loader.sampler), len(loader) * size)
+        first = index // together * together * size
+        return count * together / (min(first + together * size, samples) - first)
 
     def validation_step(self, batch: Any, index: int) -> None:
         """Every process sees all of it, so that all come to the same numbers."""
@@ -165,7 +173,7 @@ class _Progress(Callback):
         kept = torch.load(str(self.found), map_location="cpu", weights_only=True)
         self._task.load_state_dict(kept["state_dict"])
         tuning = self._task.tuning
-        tuning.begin()
+        tuning.begin(resuming=True)
         key = next(key for key in kept["callbacks"] if key.startswith("Follow"))
         tuning.resume(kept["callbacks"][key])
         tuning.epoch(self.curve[-1].number - 1)

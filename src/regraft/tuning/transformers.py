@@ -33,7 +33,8 @@ class Follow(TrainerCallback):
     Evaluation and saved checkpoints have the values of the moment; the moving average, where there
     is one, is the model's after training. Checkpoints keep it beside them, for
     `resume_from_checkpoint`, and the lineage of the model where the Tuning has the receipt of its
-    load: `regraft trace` reads it.
+    load: `regraft trace` reads it. Where the policy measures statistics, whole batches of training
+    go through the trainer's model.
     """
 
     def __init__(self, tuning: Tuning) -> None:
@@ -49,7 +50,10 @@ class Follow(TrainerCallback):
                 hint="train twice: a linear probe, then all of it",
             )
         optimizer = found["optimizer"]
-        self.tuning.begin(getattr(optimizer, "optimizer", optimizer))
+        resuming = bool(state.global_step)
+        if self.tuning.adapts and not resuming:
+            self.tuning.adapt(found["train_dataloader"], found["model"])
+        self.tuning.begin(getattr(optimizer, "optimizer", optimizer), resuming=resuming)
         kept = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _KEPT
         if state.global_step and not kept.exists():
             raise TargetError(
@@ -74,10 +78,4 @@ class Follow(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **found: Any) -> None:
         loader = found.get("train_dataloader")
-        batches = (_inputs(batch) for batch in loader) if loader is not None else None
-        self.receipt = self.tuning.finish(batches).check()
-
-
-def _inputs(batch: Any) -> dict[str, Any]:
-    """A batch without its answers."""
-    return {name: value for name, value in batch.items() if name not in ("labels", "label")}
+        self.receipt = self.tuning.finish(loader, found["model"]).check()
