@@ -75,7 +75,7 @@ def both_sides(
     if given:
         return ours, theirs, probe if probe is None else placed(probe, theirs)
     source_run, target_run = ours.run(), theirs.run() if theirs.model is not None else None
-    if source_run is None or target_run is None:
+    if source_run is None or theirs.model is None:
         raise TargetError(
             (theirs if source_run else ours).catalogue.label,
             found="inputs without outputs, and no live model that would give them",
@@ -84,7 +84,9 @@ def both_sides(
         )
     frameworks = ours.catalogue.framework, theirs.catalogue.framework
     source_run = functools.partial(ran, ours.catalogue.label, source_run)
-    return ours, theirs, probe_of(probe, source_run, target_run, frameworks)
+    # What has no values yet cannot be run yet.
+    runs = target_run if theirs.read is not None else None
+    return ours, theirs, probe_of(probe, source_run, runs, frameworks)
 
 
 def placed(probe: Probe, theirs: Side) -> Probe:

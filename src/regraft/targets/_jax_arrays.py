@@ -33,6 +33,13 @@ def dtype_name(leaf: Any, name: str) -> str:
     return dtype
 
 
+def is_abstract(leaf: object) -> bool:
+    """Whether a leaf is a shape without values."""
+    import jax
+
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
 def to_numpy(leaf: Any, name: str) -> Array:
     """A copy of the values; raises as `seen` does."""
     return np.array(seen(leaf, name))
@@ -45,8 +52,13 @@ def seen(leaf: Any, name: str) -> Array:
     processes hold a part of them."""
     import jax
 
-    if isinstance(leaf, jax.ShapeDtypeStruct):
+    if is_abstract(leaf):
         raise TargetError(name, found="a shape without values", expected="an array")
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise TargetError(
+            name, found="an array that was deleted (donated to a function)", expected="an array",
+            hint="give the array that the function returned",
+        )  # fmt: skip
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         raise TargetError(
             name,

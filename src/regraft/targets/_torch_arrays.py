@@ -56,7 +56,8 @@ def copy_into(tensor: Any, array: Array) -> None:
     import torch
 
     value = to_torch(array)
-    with torch.no_grad():
+    # What was made in inference mode can be changed there only.
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         if is_spread(tensor):
             tensor.copy_(_spread_like(value, tensor))
         else:
@@ -67,7 +68,7 @@ def new_like(tensor: Any, array: Array) -> Any:
     """A tensor of these values in another's dtype, made once and nowhere else first."""
     import torch
 
-    made = torch.empty(array.shape, dtype=tensor.dtype, device="cpu")
+    made = torch.empty_like(tensor, device="cpu", requires_grad=False)
     return made.copy_(to_torch(array))
 
 

@@ -109,6 +109,20 @@ def _coded(model: Any, held: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: {kind.__name__}"
 
 
+def hears_loading(model: Any) -> bool:
+    """Whether modules have code of their own for `load_state_dict`: hooks, or methods in place of
+    torch's."""
+    if _summoned(model):
+        return False
+    methods = ("load_state_dict", "_load_from_state_dict")
+    return any(
+        module._load_state_dict_post_hooks
+        or module._load_state_dict_pre_hooks
+        or any(getattr(type(module), name).__module__.split(".")[0] != "torch" for name in methods)
+        for module in model.modules()
+    )
+
+
 def _summoned(model: Any) -> bool:
     """Whether the model has parts under FSDP that are whole for now.
 

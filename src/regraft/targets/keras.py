@@ -188,6 +188,26 @@ class _KerasSink(Sink):
         return renewed
 
     @property
+    def settles(self) -> bool:
+        return any(self._deriving())
+
+    def settle(self) -> None:
+        """Layers that derive something from their weights do it again, as Keras has them do after
+        loading."""
+        for layer in self._deriving():
+            store: dict[str, Any] = {}
+            layer.save_own_variables(store)
+            layer.load_own_variables(store)
+
+    def _deriving(self) -> Iterator[Any]:
+        """Layers with weights and code of their own for loading; what Keras' own layers do there
+        concerns files, but for those that derive constants."""
+        for layer in self._model._flatten_layers():
+            ours = type(layer).load_own_variables.__module__.split(".")[0] != "keras"
+            if layer.built and layer.weights and (ours or hasattr(layer, "finalize_state")):
+                yield layer
+
+    @property
     def model(self) -> object:
         return self._model
 

@@ -20,7 +20,7 @@ from regraft.targets._torch_arrays import (
     to_numpy,
     to_torch,
 )
-from regraft.targets._torch_modules import Names, replace, tensors_of, unwrapped
+from regraft.targets._torch_modules import Names, hears_loading, replace, tensors_of, unwrapped
 from regraft.targets._torch_taps import TorchTaps
 from regraft.tensors import Rows, Sink, Skeleton, TensorInfo
 from regraft.values import can_be_private, private
@@ -108,20 +108,25 @@ class _TorchSink(Sink):
             )
 
     def write(self, name: str, array: Array) -> None:
+        import torch
+
         tensor = self._tensors[name]
-        if tensor.is_meta:
+        if not tensor.is_meta:
+            copy_into(tensor, array)
+            return
+        with torch.inference_mode(mode=False):  # what is made within it can never be trained
             adopted = self.adopts(name, array)
             new = to_torch(private(array)) if adopted else new_like(tensor, array)
             self._put(tensor, new)
-        else:
-            copy_into(tensor, array)
 
     def _put(self, old: Any, new: Any) -> None:
         """Puts a tensor into the place, or the tied places, of another."""
         import torch
 
         if isinstance(old, torch.nn.Parameter) and not isinstance(new, torch.nn.Parameter):
-            new = torch.nn.Parameter(new, old.requires_grad)
+            make: Any = torch.Tensor._make_subclass
+            new = make(type(old), new, old.requires_grad)
+            vars(new).update(vars(old))  # what its users wrote on it
         replace(self._inner, old, new)
         for name in [n for n, tensor in self._tensors.items() if tensor is old]:
             self._tensors[name] = new
@@ -146,13 +151,27 @@ class _TorchSink(Sink):
         return to_numpy(tensor) if is_plain(tensor) else None
 
     def adopts(self, name: str, array: Array) -> bool:
-        return self._tensors[name].is_meta and can_be_private(array)
+        tensor = self._tensors[name]
+        return tensor.is_meta and tensor.is_contiguous() and can_be_private(array)
 
     def undo(self, name: str) -> Callable[[], None] | None:
         before = self._tensors[name]
         if before.is_meta:
             return lambda: self._put(self._tensors[name], before)
         return None
+
+    def hollow(self, name: str) -> bool:
+        return self._tensors[name].is_meta
+
+    @property
+    def settles(self) -> bool:
+        return hears_loading(self._inner)
+
+    def settle(self) -> None:
+        """Hooks of `load_state_dict` hear that there are new values: the model is given its own
+        state, which is there already."""
+        if self.settles:
+            self._inner.load_state_dict(self._inner.state_dict(), strict=False)
 
     @property
     def model(self) -> object:
@@ -235,8 +254,11 @@ def head_width(model: object, value: Rows, outputs: Sequence[str]) -> int | None
     return _rotary.head_width_of(inner, value, outputs) if names.plain else None
 
 
-def _input(array: Array, like: Any) -> Any:
-    tensor = to_torch(np.array(array))
+def _input(array: Any, like: Any) -> Any:
+    import torch
+
+    given = isinstance(array, torch.Tensor)
+    tensor = array.detach().clone() if given else to_torch(np.array(array))
     if like is None:
         return tensor
     narrow = tensor.dtype.is_floating_point and tensor.element_size() > like.element_size()
