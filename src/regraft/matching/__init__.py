@@ -15,6 +15,7 @@ from regraft.matching import (
     composing,
     compression,
     keras_graph,
+    keras_places,
     lists,
     missing,
     rewrites,
@@ -61,6 +62,7 @@ def match(
     """
     rules = tuple(rules)
     source, target = _read_closely(source), _read_closely(target)
+    source, target = keras_places.told(source, target), keras_places.told(target, source)
     all_sources = modules_of(source, conventions_of(source))
     all_targets = modules_of(target, conventions_of(target))
     state = Settled()

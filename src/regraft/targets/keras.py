@@ -109,9 +109,13 @@ def named(model: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def _walk(layer: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any, Any]]:
-    """Weights of a layer and then of the layers in it; each once."""
-    for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
-        if id(variable) not in seen:
+    """Weights of a layer and then of the layers in it; each once. What a wrapper holds of the layer
+    in it is that layer's."""
+    own = (*layer._trainable_variables, *layer._non_trainable_variables)
+    inner = (part for part in layer._layers if own)
+    below = {id(variable) for part in inner for variable in part.variables}
+    for variable in own:
+        if id(variable) not in seen | below:
             seen.add(id(variable))
             name = variable.name.rpartition("/")[2]
             yield "/".join((*path, name)), variable, layer
