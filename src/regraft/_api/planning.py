@@ -71,7 +71,9 @@ def both_sides(
     given = probe is None or isinstance(probe, Probe)
     ours = source_side(source, container, None if given else probe)
     inputs = probe.inputs if isinstance(probe, Probe) else probe
-    theirs = target_side(target, arguments=arguments, meta=meta, inputs=inputs)
+    theirs = target_side(
+        target, arguments=arguments, meta=meta, inputs=inputs, source=ours.catalogue
+    )
     if given:
         return ours, theirs, probe if probe is None else placed(probe, theirs)
     source_run, target_run = ours.run(), theirs.run() if theirs.model is not None else None

@@ -2,7 +2,8 @@
 
 Such a file has a layer's variables by number (`layers/dense/vars/0`), and names only what is known
 of the layer's class. Where another side, a live model mostly, has its variables at just these
-places in just these shapes, it is what Keras itself would load the file into, and says what each is.
+places in just these shapes, it is what Keras itself would load the file into, and says what each
+is.
 """
 
 from __future__ import annotations

@@ -67,8 +67,12 @@ def copy_into(tensor: Any, array: Array) -> None:
 def new_like(tensor: Any, array: Array) -> Any:
     """A tensor of these values in another's dtype, made once and nowhere else first."""
     import torch
+    from torch.nn.parameter import is_lazy
 
-    made = torch.empty_like(tensor, device="cpu", requires_grad=False)
+    if is_lazy(tensor):
+        made = torch.empty(array.shape, dtype=tensor.dtype, device="cpu")
+    else:
+        made = torch.empty_like(tensor, device="cpu", requires_grad=False)
     return made.copy_(to_torch(array))
 
 
@@ -77,9 +81,10 @@ def is_plain(tensor: Any) -> bool:
     happens when they are set (a subclass may do more)."""
     import torch
 
-    known = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return False
     strided = tensor.layout is torch.strided and not tensor.is_conj() and not tensor.is_neg()
-    return known and tensor.device.type == "cpu" and strided and tensor.is_contiguous()
+    return tensor.device.type == "cpu" and strided and tensor.is_contiguous()
 
 
 def is_spread(tensor: Any) -> bool:

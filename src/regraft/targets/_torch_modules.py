@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from regraft.errors import TargetError
+from regraft.targets._torch_lazy import shapes_of
 
 # Classes that wrap a module and compute the same, and where they keep it.
 _WRAPPERS = {
@@ -57,16 +58,19 @@ class Names:
         )
 
 
-def tensors_of(model: Any) -> dict[str, Any]:
+def tensors_of(model: Any, *, lazy: bool = False) -> dict[str, Any]:
     """Parameters and persistent buffers by the names of `state_dict`, so that hooks of modules
     which rename or leave out tensors are heard; wrappers' names left out.
 
-    **Raises** `TargetError` where a parameter is lazy, is stored in codes, or is not there as such.
+    **Raises** `TargetError` where a parameter is stored in codes, is not there as such, or has no
+    shape, unless `lazy` ones are asked for.
     """
     summoned = _summoned(model)
     model = unwrapped(model)
     held = dict(model.named_parameters(remove_duplicate=False))
     held |= dict(model.named_buffers(remove_duplicate=False))
+    if not lazy:
+        shapes_of(model, held, {})
     _check(model, held)
     known = {id(tensor) for tensor in held.values()}
     names = Names(model)
@@ -75,17 +79,6 @@ def tensors_of(model: Any) -> dict[str, Any]:
 
 
 def _check(model: Any, held: dict[str, Any]) -> None:
-    from torch.nn.parameter import is_lazy
-
-    lazy = [name for name, tensor in held.items() if is_lazy(tensor)]
-    if lazy:
-        raise TargetError(
-            f"{type(model).__name__}, {lazy[0]}",
-            found=f"{len(lazy)} lazy parameters without a shape",
-            expected="a model whose shapes are known",
-            hint="run the model once on an example input",
-            problems=lazy,
-        )
     coded = list(_coded(model, held))
     if coded:
         raise TargetError(
