@@ -173,6 +173,8 @@ def test_fresh_leaves_of_a_tree_have_values_to_keep() -> None:
     gone["a"]["w"].delete()
     with pytest.raises(TargetError, match="deleted"):
         rg.load(gone, tree)
+    with pytest.raises(TargetError, match="outside of the function"):
+        jax.jit(lambda traced: rg.load(tree, traced).model)(tree)
 
 
 def test_meta_tensors_keep_their_class_layout_and_notes(tmp_path: Path) -> None:

@@ -26,7 +26,15 @@ def is_array(leaf: object) -> bool:
 
 
 def dtype_name(leaf: Any, name: str) -> str:
-    """**Raises** `TargetError` for values that are no numbers."""
+    """**Raises** `TargetError` for values that are no numbers, or stand for such while a function
+    is traced."""
+    from jax.core import Tracer
+
+    if isinstance(leaf, Tracer):
+        raise TargetError(
+            name, found="an array that stands for others while a function is traced (jit, grad)",
+            expected="an array with values", hint="load outside of the function",
+        )  # fmt: skip
     dtype = np.dtype(leaf.dtype).name
     if dtype not in DTYPE_BITS:
         raise TargetError(name, found=f"a leaf of dtype {dtype}", expected="an array of numbers")
