@@ -52,10 +52,14 @@ def test_every_noun_is_shown_escaped(tmp_path: Path) -> None:
         receipt = rg.load(checkpoint, model)
         report = rg.verify(model, rg.Probe(x, x))
         moved = {name: array + 1 for name, array in arrays.items()}
-        shown = [checkpoint, plan, receipt, report, rg.diff(path, moved)]
+        rg.save(model, tmp_path / "mine.safetensors", receipt=receipt)
+        lineage, tree = rg.trace(tmp_path / "mine.safetensors"), rg.family_tree(tmp_path)
+        shown = [checkpoint, plan, receipt, report, rg.diff(path, moved), lineage, tree]
         texts = [Checked(noun._repr_html_()).text for noun in shown]  # pyright: ignore
     for text, wanted in zip(
-        texts, ["float32", "complete", "tensors loaded", "different", "2 moved"], strict=True
+        texts,
+        ["float32", "complete", "tensors loaded", "different", "2 moved", "2 loaded", "2 files"],
+        strict=True,
     ):
         assert wanted in text
         assert "\x1b" not in text

@@ -54,6 +54,7 @@ def an_op(draw: st.DrawFn) -> tuple[ops.Op, tuple[tuple[int, ...], ...]]:
                     (shape, (shape[axis],), (int(np.prod(shape)) // shape[axis],)),
                 ),
                 (ops.Dequantize(axis, 127), (shape, (shape[axis],))),
+                (ops.Dequantize(axis, 1, True), (shape, (shape[axis],))),
                 (ops.LowRank(2.0), ((5, *shape), (2, *shape), (5, 2))),
                 (ops.LowRank(2.0, True), ((5, 3), (2, 5), (3, 2))),
                 (ops.Dequantize(axis), (shape, (shape[axis],))),

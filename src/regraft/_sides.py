@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -113,7 +114,12 @@ def ran(label: str, run: Callable[..., Any], *arguments: Any) -> Any:
         ) from error  # fmt: skip
 
 
-def source_side(given: Given, container: str | None = None, inputs: Any = None) -> Side:
+def source_side(
+    given: Given,
+    container: str | None = None,
+    inputs: Any = None,
+    source: Catalogue | None = None,
+) -> Side:
     """A path is opened, a live model is read, and built first by running it on `inputs` where it is
     not yet. **Raises** as `open` does, and `TargetError`."""
     if isinstance(given, (str, os.PathLike)):
@@ -123,7 +129,9 @@ def source_side(given: Given, container: str | None = None, inputs: Any = None) 
         return Side(opened, opened.read)
     if isinstance(given, Checkpoint):
         return Side(given, given.read)
-    return Side(given) if isinstance(given, Catalogue) else _model_side(given, inputs=inputs)
+    if isinstance(given, Catalogue):
+        return Side(given)
+    return _model_side(given, inputs=inputs, source=source)
 
 
 def target_side(
@@ -133,17 +141,18 @@ def target_side(
     container: str | None = None,
     meta: bool = False,
     inputs: Any = None,
+    source: Catalogue | None = None,
 ) -> Side:
     """As `source_side`; `'module:callable'` is called with `arguments`, on the meta device where
-    `meta` asks for it and the model allows it."""
+    `meta` asks for it and the model allows it. A `source` can tell the shapes of what is lazy."""
     if isinstance(given, (str, os.PathLike)) and is_callable_name(given):
         model, notes = targets_callables().build(str(given), arguments, meta=meta)
-        return _model_side(model, tuple(notes), readable=not meta, inputs=inputs)
+        return _model_side(model, tuple(notes), readable=not meta, inputs=inputs, source=source)
     if arguments:
         raise TargetError(
             str(given), found="settings", expected="'module:callable', which alone takes settings"
         )
-    return source_side(given, container, inputs)
+    return source_side(given, container, inputs, source)
 
 
 def is_callable_name(given: str | os.PathLike[str]) -> bool:
@@ -159,7 +168,12 @@ def targets_callables() -> Any:
 
 
 def _model_side(
-    model: object, notes: tuple[str, ...] = (), *, readable: bool = True, inputs: Any = None
+    model: object,
+    notes: tuple[str, ...] = (),
+    *,
+    readable: bool = True,
+    inputs: Any = None,
+    source: Catalogue | None = None,
 ) -> Side:
     target = targets.find(model)
     build = getattr(target, "build", None)
@@ -167,7 +181,10 @@ def _model_side(
         build(model, inputs)
     abstract = getattr(target, "abstract", None)
     held = readable and not (abstract and abstract(model))
-    return Side(target.skeleton(model), _reader(target, model) if held else None, model, notes)
+    described: Any = target.skeleton
+    beside = source is not None and "source" in inspect.signature(described).parameters
+    skeleton = described(model, source) if beside else described(model)
+    return Side(skeleton, _reader(target, model) if held else None, model, notes)
 
 
 def _reader(target: targets.Target, model: object) -> Read:

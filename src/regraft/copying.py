@@ -8,7 +8,7 @@ cost three times its memory's bandwidth.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -132,6 +132,20 @@ def _blocks(array: Array) -> Iterable[Array]:
     flat = np.ascontiguousarray(array).reshape(-1)
     step = max(1, _BLOCK // max(1, flat.itemsize))
     return (flat[start : start + step] for start in range(0, max(1, flat.size), step))
+
+
+def sharing(memories: Mapping[str, Array]) -> list[list[str]]:
+    """Names whose memories overlap, in groups of two and more."""
+    spans = sorted((*_span(memory), name) for name, memory in memories.items() if memory.nbytes)
+    groups: list[list[str]] = []
+    end = -1
+    for start, stop, name in spans:
+        if start < end:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        end = max(end, stop)
+    return [names for names in groups if len(names) > 1]
 
 
 class Overlaps:

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
+
 from regraft.errors import TransferError
 from regraft.tensors import Sink
 from regraft.values import bits
@@ -50,7 +52,7 @@ class Journal:
         if held.nbytes <= self._left:
             self._left -= held.nbytes
             copied = held.copy()
-            self._undo[name] = lambda: self._sink.write(name, copied)
+            self._undo[name] = lambda: self._put_back(name, copied)
             return
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "regraft-journal")
@@ -61,11 +63,15 @@ class Journal:
         kept = self._kept.pop(name, None)
         if kept is not None:
             former = kept.result()
-            self._undo[name] = lambda: self._sink.write(name, former())
+            self._undo[name] = lambda: self._put_back(name, former())
+
+    def _put_back(self, name: str, former: Array) -> None:
+        """What cannot be written was mostly not changed either."""
+        held = self._sink.look(name)
+        if not np.array_equal(bits(held), bits(former)):
+            self._sink.write(name, former)
 
     def _spill(self, held: Array) -> Callable[[], Array]:
-        import numpy as np
-
         place, size = self._end, held.nbytes
         try:
             if self._file is None:
@@ -100,6 +106,10 @@ class Journal:
             except Exception as error:  # the framework's own: out of memory, a lost device
                 problems.append(f"{name}: {type(error).__name__}: {error}"[:300])
         self._sink.finish()
+        try:
+            self._sink.settle()
+        except Exception as error:  # the model's own code
+            problems.append(f"the model's own hooks: {type(error).__name__}: {error}"[:300])
         self.close()
         if problems:
             raise TransferError(

@@ -80,7 +80,7 @@ def low_rank(weight, a, b, scale, transposed):
     return (weight.astype("f8") + (update.T if transposed else update)).astype(weight.dtype)
 """,
     "dequantize": """
-def dequantize(axis, levels, codes, *parts):
+def dequantize(axis, levels, divide, codes, *parts):
     spread = []
     for part in parts:
         part = part.astype("f8")
@@ -94,7 +94,8 @@ def dequantize(axis, levels, codes, *parts):
             part = along(part, axis, codes.ndim)
         spread.append(part)
     zero = spread[1] if len(spread) > 1 else 0.0
-    return ((codes.astype("f8") - zero) * (spread[0] / levels)).astype("f4")
+    step = 1 / spread[0] if divide else spread[0] / levels
+    return ((codes.astype("f8") - zero) * step).astype("f4")
 """,
     "fold_scale": """
 def fold_scale(axis, eps, kernel, *vectors):
@@ -191,8 +192,8 @@ def _joined(op: o.Op, values: list[str]) -> list[str] | None:
             return [f"({' + '.join(values)})"]
         case o.Subtract():
             return [f"({' - '.join(values)})"]
-        case o.Dequantize(axis, levels):
-            return [f"dequantize({axis}, {levels}, {several})"]
+        case o.Dequantize(axis, levels, divide):
+            return [f"dequantize({axis}, {levels}, {divide}, {several})"]
         case o.FoldScale(axis, eps):
             return [f"fold_scale({axis}, {eps}, {several})"]
         case o.FoldShift(eps):

@@ -449,6 +449,18 @@ class Sink(ABC):
     def finish(self) -> None:  # noqa: B027  (most models take each tensor as it comes)
         """Called after the last of several writes, for models that take all tensors at once."""
 
+    def hollow(self, name: str) -> bool:
+        """Whether the tensor has no values yet: a meta tensor, an abstract shape."""
+        return False
+
+    @property
+    def settles(self) -> bool:
+        """Whether the model does something of its own once all its tensors have their values."""
+        return False
+
+    def settle(self) -> None:  # noqa: B027
+        """Lets the model do so: after `finish`, and after tensors were put back, too."""
+
     @property
     @abstractmethod
     def model(self) -> object:

@@ -8,7 +8,7 @@ any more, and neither memory nor time is spent on undoing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,6 +19,7 @@ from regraft.copying import Copied, Overlaps, Surveys, copy, copy_all, survey
 from regraft.errors import IncompletePlan, RegraftError, TransferError
 from regraft.journal import Journal
 from regraft.plans import Graft, Plan
+from regraft.readiness import fill_counts, torn_apart
 from regraft.receipts import Hashes, Receipt, doubts
 from regraft.renewing import Renewed, renew_all
 from regraft.tensors import Catalogue, Read, Sink
@@ -106,14 +107,27 @@ def apply(
         ready(plan)
     plan.check(source, target)
     writes = [graft for graft in plan.grafts.values() if graft.written]
+    memories = {graft.target: sink.memory(graft.target) for graft in writes}
+    torn = torn_apart(writes, source, target, memories)
     log = Journal(sink) if journal is None else journal
     try:
-        sure, renewed = _sure(writes, read, sink) if journal is None else ({}, [])
+        if not partial:
+            fill_counts(plan, target, sink, log)
+        plain = [graft for graft in writes if not graft.ops and graft.target not in torn]
+        quick = journal is None and not sink.settles
+        sure, renewed = _sure(plain, read, sink, memories) if quick else ({}, [])
         at_hand = {name: array for name, (array, _) in sure.items()}
         at_hand |= {one.name: one.array for one in renewed}
         others = [graft for graft in writes if graft.target not in at_hand]
-        found, lying = _write(plan, others, read, sink, log, progress)
+        found, lying = _write(plan, others, torn, read, sink, log, progress)
         _same(found)
+        sink.settle()
+        _look_again(found, torn, sink, _TORN)
+        if sink.settles:
+            looked = {name: survey(array) for name, array in lying.items()}
+            found |= {name: Copied(meant, meant.digest) for name, meant in looked.items()}
+            lying = {}
+            _look_again(found, found, sink, _CHANGES)
         for name, array in at_hand.items():
             if progress:
                 progress(name, array.nbytes)
@@ -137,7 +151,7 @@ def apply(
         raise interrupt
     known = {(remark.code, remark.where) for remark in plan.warnings}
     seen = [(graft, found[graft.target].meant) for graft in writes if graft.target in found]
-    told = [remark for graft, survey in seen for remark in doubts(graft, survey)]
+    told = [remark for graft, meant in seen for remark in doubts(graft, meant)]
     new = [remark for remark in told if (remark.code, remark.where) not in known]
     held = lying | {name: copied.held for name, copied in found.items()}
     hashes = Hashes({graft.target: held[graft.target] for graft in writes})
@@ -146,17 +160,15 @@ def apply(
 
 
 def _sure(
-    grafts: Sequence[Graft], read: Read, sink: Sink
+    grafts: Sequence[Graft], read: Read, sink: Sink, memories: Mapping[str, Array | None]
 ) -> tuple[dict[str, tuple[Array, Array]], list[Renewed]]:
     """Arrays and the memory they are to be copied to, or how their tensors take memory, where that
     is all there is to do: no operation, values that lie in memory or in a mapped file, and a place
     that takes them as they are."""
-    plain = [graft for graft in grafts if not graft.ops]
-    memories = {graft.target: sink.memory(graft.target) for graft in plain}
     overlaps = Overlaps(memory for memory in memories.values() if memory is not None)
     found: dict[str, tuple[Array, Array]] = {}
     renewed: list[Renewed] = []
-    for graft in plain:
+    for graft in grafts:
         name, memory = graft.target, memories[graft.target]
         if len(graft.sources) != 1:
             continue
@@ -180,6 +192,7 @@ def _alike(array: Array, memory: Array) -> bool:
 def _write(
     plan: Plan,
     grafts: Sequence[Graft],
+    torn: Sequence[str],
     read: Read,
     sink: Sink,
     journal: Journal,
@@ -199,7 +212,11 @@ def _write(
                 journal.remember(following.target)
             journal.ready(name)
             memory = sink.memory(name)
-            if sink.adopts(name, array):
+            if name in torn:  # what is there is only looked at when all are written
+                meant = survey(array)
+                sink.write(name, array)
+                found[name] = Copied(meant, meant.digest)
+            elif sink.adopts(name, array):
                 sink.write(name, array)
                 lying[name] = array
             elif memory is not None and _alike(array, memory):
@@ -215,10 +232,20 @@ def _write(
     return found, lying
 
 
-def _same(
-    found: dict[str, Copied],
-    hint: str = "the model changes what it is given; the model was put back as it was",
-) -> None:
+def _look_again(found: dict[str, Copied], names: Iterable[str], sink: Sink, hint: str) -> None:
+    """Hashes tensors once more that later writes, or the model's own code, may have changed."""
+    again = {name: survey(sink.look(name)).digest for name in names if name in found}
+    _same({name: found[name]._replace(held=digest) for name, digest in again.items()}, hint)
+
+
+_CHANGES = "the model changes what it is given; the model was put back as it was"
+_TORN = (
+    "the model keeps these in one memory, and the source has different values for them: leave all "
+    "but one of the source's out (unused=[…]); the model was put back as it was"
+)
+
+
+def _same(found: dict[str, Copied], hint: str = _CHANGES) -> None:
     wrong = [name for name, copied in found.items() if copied.held != copied.meant.digest]
     if wrong:
         raise TransferError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -190,3 +191,51 @@ def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -
         rg.load(randomised(TorchOuter()), target)
     for now, then in zip(values(target), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+def unnamed(kind: str, seed: int) -> Any:
+    """A model of distinct values, with a layer whose variables Keras' files number, and whose class does not
+    tell which they are."""
+    model = _unnamed(kind)
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        variable.assign(rng.uniform(0.2, 1, variable.shape))
+    return model
+
+
+def _unnamed(kind: str) -> Any:
+    if kind == "no scale":
+        return keras.Sequential(
+            [keras.Input((4,)), layers.Dense(4), layers.BatchNormalization(scale=False)]
+        )
+    if kind == "wrapper":
+        wrapped = layers.SpectralNormalization(layers.Dense(4))
+        return keras.Sequential([keras.Input((4,)), wrapped, layers.Dense(2)])
+    tokens = keras.Input((5,), dtype="int32")
+    table = layers.ReversibleEmbedding(11, 6)
+    hidden = layers.Dense(6)(table(tokens))
+    return keras.Model(tokens, table(hidden, reverse=True))
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+@pytest.mark.parametrize("kind", ["no scale", "wrapper", "reversed table"])
+def test_variables_without_names_are_told_by_their_places(
+    kind: str, ending: str, tmp_path: Path
+) -> None:
+    source, model = unnamed(kind, 1), unnamed(kind, 2)
+    path = tmp_path / f"model{ending}"
+    (source.save_weights if "weights" in ending else source.save)(path)
+    rg.load(path, model)
+    for found, wanted in zip(values(model), values(source), strict=True):
+        assert np.array_equal(found, wanted)
+
+
+def test_another_model_does_not_tell_what_variables_are(tmp_path: Path) -> None:
+    source = unnamed("no scale", 1)
+    source.save_weights(tmp_path / "m.weights.h5")
+    wider = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4), layers.BatchNormalization(), layers.Dense(2)]
+    )
+    plan = rg.plan(tmp_path / "m.weights.h5", wider)
+    unsure = next(name for name in plan.source.tensors if name.endswith("/0"))
+    assert all(unsure not in graft.sources for graft in plan.grafts.values())

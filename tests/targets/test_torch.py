@@ -263,9 +263,51 @@ def test_quantized_modules_are_named() -> None:
     assert "before it is quantized" in str(caught.value)
 
 
+class Lazy(nn.Module):
+    def __init__(self, *, lazy: bool) -> None:
+        super().__init__()
+        self.conv = nn.LazyConv2d(4, 3) if lazy else nn.Conv2d(3, 4, 3)
+        self.norm = nn.LazyBatchNorm2d() if lazy else nn.BatchNorm2d(4)
+        self.head = nn.LazyLinear(5) if lazy else nn.Linear(4, 5)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.norm(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_lazy_modules_take_their_shapes_from_the_source(tmp_path: Path, as_file: bool) -> None:
+    source, model = randomised(Lazy(lazy=False)).eval(), Lazy(lazy=True).eval()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    given = tmp_path / "w.pth" if as_file else source
+    assert rg.plan(given, model).complete
+    assert nn.parameter.is_lazy(model.head.weight)
+    rg.load(given, model)
+    same(state(model), state(source))
+    x = torch.rand(2, 3, 6, 6)
+    assert torch.equal(model(x), source(x))
+    assert type(model.head) is nn.Linear
+    assert model.head.in_features == 4
+    assert type(model.head.weight) is nn.Parameter
+
+
+def test_a_lazy_model_is_lazy_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from regraft.targets import torch as target_module
+
+    model = Lazy(lazy=True)
+    with monkeypatch.context() as patched:
+        fail_at(patched, target_module, "head.weight")
+        with pytest.raises(TransferError, match="put back"):
+            rg.load(randomised(Lazy(lazy=False)), model)
+    assert all(nn.parameter.is_lazy(parameter) for parameter in model.parameters())
+    rg.load(randomised(Lazy(lazy=False)), model)
+
+
 def test_lazy_modules_say_how() -> None:
+    for wrong in ({"w": np.ones((4, 3))}, {"weight": np.ones((5, 3)), "bias": np.ones(5)}):
+        with pytest.raises(TargetError, match="run the model once"):
+            rg.plan({k: v.astype(np.float32) for k, v in wrong.items()}, nn.LazyLinear(4))
     with pytest.raises(TargetError, match="run the model once"):
-        rg.plan(randomised(nn.Linear(3, 4)), nn.LazyLinear(4))
+        rg.save(nn.LazyLinear(4), "never.safetensors")
 
 
 def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,13 +72,15 @@ def both_sides(
     given = probe is None or isinstance(probe, Probe)
     ours = source_side(source, container, None if given else probe)
     inputs = probe.inputs if isinstance(probe, Probe) else probe
-    theirs = target_side(target, arguments=arguments, meta=meta, inputs=inputs)
+    theirs = target_side(
+        target, arguments=arguments, meta=meta, inputs=inputs, source=ours.catalogue
+    )
     ours = replace(ours, inputs=inputs)
     if given:
         wanted = probe if probe is None else placed(probe, theirs)
         return ours, replace(theirs, inputs=wanted and wanted.inputs), wanted
     source_run, target_run = ours.run(), theirs.run() if theirs.model is not None else None
-    if source_run is None or target_run is None:
+    if source_run is None or theirs.model is None:
         raise TargetError(
             (theirs if source_run else ours).catalogue.label,
             found="inputs without outputs, and no live model that would give them",
@@ -87,7 +89,9 @@ def both_sides(
         )
     frameworks = ours.catalogue.framework, theirs.catalogue.framework
     source_run = functools.partial(ran, ours.catalogue.label, source_run)
-    wanted = probe_of(probe, source_run, target_run, frameworks)
+    # What has no values yet cannot be run yet.
+    runs = target_run if theirs.read is not None else None
+    wanted = probe_of(probe, source_run, runs, frameworks)
     return ours, replace(theirs, inputs=wanted.inputs), wanted
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from regraft import markup
 from regraft.lineage.hints import order_by_hints, skipped, trained_alike
 from regraft.lineage.kinship import (
     Reason,
@@ -92,6 +93,12 @@ class FamilyTree(msgspec.Struct, frozen=True):
         for root in self.roots:
             rows += self._rows(root, "", None)
         return "\n".join([*rows, *(f"note  {remark}" for remark in self.remarks)])
+
+    def _repr_html_(self) -> str:
+        rows = ((e.child, e.parent, e.distance, e.direction, "; ".join(e.why)) for e in self.edges)
+        caption = f"{len(self.nodes)} files, {len(self.families)} families"
+        head = ("file", "from", "distance", "direction", "why")
+        return markup.table(caption, head, rows, len(self.edges))
 
     def _rows(self, name: str, indent: str, edge: Edge | None) -> Iterator[str]:
         yield f"{indent}{name}" + (f"  ({edge})" if edge else "")

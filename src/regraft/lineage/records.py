@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from regraft import markup
 from regraft.errors import FormatError
 from regraft.operations import AnyOp
 from regraft.plans import Spec
@@ -76,6 +77,14 @@ class Lineage(msgspec.Struct, frozen=True):
             origins = " + ".join(origin.sources)
             rows.append(f"  {origin.state:<7} {name:<{width}}  {origins}{ops}".rstrip())
         return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (origin.state, name, " + ".join(origin.sources), ", ".join(map(str, origin.ops)))
+            for name, origin in self.tensors.items()
+        )
+        caption = str(self).split("\n")[0]
+        return markup.table(caption, ("state", "tensor", "from", "ops"), rows, len(self.tensors))
 
 
 def encode(lineage: Lineage) -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from regraft.matching import compression, identical, keras_graph, semantics, values
+from regraft.matching import compression, identical, keras_graph, keras_places, semantics, values
 from regraft.matching.experiments import NOT_ASKED, Asked
 from regraft.matching.modules import Module, conventions_of, is_constant, modules_of
 from regraft.matching.order import origin
@@ -46,14 +46,16 @@ def match(
     rules = tuple(rules)
     source = _read_closely(source)
     conventions = conventions_of(source), conventions_of(target)
-    all_sources = modules_of(source, conventions[0])
     state = Settled()
     same = not rules and identical.are(source, target, conventions)
     if same and (not source.flow or source.flow == _read_closely(target).flow):
         state.grafts = identical.grafts(source, target)
-        return _plan(source, target, rules, state, all_sources, all_sources, 1.0, read_source)
+        layers = modules_of(source, conventions[0])
+        return _plan(source, target, rules, state, layers, layers, 1.0, read_source)
     target = _read_closely(target)
-    all_targets = modules_of(target, conventions[1])
+    source, target = keras_places.told(source, target), keras_places.told(target, source)
+    all_sources = modules_of(source, conventions_of(source))
+    all_targets = modules_of(target, conventions_of(target))
     from regraft.matching import searching  # which takes longer to import than this takes
 
     coverage = searching.search(

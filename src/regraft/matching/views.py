@@ -114,7 +114,7 @@ class View:
         owners = {old: new for r in rewrites for old, new in r.owners.items()}
         return replace(
             self,
-            catalogue=_with(self.catalogue, infos, _moved(self.catalogue.flow, owners)),
+            catalogue=with_tensors(self.catalogue, infos, _moved(self.catalogue.flow, owners)),
             made=made,
             held=held,
             reasons=reasons,
@@ -127,10 +127,12 @@ def without(catalogue: Catalogue, names: Collection[str]) -> Catalogue:
     if not names:
         return catalogue
     kept = [info for name, info in catalogue.items() if name not in names]
-    return _with(catalogue, kept, catalogue.flow)
+    return with_tensors(catalogue, kept, catalogue.flow)
 
 
-def _with(catalogue: Catalogue, infos: Iterable[TensorInfo], flow: Iterable[FlowNode]) -> Catalogue:
+def with_tensors(
+    catalogue: Catalogue, infos: Iterable[TensorInfo], flow: Iterable[FlowNode]
+) -> Catalogue:
     """The catalogue with other tensors; ties among those that stay."""
     infos = list(infos)
     names = {info.name for info in infos}

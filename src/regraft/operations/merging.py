@@ -170,11 +170,13 @@ class Dequantize(Merge, frozen=True):
     Scales are scalar, one for each entry of `axis`, or have the codes' rank with sizes that divide
     theirs: each then holds for a block (block-wise float8, 128 × 128). Where a scale is the largest
     value and not the step from one code to the next, `levels` is the code that stands for it: 127
-    (LLM.int8: Dettmers and others 2022, arXiv:2208.07339).
+    (LLM.int8: Dettmers and others 2022, arXiv:2208.07339). Where it is how many codes there are to
+    a value of 1, `divide` (Keras: `keras.quantizers.abs_max_quantize`).
     """
 
     axis: int = 0
     levels: int = 1
+    divide: bool = False
 
     def merged(self, shapes: Shapes) -> Shape:
         if not 2 <= len(shapes) <= 3:
@@ -196,7 +198,8 @@ class Dequantize(Merge, frozen=True):
         codes, *rest = arrays
         scale, *zero = (self._spread(_wide(part), codes.shape) for part in rest)
         values = _wide(codes) - (zero[0] if zero else 0.0)
-        return (values * (scale / self.levels)).astype(np.float32)
+        step = 1 / scale if self.divide else scale / self.levels
+        return (values * step).astype(np.float32)
 
     def _spread(self, scales: _Wide, codes: Shape) -> _Wide:
         if scales.size == 1:

@@ -26,11 +26,26 @@ def is_array(leaf: object) -> bool:
 
 
 def dtype_name(leaf: Any, name: str) -> str:
-    """**Raises** `TargetError` for values that are no numbers."""
+    """**Raises** `TargetError` for values that are no numbers, or stand for such while a function
+    is traced."""
+    from jax.core import Tracer
+
+    if isinstance(leaf, Tracer):
+        raise TargetError(
+            name, found="an array that stands for others while a function is traced (jit, grad)",
+            expected="an array with values", hint="load outside of the function",
+        )  # fmt: skip
     dtype = np.dtype(leaf.dtype).name
     if dtype not in DTYPE_BITS:
         raise TargetError(name, found=f"a leaf of dtype {dtype}", expected="an array of numbers")
     return dtype
+
+
+def is_abstract(leaf: object) -> bool:
+    """Whether a leaf is a shape without values."""
+    import jax
+
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def to_numpy(leaf: Any, name: str) -> Array:
@@ -45,8 +60,13 @@ def seen(leaf: Any, name: str) -> Array:
     processes hold a part of them."""
     import jax
 
-    if isinstance(leaf, jax.ShapeDtypeStruct):
+    if is_abstract(leaf):
         raise TargetError(name, found="a shape without values", expected="an array")
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise TargetError(
+            name, found="an array that was deleted (donated to a function)", expected="an array",
+            hint="give the array that the function returned",
+        )  # fmt: skip
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         raise TargetError(
             name,

@@ -159,6 +159,9 @@ class TreeSink(Sink):
         before = self._held[name]  # arrays of JAX do not change: the old one is its own copy
         return lambda: self._held.__setitem__(name, before)
 
+    def hollow(self, name: str) -> bool:
+        return _jax_arrays.is_abstract(self._held[name])
+
     @property
     def model(self) -> object:
         import jax

@@ -101,6 +101,9 @@ class ModuleSink(Sink):
         before = variable.get_raw_value()  # arrays of JAX do not change
         return lambda: variable.set_raw_value(before)
 
+    def hollow(self, name: str) -> bool:
+        return _jax_arrays.is_abstract(self._variables[name].get_raw_value())
+
     @property
     def model(self) -> object:
         return self._model

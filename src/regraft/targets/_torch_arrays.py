@@ -56,7 +56,8 @@ def copy_into(tensor: Any, array: Array) -> None:
     import torch
 
     value = to_torch(array)
-    with torch.no_grad():
+    # What was made in inference mode can be changed there only.
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         if is_spread(tensor):
             tensor.copy_(_spread_like(value, tensor))
         else:
@@ -66,8 +67,12 @@ def copy_into(tensor: Any, array: Array) -> None:
 def new_like(tensor: Any, array: Array) -> Any:
     """A tensor of these values in another's dtype, made once and nowhere else first."""
     import torch
+    from torch.nn.parameter import is_lazy
 
-    made = torch.empty(array.shape, dtype=tensor.dtype, device="cpu")
+    if is_lazy(tensor):
+        made = torch.empty(array.shape, dtype=tensor.dtype, device="cpu")
+    else:
+        made = torch.empty_like(tensor, device="cpu", requires_grad=False)
     return made.copy_(to_torch(array))
 
 
@@ -76,9 +81,10 @@ def is_plain(tensor: Any) -> bool:
     happens when they are set (a subclass may do more)."""
     import torch
 
-    known = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return False
     strided = tensor.layout is torch.strided and not tensor.is_conj() and not tensor.is_neg()
-    return known and tensor.device.type == "cpu" and strided and tensor.is_contiguous()
+    return tensor.device.type == "cpu" and strided and tensor.is_contiguous()
 
 
 def is_spread(tensor: Any) -> bool:

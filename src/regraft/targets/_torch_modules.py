@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from regraft.errors import TargetError
+from regraft.targets._torch_lazy import shapes_of
 
 # Classes that wrap a module and compute the same, and where they keep it.
 _WRAPPERS = {
@@ -58,16 +59,19 @@ class Names:
         )
 
 
-def tensors_of(model: Any) -> dict[str, Any]:
+def tensors_of(model: Any, *, lazy: bool = False) -> dict[str, Any]:
     """Parameters and persistent buffers by the names of `state_dict`, so that hooks of modules
     which rename or leave out tensors are heard; wrappers' names left out.
 
-    **Raises** `TargetError` where a parameter is lazy, is stored in codes, or is not there as such.
+    **Raises** `TargetError` where a parameter is stored in codes, is not there as such, or has no
+    shape, unless `lazy` ones are asked for.
     """
     summoned = _summoned(model)
     model = unwrapped(model)
     held = dict(model.named_parameters(remove_duplicate=False))
     held |= dict(model.named_buffers(remove_duplicate=False))
+    if not lazy:
+        shapes_of(model, held, {})
     _check(model, held)
     known = {id(tensor) for tensor in held.values()}
     names = Names(model)
@@ -76,17 +80,6 @@ def tensors_of(model: Any) -> dict[str, Any]:
 
 
 def _check(model: Any, held: dict[str, Any]) -> None:
-    from torch.nn.parameter import is_lazy
-
-    lazy = [name for name, tensor in held.items() if is_lazy(tensor)]
-    if lazy:
-        raise TargetError(
-            f"{type(model).__name__}, {lazy[0]}",
-            found=f"{len(lazy)} lazy parameters without a shape",
-            expected="a model whose shapes are known",
-            hint="run the model once on an example input",
-            problems=lazy,
-        )
     coded = list(_coded(model, held))
     if coded:
         raise TargetError(
@@ -108,6 +101,20 @@ def _coded(model: Any, held: dict[str, Any]) -> Iterator[str]:
         outside = kind.__module__.split(".")[0] in ("torchao", "bitsandbytes", "quanto", "optimum")
         if tensor.is_quantized or kind.__name__ in _CODED or outside:
             yield f"{name}: {kind.__name__}"
+
+
+def hears_loading(model: Any) -> bool:
+    """Whether modules have code of their own for `load_state_dict`: hooks, or methods in place of
+    torch's."""
+    if _summoned(model):
+        return False
+    methods = ("load_state_dict", "_load_from_state_dict")
+    return any(
+        module._load_state_dict_post_hooks
+        or module._load_state_dict_pre_hooks
+        or any(getattr(type(module), name).__module__.split(".")[0] != "torch" for name in methods)
+        for module in model.modules()
+    )
 
 
 def _summoned(model: Any) -> bool:

@@ -116,9 +116,13 @@ def named(model: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def _walk(layer: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any, Any]]:
-    """Weights of a layer and then of the layers in it; each once."""
-    for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
-        if id(variable) not in seen:
+    """Weights of a layer and then of the layers in it; each once. What a wrapper holds of the layer
+    in it is that layer's."""
+    own = (*layer._trainable_variables, *layer._non_trainable_variables)
+    inner = (part for part in layer._layers if own)
+    below = {id(variable) for part in inner for variable in part.variables}
+    for variable in own:
+        if id(variable) not in seen | below:
             seen.add(id(variable))
             name = variable.name.rpartition("/")[2]
             yield "/".join((*path, name)), variable, layer
@@ -154,6 +158,26 @@ class _KerasSink(Variables):
         if torch is None or not isinstance(value, torch.Tensor) or value.is_meta:
             return None
         return _torch_arrays.to_numpy(value) if _torch_arrays.is_plain(value) else None
+
+    @property
+    def settles(self) -> bool:
+        return any(self._deriving())
+
+    def settle(self) -> None:
+        """Layers that derive something from their weights do it again, as Keras has them do after
+        loading."""
+        for layer in self._deriving():
+            store: dict[str, Any] = {}
+            layer.save_own_variables(store)
+            layer.load_own_variables(store)
+
+    def _deriving(self) -> Iterator[Any]:
+        """Layers with weights and code of their own for loading; what Keras' own layers do there
+        concerns files, but for those that derive constants."""
+        for layer in self._model._flatten_layers():
+            ours = type(layer).load_own_variables.__module__.split(".")[0] != "keras"
+            if layer.built and layer.weights and (ours or hasattr(layer, "finalize_state")):
+                yield layer
 
 
 def sink(model: object) -> Sink:

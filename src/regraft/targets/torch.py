@@ -21,9 +21,10 @@ from regraft.targets._torch_arrays import (
     to_numpy,
     to_torch,
 )
-from regraft.targets._torch_modules import Names, Places, tensors_of, unwrapped
+from regraft.targets._torch_lazy import shapes_of
+from regraft.targets._torch_modules import Names, Places, hears_loading, tensors_of, unwrapped
 from regraft.targets._torch_taps import TorchTaps
-from regraft.tensors import Rows, Sink, Skeleton, TensorInfo
+from regraft.tensors import Catalogue, Rows, Sink, Skeleton, TensorInfo
 from regraft.values import can_be_private, private
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def owns(model: object) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
-def skeleton(model: object) -> Skeleton:
-    """Parameters and persistent buffers in the order of `state_dict`; meta tensors as well.
+def skeleton(model: object, source: Catalogue | None = None) -> Skeleton:
+    """Parameters and persistent buffers in the order of `state_dict`; meta tensors as well. Lazy
+    ones have the shapes that a `source` of the same names has.
 
     **Raises** `TargetError` where a lazy parameter has no shape yet, where parameters are stored in
     codes (quantized), or are flat pieces (FSDP).
@@ -54,7 +56,7 @@ def skeleton(model: object) -> Skeleton:
         flow, why = _fx.flow_of(inner)
         return flow, f"{_UNTRACED} ({why})" if why and list(inner.children()) else ""
 
-    return _skeleton(model, trace)
+    return _skeleton(model, trace, source)
 
 
 def followed(model: object, inputs: Inputs) -> Skeleton:
@@ -75,18 +77,24 @@ def followed(model: object, inputs: Inputs) -> Skeleton:
     return _skeleton(model, lambda: (flow, note))
 
 
-def _skeleton(model: object, trace: Callable[[], tuple[Iterable[FlowNode], str]]) -> Skeleton:
+def _skeleton(
+    model: object,
+    trace: Callable[[], tuple[Iterable[FlowNode], str]],
+    source: Catalogue | None = None,
+) -> Skeleton:
     inner, names = _inner(model)
     layers = [(names.shown(path), module) for path, module in inner.named_modules()]
     owners = {path: type(module).__name__ for path, module in layers}
     infos: list[TensorInfo] = []
     same: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in tensors_of(model).items():
+    tensors = tensors_of(model, lazy=source is not None)
+    lazy = {} if source is None else shapes_of(inner, tensors, source)
+    for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
+        shape = lazy[name] if name in lazy else tuple(tensor.shape)
         infos.append(
             TensorInfo(
-                name, tuple(tensor.shape), dtype_name(tensor), owners.get(owner, ""), "",
-                _kind(leaf),
+                name, shape, dtype_name(tensor), owners.get(owner, ""), "", _kind(leaf)
             )
         )  # fmt: skip
         same[id(tensor)].append(name)
@@ -113,9 +121,15 @@ def _inner(model: object) -> tuple[Any, Names]:
 
 
 def abstract(model: object) -> bool:
-    """Whether some parameters are on the meta device: shapes without values."""
+    """Whether some parameters have no values: on the meta device, or lazy."""
     live: Any = model
-    return any(parameter.is_meta for parameter in live.parameters())
+    return any(_is_hollow(parameter) for parameter in live.parameters())
+
+
+def _is_hollow(tensor: Any) -> bool:
+    from torch.nn.parameter import is_lazy
+
+    return tensor.is_meta or is_lazy(tensor)
 
 
 def _kind(leaf: str) -> Literal["weight", "counter", "constant"]:
@@ -124,11 +138,18 @@ def _kind(leaf: str) -> Literal["weight", "counter", "constant"]:
     return "constant" if leaf in _CONSTANTS else "weight"
 
 
+def _is_dense(tensor: Any) -> bool:
+    """Whether values in row-major order are as the tensor has them."""
+    from torch.nn.parameter import is_lazy
+
+    return is_lazy(tensor) or tensor.is_contiguous()
+
+
 class _TorchSink(Sink):
     def __init__(self, model: Any) -> None:
         self._model = model
         self._inner = unwrapped(model)
-        self._tensors = tensors_of(model)
+        self._tensors = tensors_of(model, lazy=True)
         known = {id(tensor) for tensor in self._tensors.values()}
         listed = self._inner.named_buffers(remove_duplicate=False)
         unknown = [n for n, b in listed if b.is_meta and id(b) not in known]
@@ -142,12 +163,16 @@ class _TorchSink(Sink):
             )
 
     def write(self, name: str, array: Array) -> None:
+        import torch
+
         tensor = self._tensors[name]
-        if tensor.is_meta:
-            own = to_torch(private(array)) if self.adopts(name, array) else new_like(tensor, array)
-            self._put(tensor, own)
-        else:
+        if not _is_hollow(tensor):
             copy_into(tensor, array)
+            return
+        with torch.inference_mode(mode=False):  # what is made within it can never be trained
+            adopted = self.adopts(name, array)
+            new = to_torch(private(array)) if adopted else new_like(tensor, array)
+            self._put(tensor, new)
 
     @cached_property
     def _held(self) -> tuple[Places, dict[int, list[str]]]:
@@ -162,7 +187,9 @@ class _TorchSink(Sink):
         import torch
 
         if isinstance(old, torch.nn.Parameter) and not isinstance(new, torch.nn.Parameter):
-            new = torch.nn.Parameter(new, old.requires_grad)
+            make: Any = torch.Tensor._make_subclass
+            new = make(getattr(old, "cls_to_become", type(old)), new, old.requires_grad)
+            vars(new).update(vars(old))  # what its users wrote on it
         places, names = self._held
         places.put(old, new)
         tied = names.pop(id(old))
@@ -172,10 +199,10 @@ class _TorchSink(Sink):
 
     def read(self, name: str) -> Array:
         tensor = self._tensors[name]
-        if tensor.is_meta:
+        if _is_hollow(tensor):
             raise TargetError(
                 name,
-                found="a tensor on the meta device, which has no values",
+                found="a tensor without values: on the meta device, or lazy",
                 expected="a tensor with values",
                 hint="load all of its model, or build it on a real device",
             )
@@ -183,20 +210,34 @@ class _TorchSink(Sink):
 
     def look(self, name: str) -> Array:
         tensor = self._tensors[name]
-        return self.read(name) if tensor.is_meta else to_numpy(tensor)
+        return self.read(name) if _is_hollow(tensor) else to_numpy(tensor)
 
     def memory(self, name: str) -> Array | None:
         tensor = self._tensors[name]
         return to_numpy(tensor) if is_plain(tensor) else None
 
     def adopts(self, name: str, array: Array) -> bool:
-        return self._tensors[name].is_meta and can_be_private(array)
+        tensor = self._tensors[name]
+        return _is_hollow(tensor) and _is_dense(tensor) and can_be_private(array)
 
     def undo(self, name: str) -> Callable[[], None] | None:
         before = self._tensors[name]
-        if before.is_meta:
+        if _is_hollow(before):
             return lambda: self._put(self._tensors[name], before)
         return None
+
+    def hollow(self, name: str) -> bool:
+        return _is_hollow(self._tensors[name])
+
+    @property
+    def settles(self) -> bool:
+        return hears_loading(self._inner)
+
+    def settle(self) -> None:
+        """Hooks of `load_state_dict` hear that there are new values: the model is given its own
+        state, which is there already."""
+        if self.settles:
+            self._inner.load_state_dict(self._inner.state_dict(), strict=False)
 
     @property
     def model(self) -> object:
@@ -286,8 +327,11 @@ def head_width(model: object, value: Rows, outputs: Sequence[str]) -> int | None
     return _rotary.head_width_of(inner, value, outputs) if names.plain else None
 
 
-def _input(array: Array, like: Any) -> Any:
-    tensor = to_torch(np.array(array))
+def _input(array: Any, like: Any) -> Any:
+    import torch
+
+    given = isinstance(array, torch.Tensor)
+    tensor = array.detach().clone() if given else to_torch(np.array(array))
     if like is None:
         return tensor
     narrow = tensor.dtype.is_floating_point and tensor.element_size() > like.element_size()

@@ -39,8 +39,11 @@ from regraft.tensors import TensorInfo
 _PARAMETRIZED = "parametrizations.weight."
 _SCALES = (
     "weight_scale", "weight_scale_inv", "scale", "scales", "scale_inv", "weight_scales",
-    "kernel_scale", "qscale", "scb",
+    "qscale", "scb",
 )  # fmt: skip
+# Keras names a scale after the codes; its scales are codes for a value of 1, along the axis that
+# is not summed over.
+_KERAS_SCALES = {"kernel": ("kernel_scale", -1), "embeddings": ("embeddings_scale", 0)}
 _ZEROS = ("weight_zero_point", "zero_point", "zero_points", "weight_zp", "zeros", "kernel_zero")
 _CODES = ("int8", "uint8", "int4", "uint4", "int32")
 
@@ -192,26 +195,37 @@ def _quantized(here: Sight, there: Sight) -> Iterator[Rewrite]:
         for prefix, codes in tensors.items():
             if codes.dtype not in _CODES and not codes.dtype.startswith("float8"):
                 continue
-            scale = _beside(here, prefix, leaf, _SCALES)
-            other = there.catalogue.get(codes.name)
-            if scale is None or (other is not None and other.dtype == codes.dtype):
+            named, along = _KERAS_SCALES.get(leaf, ("", 0))
+            keras = here.by_leaf.get(named, {}).get(prefix)
+            scale = keras or _beside(here, prefix, leaf, _SCALES)
+            if scale is None or _has_codes(there, leaf, codes, scale):
                 continue
             zero = _beside(here, prefix, leaf, _ZEROS)
             parts = (codes, scale, *((zero,) if zero else ()))
-            axis = _scale_axis(codes, scale)
+            axis = _scale_axis(codes, scale) if keras is None else _keras_axis(codes, scale, along)
             # LLM.int8 keeps the largest value of each row, which is code 127.
             levels = 127 if scale.name.lower().endswith("scb") else 1
             if axis is None or len(codes.shape) < 2:
                 continue
             weight = codes._replace(dtype="float32")
             names = tuple(part.name for part in parts)
+            verb = "multiplied" if keras is None else "divided"
             yield Rewrite(
                 parts,
                 (weight,),
-                {weight.name: Expression(names, (Dequantize(axis, levels),))},
+                {weight.name: Expression(names, (Dequantize(axis, levels, keras is not None),))},
                 {},
-                f"{codes.dtype} codes, multiplied by their scales",
+                f"{codes.dtype} codes, {verb} by their scales",
             )
+
+
+def _has_codes(there: Sight, leaf: str, codes: TensorInfo, scale: TensorInfo) -> bool:
+    """Whether the other side has such codes with such scales, whatever it calls its layers."""
+    beside = there.by_leaf.get(scale.name.removeprefix(codes.name.removesuffix(leaf)), {})
+    return any(
+        info.dtype == codes.dtype and info.shape == codes.shape and prefix in beside
+        for prefix, info in there.by_leaf.get(leaf, {}).items()
+    )
 
 
 def _beside(here: Sight, prefix: str, leaf: str, words: Sequence[str]) -> TensorInfo | None:
@@ -233,6 +247,11 @@ def _scale_axis(codes: TensorInfo, scale: TensorInfo) -> int | None:
         return 0 if divided else None
     fitting = [axis for axis, n in enumerate(codes.shape) if n == count]
     return fitting[0] if fitting else None
+
+
+def _keras_axis(codes: TensorInfo, scale: TensorInfo, along: int) -> int | None:
+    """Keras' own axis; none for codes of which several lie in a byte (int4), in groups of rows."""
+    return along % len(codes.shape) if scale.shape == (codes.shape[along],) else None
 
 
 # PEFT's names of the factors, and those of the embedding layers' adapters.
