@@ -78,7 +78,7 @@ class Maker:
                 found[f"blocks.{i}.mlp.fc1.weight"] = (2 * wide, wide)
                 found[f"blocks.{i}.norm.weight"] = (wide,)
         else:
-            found = {name: (wide, wide) for name in "abcdef"[: deep + 1]}
+            found = dict.fromkeys("abcdef"[: deep + 1], (wide, wide))
         if kind != "letters":
             found |= {"head.weight": (self.classes, wide), "head.bias": (self.classes,)}
         return found
@@ -103,7 +103,8 @@ class Maker:
             import torch
 
             generator = torch.Generator().manual_seed(self.random.getrandbits(40))
-            return torch.empty(shape).uniform_(-float(bound), float(bound), generator=generator).numpy()  # fmt: skip
+            drawn = torch.empty(shape).uniform_(-float(bound), float(bound), generator=generator)
+            return drawn.numpy()
         return self.numpy.uniform(-bound, bound, shape).astype(np.float32)
 
     def tree(self) -> list[tuple[int, int]]:
@@ -218,12 +219,13 @@ def decay(make: Maker) -> Family:
 
 def directed(make: Maker) -> Family:
     """Each run has a direction of its own, as a task has, and noise around it."""
+    seed = make.random.getrandbits(32)
 
     def step(model: Arrays, child: int) -> Arrays:
         share = make.random.choice([0.02, 0.05, 0.1])
         found: Arrays = {}
-        for n, a in model.items():
-            way = np.random.default_rng(child // 3).standard_normal(a.shape)
+        for i, (n, a) in enumerate(model.items()):
+            way = np.random.default_rng([seed, child // 3, i]).standard_normal(a.shape)
             step = (way + 0.5 * make.normal(a.shape)).astype(make.normal((1,)).dtype)
             found[n] = make.add(a, share * (float(a.std()) or 0.1), step)
         return found
@@ -330,8 +332,8 @@ def main() -> None:
             start = time.perf_counter()
             told = score(kind, given.families, given.seed, files, verbose=given.verbose)
             whole, joined = whole + told[0], joined + told[1]
-            print(f"{files:<7} {kind:<10} {told[0]:>3} of {given.families} right, {told[1]} but for "
-                  f"directions; of {told[2]} edges {told[3]} "
+            print(f"{files:<7} {kind:<10} {told[0]:>3} of {given.families} right, {told[1]} but "
+                  f"for directions; of {told[2]} edges {told[3]} "
                   f"({time.perf_counter() - start:.0f} s)", flush=True)  # fmt: skip
         total = given.families * len(given.kinds)
         print(f"{files:<7} all        {whole} of {total} right, {joined} but for directions")

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from regraft.lineage.directions import order_by_values
 from regraft.lineage.hints import order_by_hints, skipped, trained_alike
 from regraft.lineage.kinship import (
     Reason,
@@ -21,7 +22,7 @@ from regraft.lineage.kinship import (
     derivation,
     distance,
     inner_products,
-    order_by_values,
+    lengths,
     related,
     same_values,
     shared,
@@ -244,7 +245,7 @@ class _Family:
         single = [name for name in standing if name not in merged]
         family = [self.all[name] for name in single]
         pairs = [[self._pair(a, b) if a != b else None for b in single] for a in single]
-        distances = np.array([[p.distance if p else 0.0 for p in row] for row in pairs])
+        apart_by = lengths(family, self.heads)
         odds = np.array([[p.odds if p else 0.0 for p in row] for row in pairs])
         apart = np.array(
             [
@@ -252,8 +253,8 @@ class _Family:
                 for a in family
             ]
         )
-        changed = np.array([[float(changes(a, b)) for b in family] for a in family])
-        chosen = likeliest(Kinships(distances, odds, apart, changed, *self._inner(family)))
+        changed = changes(family)
+        chosen = likeliest(Kinships(apart_by, odds, apart, changed, *self._inner(family)))
         parents = {single[b]: single[a] for b, a in chosen.items()}
         for child, parent in parents.items():
             near = [m for m in merged if not self._leads_to(child, merged[m], parents)]

@@ -27,10 +27,12 @@ _SHARED, _VALUES, _CORRELATION, _SIGMAS = 16, 32, 0.1, 4.5
 _COMPUTED = re.compile(
     r"position|inv_freq|stft|basis|window|mel|filterbank|sinus|anchor|relative_coords|mask|dft"
 )
-# Log-odds per unit of growth and of kurtosis, fitted on 114 steps of 40 families of real trainings
-# (benchmarks/lineage_trees.py, seed 0); beyond this growth a drift hides what noise tells.
-_GROWTH, _KURTOSIS, _DRIFT, _DRIFTED = 5.5, 5.0, 1.6, 0.3
-_CONSTANTS = 5.0
+# A matrix was replaced where the old and the new one correlate no more than by chance: by so many
+# standard deviations, by this at most.
+_CHANCE, _ALIKE = 3.0, 0.3
+# Heads and vectors count for so much in a length; tensors at distances below the least are equal.
+_MINOR, _LEAST = 0.3, 1e-5
+_LAST = re.compile(r"(?:^|[./])[^./]*$")
 # Values of a sample that may disagree where one file is the other's rounding.
 _ROUNDED = 0.999
 _LEVELS = 256
@@ -97,16 +99,72 @@ def distance(a: Portrait, b: Portrait, heads: frozenset[str] = frozenset()) -> f
     return (total / weight) ** 0.5 if weight else 1.0
 
 
-def changes(a: Portrait, b: Portrait) -> int:
-    """How many tensors are not the same bits in both; those that one lacks among them, and without
-    those that are too small or too plain to be the same for more than by chance."""
-    count = 0
-    for name in a.parts.keys() | b.parts.keys():
-        one, other = a.parts.get(name), b.parts.get(name)
-        some = [part for part in (one, other) if part is not None]
-        if any(part.constant or part.values.size < _SHARED for part in some):
+def replaced(a: Portrait, b: Portrait) -> frozenset[str]:
+    """Tensors of both that have nothing to do with each other: matrices that do not correlate, and
+    what lies beside them; new heads are such."""
+    names = shared(a, b)
+    gone = {n for n in names if len(a.parts[n].shape) > 1 and _unlike(a.parts[n], b.parts[n])}
+    both = a.parts.keys() & b.parts.keys()
+    gone |= {n for n in both if a.parts[n].shape != b.parts[n].shape}
+    modules = {_module(name) for name in gone} - {""}
+    return frozenset(n for n in names if n in gone or _module(n) in modules)
+
+
+def _unlike(one: Part, other: Part) -> bool:
+    if one.hash == other.hash or one.constant or other.constant:
+        return False
+    alike = float(one.values @ other.values) / (one.square * other.square) ** 0.5
+    return alike < min(_ALIKE, _CHANCE / one.values.size**0.5)
+
+
+def _module(name: str) -> str:
+    return _LAST.sub("", name)
+
+
+def lengths(family: Sequence[Portrait], heads: frozenset[str]) -> NDArray[np.float64]:
+    """How far files lie apart [files, files], as a mean over tensors of the logarithm of the
+    distance: 0 for what was replaced.
+
+    One scale and one weight for each tensor in the whole family: then no two files are nearer than
+    any two between them on the path that leads from one to the other, whatever a step moves, as
+    long as steps are at right angles; and a tensor that moves far drowns none that moves little.
+    """
+    count = len(family)
+    total, weight = np.zeros((count, count)), 0.0
+    gone = {(i, j): replaced(family[i], family[j]) for i in range(count) for j in range(i)}
+    for name in {n: None for p in family for n in p.parts}:
+        held = [p.parts[name] for p in family if name in p.parts]
+        scale = max(part.square for part in held)
+        if not scale:
             continue
-        count += one is None or other is None or one.hash != other.hash
+        size = float(np.median([part.values.size for part in held])) ** 0.5
+        size *= 1.0 if len(held[0].shape) > 1 and name not in heads else _MINOR
+        weight += size
+        for (i, j), some in gone.items():
+            one, other = family[i].parts.get(name), family[j].parts.get(name)
+            if name in some or one is None or other is None or one.shape != other.shape:
+                continue
+            if one.hash == other.hash:
+                near = _LEAST
+            else:
+                moved = other.values - one.values
+                near = max(_LEAST, min(1.0, float(moved @ moved) / scale) ** 0.5)
+            total[i, j] += size * np.log(near)
+            total[j, i] = total[i, j]
+    return total / weight if weight else total
+
+
+def changes(family: Sequence[Portrait]) -> NDArray[np.float64]:
+    """How many tensors are not the same bits [files, files]; those that one lacks among them, and
+    without those that are too small, or too plain somewhere, to be the same for more than by chance.
+    """
+    count = np.zeros((len(family), len(family)))
+    for name in {n: None for p in family for n in p.parts}:
+        parts = [p.parts.get(name) for p in family]
+        if any(part and (part.constant or part.values.size < _SHARED) for part in parts):
+            continue
+        bits = [part.hash if part else "" for part in parts]
+        count += np.array([[one != other for other in bits] for one in bits])
     return count
 
 
@@ -176,53 +234,3 @@ def _quantised(pairs: list[tuple[Part, Part]]) -> bool:
         if not steps.size or np.abs(p.values - c.values).max() > 0.6 * steps.max():
             return False
     return bool(matrices)
-
-
-def order_by_values(a: Portrait, b: Portrait, heads: frozenset[str]) -> list[Reason]:
-    """Reasons from values for `a` before `b`.
-
-    Steps of training are nearly at right angles to the weights, so that norms grow by what was
-    moved: (‖b‖² − ‖a‖²) / ‖b − a‖² is near 1 where b came later, near −1 where a did; weight decay
-    and drifts blur it. Tails grow heavier in training (Horwitz et al., *Unsupervised Model Tree
-    Heritage Recovery*, 2025, use the kurtosis as here). Heads are left out: a
-    new task unlearns them, so that theirs shrink.
-    """
-    body = [
-        n
-        for n in shared(a, b)
-        if len(a.parts[n].shape) > 1 and n not in heads and a.parts[n].hash != b.parts[n].hash
-    ]
-    growth = tails = weight = told = 0.0
-    for name in body:
-        one, other = a.parts[name], b.parts[name]
-        change = other.values - one.values
-        squared = float(change @ change)
-        scale = (one.square * other.square) ** 0.5
-        if not squared or not scale:
-            continue
-        share = squared / scale
-        grown = (other.square - one.square) / squared
-        growth += share * (grown if abs(grown) < _DRIFT else np.sign(grown) * _DRIFTED)
-        tails += float(np.clip((other.kurtosis - one.kurtosis) / share**0.5, -1, 1))
-        weight += share
-        # A random step along the weights changes the norm as well: small steps tell little.
-        told += share * one.values.size / 2
-    reasons: list[Reason] = []
-    if weight:
-        grown, heavier = growth / weight, tails / len(body)
-        reasons = [
-            Reason(min(_GROWTH, told) * grown, f"norms differ by {abs(grown):.2f} of what moved"),
-            Reason(_KURTOSIS * heavier, f"tails differ by {abs(heavier):.2f}"),
-        ]
-    return [*reasons, *_order_by_constants(a, b)]
-
-
-def _order_by_constants(a: Portrait, b: Portrait) -> list[Reason]:
-    """A tensor that is all zeros or ones was not trained yet."""
-    names = [n for n in shared(a, b) if a.parts[n].values.size > 1]
-    ours = sum(a.parts[n].constant and not b.parts[n].constant for n in names)
-    theirs = sum(b.parts[n].constant and not a.parts[n].constant for n in names)
-    if ours == theirs:
-        return []
-    sign = 1 if ours > theirs else -1
-    return [Reason(sign * _CONSTANTS, f"{max(ours, theirs)} tensors as a layer starts with")]

@@ -79,7 +79,7 @@ def surprise(odds: float) -> float:
 
 
 def _edge_costs(family: Family) -> NDArray[np.float64]:
-    near = _NEARNESS * np.log(np.maximum(family.distances, _LEAST))
+    near = _NEARNESS * family.distances
     near += _ANEW * family.changed
     return near + np.logaddexp(0, -family.odds) + np.logaddexp(0, family.apart) - log(2)
 
