@@ -27,12 +27,14 @@ _SHARED, _VALUES, _CORRELATION, _SIGMAS = 16, 32, 0.1, 4.5
 _COMPUTED = re.compile(
     r"position|inv_freq|stft|basis|window|mel|filterbank|sinus|anchor|relative_coords|mask|dft"
 )
-# Log-odds per unit of growth and of kurtosis, fitted on 114 steps of 40 families of real trainings
-# (benchmarks/lineage_trees.py, seed 0); beyond this growth a drift hides what noise tells.
-_GROWTH, _KURTOSIS, _DRIFT, _DRIFTED = 5.5, 5.0, 1.6, 0.3
-_CONSTANTS = 5.0
+# A matrix was replaced where the old and the new one correlate no more than by chance: by so many
+# standard deviations, by this at most.
+_CHANCE, _ALIKE = 3.0, 0.3
+# Heads and vectors count for so much in a length; tensors at distances below the least are equal.
+_MINOR, _LEAST = 0.3, 1e-5
+_LAST = re.compile(r"(?:^|[./])[^./]*$")
 # Values of a sample that may disagree where one file is the other's rounding.
-_ROUNDED = 0.999
+_ROUNDED, _ROUNDED_FEW, _FEW = 0.999, 0.9, 64
 _LEVELS = 256
 
 
@@ -97,16 +99,79 @@ def distance(a: Portrait, b: Portrait, heads: frozenset[str] = frozenset()) -> f
     return (total / weight) ** 0.5 if weight else 1.0
 
 
-def changes(a: Portrait, b: Portrait) -> int:
-    """How many tensors are not the same bits in both; those that one lacks among them, and without
-    those that are too small or too plain to be the same for more than by chance."""
-    count = 0
-    for name in a.parts.keys() | b.parts.keys():
-        one, other = a.parts.get(name), b.parts.get(name)
-        some = [part for part in (one, other) if part is not None]
-        if any(part.constant or part.values.size < _SHARED for part in some):
+def replaced(a: Portrait, b: Portrait) -> frozenset[str]:
+    """Tensors of both that have nothing to do with each other: matrices that do not correlate, and
+    what lies beside them; new heads are such."""
+    names = shared(a, b)
+    gone = {n for n in names if len(a.parts[n].shape) > 1 and _unlike(a.parts[n], b.parts[n])}
+    both = a.parts.keys() & b.parts.keys()
+    gone |= {n for n in both if a.parts[n].shape != b.parts[n].shape}
+    modules = {_module(name) for name in gone} - {""}
+    return frozenset(n for n in names if n in gone or _module(n) in modules)
+
+
+def _unlike(one: Part, other: Part) -> bool:
+    if one.hash == other.hash or one.constant or other.constant:
+        return False
+    alike = float(one.values @ other.values) / (one.square * other.square) ** 0.5
+    return alike < min(_ALIKE, _CHANCE / one.values.size**0.5)
+
+
+def _module(name: str) -> str:
+    return _LAST.sub("", name)
+
+
+def lengths(family: Sequence[Portrait], heads: frozenset[str]) -> NDArray[np.float64]:
+    """How far files lie apart [files, files], as a mean over tensors of the logarithm of the
+    distance: 0 for what was replaced.
+
+    One scale and one weight for each tensor in the whole family: then no two files are nearer than
+    any two between them on the path that leads from one to the other, whatever a step moves, as
+    long as steps are at right angles; and a tensor that moves far drowns none that moves little.
+    """
+    count = len(family)
+    total, weight = np.zeros((count, count)), 0.0
+    gone = {(i, j): replaced(family[i], family[j]) for i in range(count) for j in range(i)}
+    for name in {n: None for p in family for n in p.parts}:
+        held = [p.parts[name] for p in family if name in p.parts]
+        scale = max(part.square for part in held)
+        if not scale:
             continue
-        count += one is None or other is None or one.hash != other.hash
+        size = float(np.median([part.values.size for part in held])) ** 0.5
+        size *= 1.0 if len(held[0].shape) > 1 and name not in heads else _MINOR
+        weight += size
+        for (i, j), some in gone.items():
+            one, other = family[i].parts.get(name), family[j].parts.get(name)
+            if name in some or one is None or other is None or one.shape != other.shape:
+                continue
+            if one.hash == other.hash:
+                near = _LEAST
+            else:
+                near = max(_LEAST, min(1.0, _turned(one, other) / scale) ** 0.5)
+            total[i, j] += size * np.log(near)
+            total[j, i] = total[i, j]
+    return total / weight if weight else total
+
+
+def _turned(one: Part, other: Part) -> float:
+    """The square of the distance, without what makes all values larger or smaller by one factor:
+    weight decay, which is alike in all that is trained."""
+    change = other.values - one.values
+    moved = float(change @ change)
+    middle = 2 * (one.square + other.square) - moved
+    return max(0.0, moved - (other.square - one.square) ** 2 / middle) if middle > 0 else moved
+
+
+def changes(family: Sequence[Portrait]) -> NDArray[np.float64]:
+    """How many tensors are not the same bits [files, files]. Those that one lacks are among them;
+    those that are too small, or somewhere too plain, to be the same for more than by chance not."""
+    count = np.zeros((len(family), len(family)))
+    for name in {n: None for p in family for n in p.parts}:
+        parts = [p.parts.get(name) for p in family]
+        if any(part and (part.constant or part.values.size < _SHARED) for part in parts):
+            continue
+        bits = [part.hash if part else "" for part in parts]
+        count += np.array([[one != other for other in bits] for one in bits])
     return count
 
 
@@ -146,28 +211,56 @@ def derivation(parent: Portrait, child: Portrait) -> str:
     pairs = [(p, c) for p, c in pairs if p.hash != c.hash or p.dtype != c.dtype]
     if not pairs:
         return ""
-    before = np.concatenate([p.values for p, _ in pairs])
-    after = np.concatenate([c.values for _, c in pairs])
-    held = after != 0
-    zeros = int((~held & (before != 0)).sum())
-    if zeros and np.array_equal(before[held], after[held]):
+    # A few values of each tensor tell nearly all pairs that are none of this.
+    few, most = _values(pairs, _FEW), _values(pairs, None)
+    if _pruned(*few) is not False and _pruned(*most):
         return "pruned"
+    stored = {c.dtype for _, c in pairs}
     for dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        stored = {c.dtype for _, c in pairs}
         wider = all(DTYPE_BITS.get(p.dtype, 32) >= DTYPE_BITS[dtype] for p, _ in pairs)
         if not wider or not (stored == {dtype} or DTYPE_BITS.get(min(stored), 32) >= 32):
             continue
-        with np.errstate(all="ignore"):
-            rounded = before.astype(np.float32).astype(numpy_dtype(dtype)).astype(np.float64)
-        if not np.array_equal(before, rounded) and np.mean(rounded == after) >= _ROUNDED:
-            return f"cast to {dtype}"
+        if _cast(*few, dtype) >= _ROUNDED_FEW and _cast(*most, dtype) >= _ROUNDED:
+            before = most[0]
+            if not np.array_equal(before, _rounded(before, dtype)):
+                return f"cast to {dtype}"
     return "quantised" if _quantised(pairs) else ""
+
+
+def _values(
+    pairs: list[tuple[Part, Part]], count: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The first values of all tensors, of the one and of the other file."""
+    return (
+        np.concatenate([one.values[:count] for one, _ in pairs]),
+        np.concatenate([other.values[:count] for _, other in pairs]),
+    )
+
+
+def _pruned(before: NDArray[np.float64], after: NDArray[np.float64]) -> bool | None:
+    """Whether values are the same but for zeros; `None` where there are none of these yet."""
+    held = after != 0
+    if not np.array_equal(before[held], after[held]):
+        return False
+    return True if (~held & (before != 0)).any() else None
+
+
+def _cast(before: NDArray[np.float64], after: NDArray[np.float64], dtype: str) -> float:
+    """The share of values that are the earlier ones in this type."""
+    return float(np.mean(_rounded(before, dtype) == after))
+
+
+def _rounded(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
+    with np.errstate(all="ignore"):
+        return values.astype(np.float32).astype(numpy_dtype(dtype)).astype(np.float64)
 
 
 def _quantised(pairs: list[tuple[Part, Part]]) -> bool:
     """Whether matrices have few levels, evenly spaced, no farther than half a step from the values
     that the parent has, which has many."""
     matrices = [(p, c) for p, c in pairs if len(p.shape) > 1 and p.values.size > 4 * _LEVELS]
+    if any(np.unique(c.values[: 4 * _LEVELS]).size > _LEVELS for _, c in matrices):
+        return False
     for p, c in matrices:
         levels = np.unique(c.values)
         if levels.size > _LEVELS or np.unique(p.values).size <= 2 * _LEVELS:
@@ -176,53 +269,3 @@ def _quantised(pairs: list[tuple[Part, Part]]) -> bool:
         if not steps.size or np.abs(p.values - c.values).max() > 0.6 * steps.max():
             return False
     return bool(matrices)
-
-
-def order_by_values(a: Portrait, b: Portrait, heads: frozenset[str]) -> list[Reason]:
-    """Reasons from values for `a` before `b`.
-
-    Steps of training are nearly at right angles to the weights, so that norms grow by what was
-    moved: (‖b‖² − ‖a‖²) / ‖b − a‖² is near 1 where b came later, near −1 where a did; weight decay
-    and drifts blur it. Tails grow heavier in training (Horwitz et al., *Unsupervised Model Tree
-    Heritage Recovery*, 2025, use the kurtosis as here). Heads are left out: a
-    new task unlearns them, so that theirs shrink.
-    """
-    body = [
-        n
-        for n in shared(a, b)
-        if len(a.parts[n].shape) > 1 and n not in heads and a.parts[n].hash != b.parts[n].hash
-    ]
-    growth = tails = weight = told = 0.0
-    for name in body:
-        one, other = a.parts[name], b.parts[name]
-        change = other.values - one.values
-        squared = float(change @ change)
-        scale = (one.square * other.square) ** 0.5
-        if not squared or not scale:
-            continue
-        share = squared / scale
-        grown = (other.square - one.square) / squared
-        growth += share * (grown if abs(grown) < _DRIFT else np.sign(grown) * _DRIFTED)
-        tails += float(np.clip((other.kurtosis - one.kurtosis) / share**0.5, -1, 1))
-        weight += share
-        # A random step along the weights changes the norm as well: small steps tell little.
-        told += share * one.values.size / 2
-    reasons: list[Reason] = []
-    if weight:
-        grown, heavier = growth / weight, tails / len(body)
-        reasons = [
-            Reason(min(_GROWTH, told) * grown, f"norms differ by {abs(grown):.2f} of what moved"),
-            Reason(_KURTOSIS * heavier, f"tails differ by {abs(heavier):.2f}"),
-        ]
-    return [*reasons, *_order_by_constants(a, b)]
-
-
-def _order_by_constants(a: Portrait, b: Portrait) -> list[Reason]:
-    """A tensor that is all zeros or ones was not trained yet."""
-    names = [n for n in shared(a, b) if a.parts[n].values.size > 1]
-    ours = sum(a.parts[n].constant and not b.parts[n].constant for n in names)
-    theirs = sum(b.parts[n].constant and not a.parts[n].constant for n in names)
-    if ours == theirs:
-        return []
-    sign = 1 if ours > theirs else -1
-    return [Reason(sign * _CONSTANTS, f"{max(ours, theirs)} tensors as a layer starts with")]

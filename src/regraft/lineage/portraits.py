@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from regraft.lineage.arithmetic import drawn
 from regraft.lineage.fingerprints import constant, parts
 from regraft.lineage.measuring import pieces
 from regraft.tensors import Read, TensorInfo, numpy_dtype
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
     from regraft.tensors import Array
 
-# Values of all files' samples together, of one file's, and of one tensor's at least.
-_ALL, _FILE, _TENSOR = 1 << 26, 1 << 21, 512
+# Values of all files' samples together, of one file's, of one file's times the pairs of files (each
+# pair is compared), and of one tensor's at least.
+_ALL, _FILE, _PAIRS, _TENSOR = 1 << 26, 1 << 21, 1 << 27, 512
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Part:
         return float(self.values @ self.values)
 
     @cached_property
+    def drawn(self) -> bool:
+        """Whether the values are still as a generator drew them."""
+        return drawn(self.values, self.shape, self.dtype)
+
+    @cached_property
     def kurtosis(self) -> float:
         """Fourth moment by the square of the second, about the mean: 3 for a normal distribution;
         0 where there is no spread."""
@@ -62,23 +69,26 @@ class Portrait:
     - `name`: of the file in its folder. `parts`: tensors of floats, in the family's terms; counters
       and constants are left out.
     - `names`: the file's own names of tensors. `batches`: the largest count of batches that a norm
-      kept, `steps` that of an optimizer; `None` where there is none.
-    - `time`: of the last change of the file. `sources`: hashes of files that its lineage names.
+      kept, `None` where there is none. `counters`: what else only grows, by the word for it.
+    - `date`: when it was saved, as the file itself says, `None` where it does not. `time`: of its
+      last change, in nanoseconds. `sources`: hashes of files that its lineage names.
     """
 
     name: str
     parts: Mapping[str, Part] = field(repr=False)
     names: frozenset[str] = field(default=frozenset(), repr=False)
     batches: float | None = None
-    steps: float | None = None
-    time: float = 0.0
+    counters: Mapping[str, float] = field(default_factory=dict)
+    date: float | None = None
+    time: int = 0
     sources: tuple[str, ...] = ()
     sha256: str = ""
 
 
 def sample_size(files: int, tensors: int) -> int:
     """Values to keep of each tensor."""
-    return max(_TENSOR, min(_FILE, _ALL // max(1, files)) // max(1, tensors))
+    pairs = max(1, files * (files - 1) // 2)
+    return max(_TENSOR, min(_FILE, _ALL // max(1, files), _PAIRS // pairs) // max(1, tensors))
 
 
 def parts_of(infos: Iterable[tuple[str, TensorInfo, Read]], count: int) -> dict[str, Part]:
