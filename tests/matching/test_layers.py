@@ -203,3 +203,30 @@ def test_a_kernel_of_three_axes_without_a_telling_name_is_open() -> None:
     open_ = plan.undecided["0.weight"]
     assert len(open_.alternatives) > 1
     assert all("rg.pin" in way.rule for way in open_.alternatives)
+
+
+def test_leaving_a_count_out_leaves_its_layer_in(tmp_path: Path) -> None:
+    source, target = (
+        nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        for _ in range(2)
+    )
+    rg.convert(source, tmp_path / "model.npz")
+    plan = rg.plan(tmp_path / "model.npz", target, rules=[rg.leave("1.num_batches_tracked")])
+    assert {g.sources for g in plan.grafts.values() if g.written} == {
+        (name,) for name in target.state_dict() if not name.endswith("tracked")
+    }
+    assert plan.complete
+    assert not plan.unused
+    assert not plan.warnings
+
+
+def test_a_norm_that_is_left_out_is_no_folded_norm() -> None:
+    source, target = (
+        nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        for _ in range(2)
+    )
+    plan = rg.plan(source, target, rules=[rg.leave("1.*")])
+    assert [w.code for w in plan.warnings] == ["norm-left-out"]
+    assert not plan.grafts["1.num_batches_tracked"].sources
+    with pytest.raises(rg.IncompletePlan, match="norm-left-out"):
+        rg.load(source, target, unused=["1.*"])

@@ -112,6 +112,7 @@ def _plan(
     notes = [Remark("source", source.label, note) for note in source.notes]
     for matters, remark in semantics.differing_epsilons(source, target, sources, targets, grafts):
         (warnings if matters else notes).append(remark)
+    warnings += semantics.norms_left_out(sources, targets, grafts, unused)
     if read_source:
         warnings += values.doubts(source, sources, read_source, read)
     warnings += values.partly_used(source, grafts.values(), asked, read_source)

@@ -158,8 +158,10 @@ _CONSTANTS = re.compile(
     r"masked_bias|position_ids|relative_position_index|relative_coords_table|rope_cache|attn_mask|mask)$"
 )
 
-# Integers in a training state that say how far it came.
-_COUNTERS = re.compile(r"(^|[./_])(step|steps|count|iter|iteration|iterations|epoch)$")
+# Integers that say how far training came.
+_COUNTERS = re.compile(
+    r"(^|[./_])(num_batches_tracked|step|steps|count|iter|iteration|iterations|epoch)$"
+)
 
 
 def is_constant(info: TensorInfo) -> bool:

@@ -62,10 +62,11 @@ def search(
     )
     _follow(all_sources, all_targets, state, left_alone)
     lists.settle_list(source, target, _leaves(all_targets), state)
-    spoken_for = {name for g in state.grafts.values() for name in g.sources} | left_alone
+    spoken_for = {name for g in state.grafts.values() for name in g.sources}
     spoken_for |= {pair.source.info.name for pair in state.pairs}
     spoken_for |= {n for u in state.undecided.values() for a in u.alternatives for n in a.sources}
     spoken_for |= {n for m in all_sources if _names(m) & spoken_for for n in _names(m)}
+    spoken_for |= left_alone  # of which the rest of the layer is still to be had
     decided = (
         state.grafts.keys()
         | state.undecided.keys()
@@ -91,7 +92,7 @@ def search(
     composing.compose(state, seen)
     ties.settle_tied(target, state)
     ties.settle_heads(source, target, state)
-    _settle_counters(source, target, state)
+    _settle_counters(without(source, left_alone), target, state)
     if read_source and read_target:
         _settle_by_values(source, target, state, read_source, read_target)
     return met.pairer.coverage

@@ -1,4 +1,5 @@
-"""Reasons to doubt that are no matter of shapes: paired layers that are set to compute differently.
+"""Reasons to doubt that are no matter of shapes: paired layers that are set to compute differently,
+and norms that are made to do nothing although the source has some.
 
 Where both sides say how a layer is set (a live model, a Keras config), its settings are compared.
 A norm's epsilon of 1e-3 in one and of 1e-5 in the other changes outputs by about a thousandth a
@@ -7,7 +8,7 @@ layer, and no shape shows it. Differences that outputs hardly show (1e-12 and 1e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from regraft.matching import epsilons
 from regraft.matching.modules import Module
@@ -51,3 +52,23 @@ def differing_epsilons(
                 f"{len(names)} norms were trained with epsilon {before:g} and have {after:g} here",
             ),
         )
+
+
+def norms_left_out(
+    sources: Iterable[Module],
+    targets: Iterable[Module],
+    grafts: Mapping[str, Graft],
+    unused: Collection[str],
+) -> Iterable[Remark]:
+    """A norm is filled so that it does nothing where the source's was folded into the layer before
+    it. A source of which norms are left out was not folded."""
+    left = [m.name for m in sources if "var" in m.leaves and m.leaves["var"].info.name in unused]
+    for module in targets if left else ():
+        graft = grafts.get(module.leaves["var"].info.name) if "var" in module.leaves else None
+        if graft is not None and graft.written and not graft.sources:
+            yield Remark(
+                "norm-left-out", module.name,
+                f"it would do nothing, as if folded, while norms of the source are not used: "
+                f"{', '.join(left[:3])}{' …' if len(left) > 3 else ''}",
+            )  # fmt: skip
+            return
