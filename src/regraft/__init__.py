@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from regraft._api.access import delta, diff, pretrained, sources_of, trace
     from regraft._api.blending import interpolate, soup
     from regraft._api.deltas import apply_delta, make_delta
+    from regraft._api.exporting import export
     from regraft._api.heritage import family_tree
     from regraft._api.keeping import has_lineage
     from regraft._api.loading import apply, load
     from regraft._api.planning import Plan, plan
     from regraft._api.proving import verify
     from regraft._api.recording import record
-    from regraft._api.restoring import export, restore
+    from regraft._api.restoring import restore
     from regraft._api.training import finetune
     from regraft._api.writing import convert, save
     from regraft.checkpoints import Checkpoint, open
@@ -59,13 +60,14 @@ _ROOMS = {
     "_api.access": "delta diff pretrained sources_of trace",
     "_api.blending": "interpolate soup",
     "_api.deltas": "apply_delta make_delta",
+    "_api.exporting": "export",
     "_api.heritage": "family_tree",
     "_api.keeping": "has_lineage",
     "_api.loading": "apply load",
     "_api.planning": "Plan plan",  # which tells plans what the tensors of a live model are
     "_api.proving": "verify",
     "_api.recording": "record",
-    "_api.restoring": "export restore",
+    "_api.restoring": "restore",
     "_api.training": "finetune",
     "_api.writing": "convert save",
     "checkpoints": "Checkpoint open",

@@ -121,6 +121,15 @@ def test_the_checkpoints_of_transformers(base: Path, tmp_path: Path) -> None:
     assert rg.diff(base, folder)["net.0.bias"].status == "identical"
 
 
+def test_no_training_ends_for_want_of_a_lineage(base: Path) -> None:
+    """A checkpoint of another model, or of none of its tensors, is written as it is, and it is told."""
+    tuning = Tuning(torch_net(), POLICY, receipt=rg.load(base, torch_net(), **LOADED))
+    checkpoint: dict[str, Any] = {"state_dict": {"shard": torch.ones(3)}}
+    with pytest.warns(UserWarning, match="no lineage is kept with a checkpoint"):
+        lightning_tuning.Follow(tuning).on_save_checkpoint(None, None, checkpoint)
+    assert set(checkpoint) == {"state_dict"}
+
+
 def test_files_of_a_plain_loop(base: Path, tmp_path: Path) -> None:
     model = torch_net()
     receipt = rg.load(base, model, **LOADED)

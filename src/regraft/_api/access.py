@@ -17,7 +17,7 @@ from regraft.plans import Plan, Remark
 from regraft.transfer import Progress
 
 if TYPE_CHECKING:
-    from regraft.tensors import Array
+    from regraft.tensors import Array, Read
 
 
 def trace(path: Given) -> Lineage:
@@ -232,6 +232,11 @@ def maker(found: Pairing, name: str) -> Callable[[], Array]:
     graft, read = found.plan.grafts[name], found.before.reader()
     own = found.after.reader()
     return lambda: transfer.make(found.plan, graft, read, lambda name: own(name, None))
+
+
+def reading(read: Read, name: str) -> Callable[[], Array]:
+    """What reads a tensor as it is."""
+    return lambda: read(name, None)
 
 
 def delta(

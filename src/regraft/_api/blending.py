@@ -46,6 +46,7 @@ def interpolate(
     """
     if not 0 <= share <= 1:
         raise TargetError("interpolate", found=f"a share of {share}", expected="0 to 1")
+    keeping.apart(path, base)
     after = source_side(tuned)
     told = _lineage_of(after)
     before = source_side(base, (told.container or None) if told else None)

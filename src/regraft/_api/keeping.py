@@ -23,8 +23,8 @@ from regraft.tensors import Catalogue
 def lineage_of(side: Side) -> Lineage:
     """The lineage in the file, or beside it. **Raises** `FormatError` where there is none,
     `StalePlan` where what lies beside it is of another content."""
-    path = side.path
-    if lineage.KEY not in side.catalogue.metadata and path is not None and locations.is_local(path):
+    path = _local(side)
+    if lineage.KEY not in side.catalogue.metadata and path is not None:
         beside = sidecar.read(path, side.content)
         if beside is not None:
             return beside
@@ -45,8 +45,14 @@ def text_of(side: Side) -> str:
 def has_lineage(found: Given) -> bool:
     """Whether a file holds a lineage, or one lies beside it."""
     side = source_side(found)
-    beside = side.path is not None and sidecar.path_of(side.path).is_file()
+    path = _local(side)
+    beside = path is not None and sidecar.path_of(path).is_file()
     return beside or lineage.KEY in side.catalogue.metadata
+
+
+def _local(side: Side) -> Path | None:
+    """Beside files elsewhere nothing is sought: it would be a request for each that is opened."""
+    return side.path if side.path is not None and locations.is_local(side.path) else None
 
 
 def apart(path: str | os.PathLike[str], *needed: Given) -> None:
@@ -85,8 +91,11 @@ def write(
 
 
 def _holds(path: Path, text: str) -> bool:
-    with checkpoints.open(path) as made:
-        return made.metadata.get(lineage.KEY) == text
+    try:
+        with checkpoints.open(path) as made:
+            return made.metadata.get(lineage.KEY) == text
+    except RegraftError:  # a format that others read
+        return False
 
 
 class Keeper:

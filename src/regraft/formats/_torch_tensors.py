@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _METADATA_ENTRIES, _METADATA_LENGTH = 200, 1000
 # What writers of ours put beside the tensors of a trainer's checkpoint may be long.
-_OURS, _OURS_LENGTH = "regraft.", 64 << 20
+_OURS, _OURS_ENTRIES, _OURS_LENGTH = "regraft.", 8, 64 << 20
 _NAMES_SHOWN = 10
 # The part of the listing that holds what belongs to a compiled module and not to its state dict.
 ATTRIBUTES = "attributes"
@@ -100,8 +100,8 @@ class Collected:
     def text(self, path: tuple[str, ...], value: Any) -> None:
         """A string or a number beside the tensors, as metadata."""
         ours = len(path) == 1 and path[0].startswith(_OURS)
-        many = len(self.texts) >= _METADATA_ENTRIES
-        if not path or path[0].startswith("optim") or (many and not ours):
+        most = _METADATA_ENTRIES + (_OURS_ENTRIES if ours else 0)
+        if len(self.texts) >= most or not path or path[0].startswith("optim"):
             return
         text = str(value) if not isinstance(value, int) or value.bit_length() < 99 else ""
         if text and len(text) <= (_OURS_LENGTH if ours else _METADATA_LENGTH):

@@ -31,7 +31,7 @@ from regraft.tuning.keras_data import assign
 from regraft.tuning.keras_optimizers import Paced, Pull
 from regraft.tuning.keras_statistics import measure
 from regraft.tuning.policies import Policy
-from regraft.tuning.receipts import TuningReceipt, Watch, finished
+from regraft.tuning.receipts import TuningReceipt, Watch, beside_training, finished
 from regraft.tuning.references import Reference, pulls
 
 
@@ -243,7 +243,8 @@ class Checkpoints(keras.callbacks.ModelCheckpoint):
         before = _stamp(path)
         super().on_epoch_end(epoch, logs)
         if _stamp(path) not in (None, before):
-            self._receipt.keep_beside(path, trained=self._tuning.trained)
+            with beside_training(str(path)):
+                self._receipt.keep_beside(path, trained=self._tuning.trained)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from regraft.errors import TargetError
 from regraft.targets._torch_arrays import to_numpy
 from regraft.transfer import fingerprint
-from regraft.tuning.receipts import TuningReceipt
+from regraft.tuning.receipts import TuningReceipt, beside_training
 from regraft.tuning.torch import Tuning
 
 
@@ -94,7 +94,8 @@ class Follow(Callback):
         if receipt is not None and receipt.keeper is not None:
             held = checkpoint["state_dict"].items()
             hashes = {n: fingerprint(to_numpy(t)) for n, t in held if hasattr(t, "shape")}
-            checkpoint |= receipt.lineage_entries(hashes, self.tuning.trained)
+            with beside_training("a checkpoint"):
+                checkpoint |= receipt.lineage_entries(hashes, self.tuning.trained)
 
     def state_dict(self) -> dict[str, Any]:
         return self.tuning.state()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from regraft.errors import TargetError, VerificationFailed
+from regraft.errors import RegraftError, TargetError, VerificationFailed
 from regraft.transfer import fingerprint
 from regraft.tuning.courses import Course
 from regraft.tuning.policies import Policy
@@ -72,6 +74,16 @@ class TuningReceipt:
         if self.idle:
             rows.append(f"{len(self.idle)} tensors might have learned and did not change")
         return "\n".join(rows)
+
+
+@contextmanager
+def beside_training(what: str) -> Generator[None]:
+    """Keeps a lineage of what a trainer writes; where that cannot be, it is told as a warning, for
+    no training is to end by it."""
+    try:
+        yield
+    except (RegraftError, OSError) as error:
+        warnings.warn(f"no lineage is kept with {what}: {error}", stacklevel=3)
 
 
 class Watch:

@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback
 
 from regraft.errors import TargetError
-from regraft.tuning.receipts import TuningReceipt
+from regraft.tuning.receipts import TuningReceipt, beside_training
 from regraft.tuning.torch import Tuning
 
 _KEPT = "regraft_tuning.pt"
@@ -74,7 +74,8 @@ class Follow(TrainerCallback):
             torch.save(self.tuning.state(), folder / _KEPT)
             receipt = self.tuning.loading
             if receipt is not None and receipt.keeper is not None:
-                receipt.keep_beside(folder, trained=self.tuning.trained)
+                with beside_training(str(folder)):
+                    receipt.keep_beside(folder, trained=self.tuning.trained)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **found: Any) -> None:
         loader = found.get("train_dataloader")
