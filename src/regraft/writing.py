@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from regraft import locations, registry, shards
 from regraft.atomic import replacing_all
 from regraft.errors import FormatError
-from regraft.formats import TensorSource, Write
-from regraft.tensors import TensorInfo, numpy_dtype
+from regraft.formats import Refill, TensorSource, Write
+from regraft.tensors import StoredTensor, TensorInfo, numpy_dtype
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -73,6 +73,27 @@ def write(
         return _write_set(where, list(tensors), (mark, metadata or {}), writer, max_shard, force)
     _free([where], force)
     writer(where, tensors, {**mark, **(metadata or {})})
+    return where
+
+
+def refill(
+    base: Path,
+    places: Mapping[str, StoredTensor],
+    path: str | os.PathLike[str],
+    tensors: Iterable[tuple[TensorInfo, Callable[[], Array]]],
+    writer: Refill,
+    *,
+    force: bool = False,
+) -> Path:
+    """Writes a copy of a file in which these tensors have other values; whole or not at all.
+
+    `places`: what the file's format listed, by the tensors' names. **Raises** as `write`.
+    """
+    where = locations.where(path)
+    if not where.parent.is_dir():
+        raise FormatError(str(path), found="no such folder", hint="make the folder first")
+    _free([where], force)
+    writer(base, where, ((places[info.name], _as_told(info, get)) for info, get in tensors))
     return where
 
 

@@ -14,6 +14,7 @@ import msgspec
 from regraft import checkpoints, keras_layout, lineage, operations, transfer
 from regraft._api.access import Pairing, lineage_of, maker, paired, pretrained
 from regraft._sides import Given, Side, source_side
+from regraft.checkpoints import Checkpoint
 from regraft.errors import (
     FormatError,
     IncompletePlan,
@@ -21,7 +22,7 @@ from regraft.errors import (
     ShapeMismatch,
     StalePlan,
 )
-from regraft.lineage import Lineage, Origin
+from regraft.lineage import Lineage, Origin, sidecar
 from regraft.lineage.returning import Return, way_back
 from regraft.operations import Cast
 from regraft.plans import Graft, Plan, Spec
@@ -202,7 +203,8 @@ def export(
 
     **Arguments:**
 
-    - `path`: its ending names the format, which is the source's own where it is the same.
+    - `path`: its ending names the format, which is the source's own where it is the same. Keras'
+      `.h5` needs `base`: it is a copy of it with other values, and its lineage lies beside it.
     - `to`: `"source"`, the only one so far.
     - `base`: the source file, from which what the tuned model does not hold (the original head) is
       taken as it is there, along with what its format needs to be loaded by its library.
@@ -228,10 +230,16 @@ def export(
         )
     opened = None if base is None else source_side(base, told.container or None)
     items, metadata, filled = _items(side, back, told, opened)
-    framework = opened.catalogue.framework if opened else ""
-    written = checkpoints.write(
-        path, items, metadata, format=format, force=force, framework=framework
-    )
+    written = None
+    if opened is not None and isinstance(opened.catalogue, Checkpoint) and format is None:
+        written = opened.catalogue.refill(path, items, force=force)
+    if written is not None:
+        sidecar.write(written, lineage.decode(metadata, written.name))
+    else:
+        framework = opened.catalogue.framework if opened else ""
+        written = checkpoints.write(
+            path, items, metadata, format=format, force=force, framework=framework
+        )
     return Exported(written, tuple(info.name for info, _ in items), back.left, filled)
 
 
