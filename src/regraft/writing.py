@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ def write(
     force: bool = False,
     max_shard: int | str | None = None,
     framework: str = "",
+    container: str = "",
 ) -> Path:
     """Writes tensors, whole or not at all, in the named format or that of the path's ending.
 
@@ -51,6 +53,8 @@ def write(
       take more, they are written to several files of no more than that (one tensor is never
       divided) and an index. The old set is replaced as a whole, or stays as it was.
     - `framework`: whose layout the tensors have, where that is known.
+    - `container`: the part of the file that they are to lie in, such as `params`, in formats that
+      have parts.
 
     **Returns** what to open: the file, or the index of its shards.
 
@@ -68,7 +72,10 @@ def write(
     if not where.parent.is_dir():
         raise FormatError(str(path), found="no such folder", hint="make the folder first")
     mark = _MARKS.get((_format_of(writer), framework), {})
-    tensors = ((info, _as_told(info, get)) for info, get in tensors)
+    inside = f"{container}/" if container and _nests(writer) else ""
+    tensors = (
+        (info._replace(name=inside + info.name), _as_told(info, get)) for info, get in tensors
+    )
     if max_shard is not None:
         return _write_set(where, list(tensors), (mark, metadata or {}), writer, max_shard, force)
     _free([where], force)
@@ -112,6 +119,10 @@ def _as_told(info: TensorInfo, get: Callable[[], Array]) -> Callable[[], Array]:
         return array
 
     return checked
+
+
+def _nests(writer: Write) -> bool:
+    return getattr(sys.modules.get(writer.__module__), "NESTS", False)
 
 
 def _format_of(writer: Write) -> str:

@@ -321,3 +321,30 @@ def test_export_to_keras_older_file(tmp_path: Path, kind: str) -> None:
     done = rg.export(tuned, tmp_path / "half.h5", base=base)
     kernel = next(i for i in rg.open(done.path).values() if "conv" in i.name and len(i.shape) == 4)
     assert kernel.dtype == "float16"
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_export_keeps_flaxs_collection(tmp_path: Path, with_base: bool) -> None:
+    flax = pytest.importorskip("flax")
+    random = np.random.default_rng(0)
+    shapes = {"c": {"kernel": (3, 3, 3, 5), "bias": (5,)}, "d": {"kernel": (5, 4), "bias": (4,)}}
+    variables = {"params": {
+        layer: {name: random.normal(size=shape).astype(np.float32) for name, shape in held.items()}
+        for layer, held in shapes.items()
+    }}  # fmt: skip
+    base = tmp_path / "base.msgpack"
+    base.write_bytes(flax.serialization.to_bytes(variables))
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Linear(5, 4))
+    receipt = rg.load(base, model)
+    with torch.no_grad():
+        model[0].weight.add_(0.5)
+    tuned = rg.save(model, tmp_path / "t.safetensors", receipt=receipt)
+    done = rg.export(tuned, tmp_path / "back.msgpack", base=base if with_base else None)
+    again = flax.serialization.from_bytes(variables, done.path.read_bytes())
+    kernel = variables["params"]["c"]["kernel"] + np.float32(0.5)
+    np.testing.assert_array_equal(again["params"]["c"]["kernel"], kernel)
+    np.testing.assert_array_equal(
+        again["params"]["d"]["kernel"], variables["params"]["d"]["kernel"]
+    )
+    assert list(rg.open(done.path)) == list(rg.open(base))
+    assert not any(origin.state == "changed" for origin in rg.trace(done.path).tensors.values())

@@ -237,9 +237,12 @@ def export(
         sidecar.write(written, lineage.decode(metadata, written.name))
     else:
         framework = opened.catalogue.framework if opened else ""
+        # Flax restores `{"params": …}` into `{"params": …}` alone.
+        alike = Path(path).suffix == Path(told.source).suffix
         written = checkpoints.write(
-            path, items, metadata, format=format, force=force, framework=framework
-        )
+            path, items, metadata, format=format, force=force, framework=framework,
+            container=told.container if alike else "",
+        )  # fmt: skip
     return Exported(written, tuple(info.name for info, _ in items), back.left, filled)
 
 

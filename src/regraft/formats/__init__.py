@@ -11,6 +11,8 @@ A format is a module with
   renames it, so that a failed write leaves the old file whole. `tensors` is an iterable of
   `(TensorInfo, callable that returns the numpy array)`: one array is held at a time. What is
   written is read back to the bit; what metadata or names lose is told in the docstring;
+- `NESTS`, optional, true where the names that are written may begin with a container's path, its
+  parts joined with `/`, and are read as lying in that container;
 - `WRITES`: the dtypes that the writer can hold, where these are few;
 - `refill(base, path, tensors)`, optional, with `REFILLS`, the endings it answers to: for formats
   whose files hold more than tensors (a model's architecture), writes a copy of the file `base` in
