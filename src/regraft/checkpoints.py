@@ -6,16 +6,16 @@ Which part of a file is opened where it holds several is the rule of `regraft.co
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft import containers, folders, locations, shards
+from regraft import containers, folders, locations, registry, shards
 from regraft.errors import CorruptFile, FormatError
 from regraft.folders import Found
 from regraft.tensors import Catalogue, Stored, StoredTensor, TensorInfo
-from regraft.writing import write
+from regraft.writing import refill, write
 
 if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
@@ -124,6 +124,23 @@ class Checkpoint(Catalogue):
     def changed(self) -> bool:
         """Whether the file is no longer the one that was opened."""
         return self._stamped() != self._stamps
+
+    def refill(
+        self,
+        path: str | os.PathLike[str],
+        tensors: Iterable[tuple[TensorInfo, Callable[[], Array]]],
+        *,
+        force: bool = False,
+    ) -> Path | None:
+        """Writes a copy of this file in which these tensors have other values, where its format is
+        one that is filled in (Keras' `.h5`, whose architecture stays) and no writer answers to the
+        path's ending; `None` elsewhere. **Raises** `FormatError` as writing does."""
+        where = locations.where(path)
+        writer = registry.refiller_of(where, self.format)
+        if writer is None or len(self._stored) != 1 or not locations.is_local(self.path):
+            return None
+        places = {name: place for name, (_, place) in self._places.items()}
+        return refill(self.path, places, path, tensors, writer, force=force)
 
     @cached_property
     def sha256(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import formats
 from regraft.errors import CorruptFile, FormatError, UnknownFormat
-from regraft.formats import Format, Sample, Write
+from regraft.formats import Format, Refill, Sample, Write
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -113,15 +114,23 @@ def _entry_points() -> list[EntryPoint]:
     return list(entry_points(group="regraft.formats"))
 
 
+def refiller_of(path: Path, name: str) -> Refill | None:
+    """The `refill` of the format of this name, where it answers to the path's ending and no writer
+    does."""
+    if _writers_for(path, _writers()):
+        return None
+    found: Any = None
+    if name in formats.names():
+        found = formats.load(name)
+    else:
+        found = next((entry.load() for entry in _entry_points() if entry.name == name), None)
+    endings: tuple[str, ...] = getattr(found, "REFILLS", ())
+    return found.refill if path.name.lower().endswith(endings or ("\0",)) else None
+
+
 def writer_of(path: Path, wanted: str | None) -> Write:
     """The `write` of a format by name, or of the one with the longest matching ending."""
-    writers: dict[str, tuple[tuple[str, ...], Write]] = {}
-    entries = {entry.name: entry for entry in _entry_points()}
-    for name in dict.fromkeys((*formats.names(), *entries)):
-        found: Any = formats.load(name) if name in formats.names() else entries[name].load()
-        writer: Write | None = getattr(found, "write", None)
-        if writer is not None:
-            writers[name] = (tuple(found.SUFFIXES), writer)
+    writers = _writers()
     if wanted is not None:
         if wanted in writers:
             return writers[wanted][1]
@@ -130,12 +139,7 @@ def writer_of(path: Path, wanted: str | None) -> Write:
             found=f"the format {wanted!r}",
             expected=f"one that can be written: {', '.join(writers)}",
         )
-    fitting = [
-        (len(suffix), writer)
-        for suffixes, writer in writers.values()
-        for suffix in suffixes
-        if path.name.lower().endswith(suffix)
-    ]
+    fitting = _writers_for(path, writers)
     if fitting:
         return max(fitting, key=lambda item: item[0])[1]
     endings = sorted(suffix for suffixes, _ in writers.values() for suffix in suffixes)
@@ -146,3 +150,27 @@ def writer_of(path: Path, wanted: str | None) -> Write:
         expected=f"one that can be written: {', '.join(endings)}",
         hint=f"write {path.stem}{near[0]}" if near else "change the ending, or name a format",
     )
+
+
+def _writers() -> dict[str, tuple[tuple[str, ...], Write]]:
+    """Endings and `write` of each format that has one, by its name."""
+    writers: dict[str, tuple[tuple[str, ...], Write]] = {}
+    entries = {entry.name: entry for entry in _entry_points()}
+    for name in dict.fromkeys((*formats.names(), *entries)):
+        found: Any = formats.load(name) if name in formats.names() else entries[name].load()
+        writer: Write | None = getattr(found, "write", None)
+        if writer is not None:
+            writers[name] = (tuple(found.SUFFIXES), writer)
+    return writers
+
+
+def _writers_for(
+    path: Path, writers: Mapping[str, tuple[tuple[str, ...], Write]]
+) -> list[tuple[int, Write]]:
+    """Writers that answer to a path's ending, with the ending's length."""
+    return [
+        (len(suffix), writer)
+        for suffixes, writer in writers.values()
+        for suffix in suffixes
+        if path.name.lower().endswith(suffix)
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 from regraft import locations, registry, shards
 from regraft.atomic import replacing_all
 from regraft.errors import FormatError
-from regraft.formats import TensorSource, Write
-from regraft.tensors import TensorInfo, numpy_dtype
+from regraft.formats import Refill, TensorSource, Write
+from regraft.tensors import StoredTensor, TensorInfo, numpy_dtype
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -42,6 +43,7 @@ def write(
     force: bool = False,
     max_shard: int | str | None = None,
     framework: str = "",
+    container: str = "",
 ) -> Path:
     """Writes tensors, whole or not at all, in the named format or that of the path's ending.
 
@@ -51,6 +53,8 @@ def write(
       take more, they are written to several files of no more than that (one tensor is never
       divided) and an index. The old set is replaced as a whole, or stays as it was.
     - `framework`: whose layout the tensors have, where that is known.
+    - `container`: the part of the file that they are to lie in, such as `params`, in formats that
+      have parts.
 
     **Returns** what to open: the file, or the index of its shards.
 
@@ -68,11 +72,35 @@ def write(
     if not where.parent.is_dir():
         raise FormatError(str(path), found="no such folder", hint="make the folder first")
     mark = _MARKS.get((_format_of(writer), framework), {})
-    tensors = ((info, _as_told(info, get)) for info, get in tensors)
+    inside = f"{container}/" if container and _nests(writer) else ""
+    tensors = (
+        (info._replace(name=inside + info.name), _as_told(info, get)) for info, get in tensors
+    )
     if max_shard is not None:
         return _write_set(where, list(tensors), (mark, metadata or {}), writer, max_shard, force)
     _free([where], force)
     writer(where, tensors, {**mark, **(metadata or {})})
+    return where
+
+
+def refill(
+    base: Path,
+    places: Mapping[str, StoredTensor],
+    path: str | os.PathLike[str],
+    tensors: Iterable[tuple[TensorInfo, Callable[[], Array]]],
+    writer: Refill,
+    *,
+    force: bool = False,
+) -> Path:
+    """Writes a copy of a file in which these tensors have other values; whole or not at all.
+
+    `places`: what the file's format listed, by the tensors' names. **Raises** as `write`.
+    """
+    where = locations.where(path)
+    if not where.parent.is_dir():
+        raise FormatError(str(path), found="no such folder", hint="make the folder first")
+    _free([where], force)
+    writer(base, where, ((places[info.name], _as_told(info, get)) for info, get in tensors))
     return where
 
 
@@ -91,6 +119,10 @@ def _as_told(info: TensorInfo, get: Callable[[], Array]) -> Callable[[], Array]:
         return array
 
     return checked
+
+
+def _nests(writer: Write) -> bool:
+    return getattr(sys.modules.get(writer.__module__), "NESTS", False)
 
 
 def _format_of(writer: Write) -> str:

@@ -352,3 +352,83 @@ def test_a_plan_of_other_files_is_told(base: Path, tuned: Path) -> None:
     plan = rg.plan(base, model)
     with pytest.raises(rg.StalePlan, match="none of the tensors"):
         rg.diff(base, tuned, plan=plan)
+
+
+@pytest.mark.parametrize("kind", ["model", "weights"])
+def test_export_to_keras_older_file(tmp_path: Path, kind: str) -> None:
+    """A copy of the base with other values: Keras opens it as it opened the base."""
+    import h5py
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(5, 3), keras.layers.BatchNormalization(),
+              keras.layers.Flatten(), keras.layers.Dense(4)]  # fmt: skip
+    source = keras.Sequential(layers)
+    source.layers[1].set_weights(
+        [np.random.default_rng(i).uniform(0.5, 2, 5).astype(np.float32) for i in range(4)]
+    )
+    base = tmp_path / "base.h5"
+    if kind == "model":
+        source.compile("adam", "mse")
+        source.fit(np.ones((2, 8, 8, 3)), np.ones((2, 4)), verbose=0)
+        source.save(base)
+    else:  # as Keras 2 saved weights alone
+        with h5py.File(base, "w") as file:
+            keras.src.legacy.saving.legacy_h5_format.save_weights_to_hdf5_group(file, source)
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, eps=1e-3), nn.Flatten(), nn.Linear(180, 4)
+    )
+    receipt = rg.load(base, model, fresh=["3.*"], unused=["*dense*"])
+    with torch.no_grad():
+        model[0].weight.add_(0.5)
+    tuned = rg.save(model, tmp_path / "t.safetensors", receipt=receipt)
+    done = rg.export(tuned, tmp_path / "back.h5", base=base)
+    assert any("dense" in name for name in done.filled)
+    if kind == "model":
+        again = keras.models.load_model(done.path, compile=False)
+        with h5py.File(done.path) as file:
+            assert "optimizer_weights" not in file
+    else:
+        again = keras.models.clone_model(source)
+        again.load_weights(done.path)
+    for mine, theirs in zip(again.weights, source.weights, strict=True):
+        expected = np.asarray(theirs) + (0.5 if theirs is source.weights[0] else 0)
+        np.testing.assert_array_equal(np.asarray(mine), expected)
+    assert rg.trace(done.path).source == "t.safetensors"
+    with pytest.raises(rg.FormatError, match="exists"):
+        rg.export(tuned, done.path, base=base)
+    with pytest.raises(rg.FormatError, match="ending"):
+        rg.export(tuned, tmp_path / "alone.h5")
+    half = model.half()
+    receipt = rg.load(base, half, fresh=["3.*"], unused=["*dense*"], accept=["lossy-cast"])
+    tuned = rg.save(half, tmp_path / "half.safetensors", receipt=receipt)
+    done = rg.export(tuned, tmp_path / "half.h5", base=base)
+    kernel = next(i for i in rg.open(done.path).values() if "conv" in i.name and len(i.shape) == 4)
+    assert kernel.dtype == "float16"
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_export_keeps_flaxs_collection(tmp_path: Path, with_base: bool) -> None:
+    flax = pytest.importorskip("flax")
+    random = np.random.default_rng(0)
+    shapes = {"c": {"kernel": (3, 3, 3, 5), "bias": (5,)}, "d": {"kernel": (5, 4), "bias": (4,)}}
+    variables = {"params": {
+        layer: {name: random.normal(size=shape).astype(np.float32) for name, shape in held.items()}
+        for layer, held in shapes.items()
+    }}  # fmt: skip
+    base = tmp_path / "base.msgpack"
+    base.write_bytes(flax.serialization.to_bytes(variables))
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Linear(5, 4))
+    receipt = rg.load(base, model)
+    with torch.no_grad():
+        model[0].weight.add_(0.5)
+    tuned = rg.save(model, tmp_path / "t.safetensors", receipt=receipt)
+    done = rg.export(tuned, tmp_path / "back.msgpack", base=base if with_base else None)
+    again = flax.serialization.from_bytes(variables, done.path.read_bytes())
+    kernel = variables["params"]["c"]["kernel"] + np.float32(0.5)
+    np.testing.assert_array_equal(again["params"]["c"]["kernel"], kernel)
+    np.testing.assert_array_equal(
+        again["params"]["d"]["kernel"], variables["params"]["d"]["kernel"]
+    )
+    assert list(rg.open(done.path)) == list(rg.open(base))
+    assert not any(origin.state == "changed" for origin in rg.trace(done.path).tensors.values())

@@ -15,6 +15,7 @@ from regraft._api import keeping
 from regraft._api.access import Pairing, maker, pretrained, reading
 from regraft._api.keeping import lineage_of
 from regraft._sides import Given, Side, source_side
+from regraft.checkpoints import Checkpoint
 from regraft.errors import FormatError, IncompletePlan, StalePlan
 from regraft.lineage import Lineage, Origin
 from regraft.lineage.returning import Return, way_back
@@ -52,7 +53,8 @@ def export(
 
     **Arguments:**
 
-    - `path`: its ending names the format, which is the source's own where it is the same.
+    - `path`: its ending names the format, which is the source's own where it is the same. Keras'
+      `.h5` needs `base`: it is a copy of it with other values, and its lineage lies beside it.
     - `to`: `"source"`, the only one so far.
     - `base`: the source file, from which what the tuned model does not hold (the original head) is
       taken as it is there, along with what its format needs to be loaded by its library.
@@ -80,8 +82,19 @@ def export(
         )
     opened = None if base is None else source_side(base, told.container or None)
     items, metadata, filled = _items(side, back, told, opened)
-    framework = opened.catalogue.framework if opened else ""
-    written = keeping.write(path, items, metadata, format=format, force=force, framework=framework)
+    written = None
+    if opened is not None and isinstance(opened.catalogue, Checkpoint) and format is None:
+        written = opened.catalogue.refill(path, items, force=force)
+    if written is not None:
+        keeping.keep(written, metadata)
+    else:
+        framework = opened.catalogue.framework if opened else ""
+        # Flax restores `{"params": …}` into `{"params": …}` alone.
+        alike = Path(path).suffix == Path(told.source).suffix
+        written = keeping.write(
+            path, items, metadata, format=format, force=force, framework=framework,
+            container=told.container if alike else "",
+        )  # fmt: skip
     return Exported(written, tuple(info.name for info, _ in items), back.left, filled)
 
 

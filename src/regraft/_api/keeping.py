@@ -81,13 +81,18 @@ def write(
     """`checkpoints.write`, and a lineage in the metadata is kept whatever the format: beside the
     file where that does not give it back. One that lay beside an older file goes."""
     where = checkpoints.write(path, tensors, metadata, **options)
+    keep(where, metadata)
+    return where
+
+
+def keep(where: Path, metadata: Mapping[str, str]) -> None:
+    """A lineage in the metadata of a file that was just written is beside it, unless in it."""
     text = metadata.get(lineage.KEY)
     if text is None or _holds(where, text):
         sidecar.path_of(where).unlink(missing_ok=True)
     else:
         told = lineage.decode(metadata, where.name)
         sidecar.write(where, told, checkpoints.content_hash(where))
-    return where
 
 
 def _holds(path: Path, text: str) -> bool:

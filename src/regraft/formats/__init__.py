@@ -11,7 +11,12 @@ A format is a module with
   renames it, so that a failed write leaves the old file whole. `tensors` is an iterable of
   `(TensorInfo, callable that returns the numpy array)`: one array is held at a time. What is
   written is read back to the bit; what metadata or names lose is told in the docstring;
-- `WRITES`: the dtypes that the writer can hold, where these are few.
+- `NESTS`, optional, true where the names that are written may begin with a container's path, its
+  parts joined with `/`, and are read as lying in that container;
+- `WRITES`: the dtypes that the writer can hold, where these are few;
+- `refill(base, path, tensors)`, optional, with `REFILLS`, the endings it answers to: for formats
+  whose files hold more than tensors (a model's architecture), writes a copy of the file `base` in
+  which the given tensors, pairs of what `open` listed and the callable, have other values.
 
 Formats never import one another, save for the machinery of a shared container in a module
 whose name starts with an underscore (`_zip`, `_pickle`), which is not a format.
@@ -28,7 +33,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from regraft.tensors import Stored, TensorInfo
+from regraft.tensors import Stored, StoredTensor, TensorInfo
 
 if TYPE_CHECKING:
     from regraft.tensors import Array
@@ -118,6 +123,7 @@ class Format(Protocol):
 
 TensorSource = Iterable[tuple[TensorInfo, "Callable[[], Array]"]]
 Write = Callable[[Path, TensorSource, Mapping[str, str]], None]
+Refill = Callable[[Path, Path, "Iterable[tuple[StoredTensor, Callable[[], Array]]]"], None]
 
 
 @cache

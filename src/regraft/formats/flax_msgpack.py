@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXTRA = ""
 SUFFIXES = (".msgpack",)
+NESTS = True
 WRITES = tuple(DTYPE_BITS)
 
 # From which size on Flax cuts an array into chunks.

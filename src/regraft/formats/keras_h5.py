@@ -8,16 +8,24 @@ name is its HDF5 path inside the chosen group.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from regraft.errors import CorruptFile
+from regraft.atomic import replacing_path
+from regraft.errors import CorruptFile, FormatError, MissingDependency
 from regraft.formats import Sample
 from regraft.formats._hdf5 import Dataset, Hdf5, Hdf5Stored, dialect
 from regraft.formats._keras_layers import COUNTERS, ROLES, model_of, owners
 from regraft.tensors import Order, Stored, StoredTensor
 
+if TYPE_CHECKING:
+    from regraft.tensors import Array
+
 EXTRA = ""
 SUFFIXES: tuple[str, ...] = ()
+REFILLS = (".h5", ".hdf5")
 
 MAX_CONFIG = 4 << 20
 _WEIGHTS, _OPTIMIZER = "model_weights", "optimizer_weights"
@@ -37,6 +45,46 @@ def open(path: Path) -> Stored:
     except BaseException:
         file.close()
         raise
+
+
+def refill(
+    base: Path, path: Path, tensors: Iterable[tuple[StoredTensor, Callable[[], Array]]]
+) -> None:
+    """A copy of a file with other values of these weights: their names, order and attributes, and
+    the model's architecture stay as Keras wrote them. An optimizer's state, which belongs to the
+    former values, is left out.
+
+    **Raises** `FormatError` for dtypes that HDF5 does not know; `MissingDependency`.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingDependency("h5py", extra="keras", purpose="writing HDF5") from error
+    with replacing_path(path) as temporary:
+        shutil.copyfile(base, temporary)
+        with h5py.File(temporary, "r+") as file:
+            if _OPTIMIZER in file:
+                del file[_OPTIMIZER]
+            for tensor, get in tensors:
+                _put(file, str(tensor.where), get(), path.name)
+
+
+def _put(file: Any, at: str, array: Array, label: str) -> None:
+    """Values of the dataset's own dtype go into its place; others need another dataset."""
+    if array.dtype.kind not in "biufc":
+        raise FormatError(
+            f"{label}, {at!r}",
+            found=f"dtype {array.dtype}",
+            expected="one that HDF5 knows",
+            hint="convert it first, or export to .safetensors",
+        )
+    dataset = file[at]
+    if dataset.dtype == array.dtype and dataset.shape == array.shape:
+        dataset[...] = array
+        return
+    kept = dict(dataset.attrs)
+    del file[at]
+    file.create_dataset(at, data=array).attrs.update(kept)
 
 
 def _listed(file: Hdf5) -> Stored:

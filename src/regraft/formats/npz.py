@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXTRA = ""
 SUFFIXES = (".npz",)
+NESTS = True
 
 _METADATA = "__metadata__"
 _FIRST, _HEADER = 1 << 8, 1 << 16
