@@ -111,3 +111,56 @@ def test_short_memory_is_told(after: int) -> None:
     assert ("as it was" in str(raised.value)) == (not model.tensors)
     assert set(raised.value.problems) == set(model.tensors)
     assert bool(model.tensors) == bool(after)
+
+
+@pytest.mark.parametrize("error", [MemoryError, TimeoutError, SystemExit])
+@pytest.mark.parametrize("step", ["memory", "copy", "take"])
+def test_a_step_that_fails_is_done_once_more(
+    step: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that was short for a moment is no failure. What a signal's handler raises waits."""
+    calls = 0
+
+    def once(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*given: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 4:
+                raise error("injected")
+            return function(*given)
+
+        return called
+
+    def renewal(one: Renewed) -> Callable[[], NewMemory]:
+        def new() -> NewMemory:
+            made = one.renewal()
+            return made._replace(take=once(made.take)) if step == "take" else made
+
+        return once(new) if step == "memory" else new
+
+    if step == "copy":
+        monkeypatch.setattr(renewing, "copy", once(renewing.copy))
+    model = Model()
+    given = wanted(model)
+    found, waiting = renew_all([one._replace(renewal=renewal(one)) for one in given])
+    check(model, given, found)
+    assert waiting is None if error is MemoryError else type(waiting) is error
+
+
+def test_short_memory_leaves_one_tensor_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two at once there is too little memory; with one there is enough."""
+    model = Model()
+    given = wanted(model)
+
+    def short(one: Renewed) -> Callable[[], NewMemory]:
+        def new() -> NewMemory:
+            here = sum(model.made) - sum(len(t) for t in model.tensors.values())
+            if here + one.array.size > 5000:
+                raise MemoryError("injected")
+            return one.renewal()
+
+        return new
+
+    found, waiting = renew_all([one._replace(renewal=short(one)) for one in given])
+    assert waiting is None
+    check(model, given, found)

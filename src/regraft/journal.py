@@ -93,18 +93,26 @@ class Journal:
         return former
 
     def undo(self) -> None:
-        """Puts everything back, last things first, and closes.
+        """Puts everything back, last things first, and closes. An interrupt waits until that is
+        done.
 
         **Raises** `TransferError`, once the rest is as it was, for what cannot be put back.
         """
         problems: list[str] = []
-        wait(self._kept.values())  # of tensors that were never written
-        while self._undo:
-            name, put_back = self._undo.popitem()
+        interrupt: BaseException | None = None
+        while self._kept or self._undo:
             try:
-                put_back()
-            except Exception as error:  # the framework's own: out of memory, a lost device
-                problems.append(f"{name}: {type(error).__name__}: {error}"[:300])
+                wait(self._kept.values())  # of tensors that were never written
+                self._kept.clear()
+                while self._undo:
+                    name = next(reversed(self._undo))
+                    try:
+                        self._undo[name]()
+                    except Exception as error:  # the framework's own: out of memory, a lost device
+                        problems.append(f"{name}: {type(error).__name__}: {error}"[:300])
+                    del self._undo[name]
+            except BaseException as error:  # that step is done once more
+                interrupt = error
         self._sink.finish()
         try:
             self._sink.settle()
@@ -119,6 +127,8 @@ class Journal:
                 hint="build the model again",
                 problems=problems,
             )
+        if interrupt is not None:
+            raise interrupt
 
     def close(self) -> None:
         """Lets go of the former values: what was written stays."""

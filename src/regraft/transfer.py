@@ -17,7 +17,7 @@ import msgspec
 from regraft import operations
 from regraft.copying import Copied, Overlaps, Surveys, copy, copy_all, survey
 from regraft.errors import IncompletePlan, RegraftError, TransferError
-from regraft.journal import Journal
+from regraft.journal import BUDGET, Journal
 from regraft.plans import Graft, Plan
 from regraft.readiness import fill_counts, torn_apart
 from regraft.receipts import Hashes, Receipt, doubts
@@ -141,10 +141,23 @@ def apply(
             expected="every tensor written",
             hint="the model was put back as it was",
         ) from error
+    try:
+        replaced, first = renew_all(renewed)
+    except BaseException:
+        log.undo()
+        raise
     if journal is None:
         log.close()
-    replaced, first = renew_all(renewed)
-    copied, second = copy_all(list(sure.values()))
+    try:
+        copied, second = copy_all(list(sure.values()))
+    except Exception as error:  # there is nothing that should
+        raise TransferError(
+            plan.target.label,
+            found=f"{type(error).__name__}: {error}"[:300],
+            expected="every tensor written",
+            hint="some of these have their new values already: build the model again",
+            problems=[*replaced, *sure],
+        ) from error
     found |= replaced | dict(zip(sure, copied, strict=True))
     _same(found, "other programs change the file or the model meanwhile; build the model again")
     if interrupt := first or second:
@@ -182,7 +195,8 @@ def _sure(
             found[name] = array, memory
         elif renewal is not None and array.nbytes and _alike(array, sink.look(name)):
             renewed.append(Renewed(name, array, renewal))
-    return found, renewed
+    # Of a small model former values can be kept as of any other.
+    return found, renewed if sum(one.array.nbytes for one in renewed) > BUDGET else []
 
 
 def _alike(array: Array, memory: Array) -> bool:

@@ -6,7 +6,9 @@ out]` there. Widths differ, so that every axis shows.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import flax
@@ -68,12 +70,19 @@ def subclassed() -> Any:
     return model
 
 
-def functional() -> Any:
+def functional(keras: Any = keras) -> Any:
     layers = keras.layers
     return keras.Sequential(
         [layers.Input((3,)), layers.Dense(4, name="fc"),
          layers.BatchNormalization(name="norm", epsilon=1e-5), layers.Dense(2, name="head")]
     )  # fmt: skip
+
+
+def legacy() -> Any:
+    with warnings.catch_warnings(action="ignore"):
+        import tf_keras  # pyright: ignore[reportMissingImports]
+
+        return functional(tf_keras)
 
 
 class LinenNet(flax.linen.Module):
@@ -139,6 +148,14 @@ KINDS = {
     "state dict": Kind("arrays", state_dict, TORCH, rows=True),
     "object": Kind("objects", Holder, TORCH, rows=True),
 }
+
+
+# Targets whose framework is not installed here.
+ABSENT: set[str] = set()
+if find_spec("tf_keras"):
+    KINDS["keras 2"] = Kind("tf_keras", legacy, KERAS)
+else:
+    ABSENT.add("tf_keras")
 
 
 def filled(name: str, given: Values) -> Any:

@@ -223,6 +223,33 @@ def test_both_ways_agree_on_models_of_torchvision(name: str) -> None:
     assert followed == _fx.flow_of(model)[0]
 
 
+class Attention(nn.Module):
+    def __init__(self, *, fused: bool, biased: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.query, self.key, self.value = (nn.Linear(4, 4) for _ in range(3))
+        self.bias = nn.Linear(2, 2) if biased else None
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        bias = 0.0 if self.bias is None else self.bias(x.new_ones(2, 2))
+        if self.fused:
+            return F.scaled_dot_product_attention(q, k, v, bias if self.bias else None)
+        return torch.softmax(q @ k.transpose(-1, -2) / 2 + bias, -1) @ v
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_an_attention_in_one_step_is_what_it_is_made_of(biased: bool) -> None:
+    found: list[Any] = []
+    for fused in (False, True):
+        model = Attention(fused=fused, biased=biased)
+        followed, why = _export.flow_of(model, (torch.randn(1, 2, 4),), {})
+        assert not why
+        assert followed == _fx.flow_of(model)[0]
+        found.append([(n.owner, n.label, n.inputs) for n in followed])
+    assert found[0] == found[1]
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -217,8 +217,8 @@ def _grouped(calls: Iterable[_Call], owners: Mapping[str, str], model: Any) -> I
                 if read.name in owners and read.op == "placeholder":
                     inputs.append((call.node, read))
                     yield Step(inputs[-1], owner=owners[read.name])
-                elif read in step_of:
-                    inputs.append(step_of[read])
+                else:
+                    inputs.append(step_of.get(read, read))
             does = _function(call.node)
             sizes = call.node.args[1] if len(call.node.args) > 1 else None
             yield Step(call.node, tuple(inputs), does=does, via=rearranged(does, sizes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from regraft.tensors import FlowNode
@@ -31,6 +31,9 @@ _POOLS = {
 }
 
 
+_ATTENTION = "scaled_dot_product_attention"
+
+
 class Step(NamedTuple):
     """One call of a layer or a function, or a parameter that is read by itself.
 
@@ -55,7 +58,7 @@ def flow_of(steps: Iterable[Step]) -> tuple[FlowNode, ...]:
     result: list[FlowNode] = []
     ends: dict[Hashable, tuple[int, ...]] = {}
     vias: dict[Hashable, tuple[str, ...]] = {}
-    for step in steps:
+    for step in _spelt_out(steps):
         reads = [key for key in step.inputs if ends.get(key)]
         sources = tuple(dict.fromkeys(end for key in reads for end in ends[key]))
         via = tuple(done for key in reads for done in vias.get(key, ()))
@@ -67,6 +70,22 @@ def flow_of(steps: Iterable[Step]) -> tuple[FlowNode, ...]:
             ends[step.key] = () if step.sizes else sources
             vias[step.key] = (*via, *step.via) if sources else ()
     return tuple(result)
+
+
+def _spelt_out(steps: Iterable[Step]) -> Iterator[Step]:
+    """An attention in one step as the products that it is of, as other code writes it: queries and
+    keys first, a bias that is added to them, and then values."""
+    for step in steps:
+        if step.does != _ATTENTION or len(step.inputs) < 3:
+            yield step
+            continue
+        query, key, value, *bias = step.inputs
+        scores: Hashable = (step.key, "scores")
+        yield Step(scores, (query, key), does="matmul")
+        if bias:
+            yield Step((step.key, "bias"), (scores, *bias), does="add")
+            scores = (step.key, "bias")
+        yield step._replace(inputs=(scores, value), does="matmul")
 
 
 def rearranged(does: str, sizes: Any = None) -> tuple[str, ...]:
