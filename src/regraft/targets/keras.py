@@ -133,7 +133,8 @@ def _walk(layer: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[s
 def _dtype(variable: Any) -> str:
     import keras
 
-    name = keras.backend.standardize_dtype(variable.dtype)
+    # What it has: JAX without its wide types gives a variable of float64 another one.
+    name = keras.backend.standardize_dtype(variable.value.dtype)
     return name if name in DTYPE_BITS else str(np.dtype(name))
 
 
