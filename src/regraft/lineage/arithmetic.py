@@ -101,13 +101,15 @@ def _zeros(values: NDArray[np.float64], bits: int) -> NDArray[np.int64]:
     return np.log2((whole & -whole).astype(np.float64)).astype(np.int64)
 
 
-def odds_of_sums(found: Sums) -> float:
-    """Log-odds for the first file as the one that the other was computed from. Where both seem
-    computed from each other, a grid of its own lies under one of them."""
-    forward, back = (_likely(value) for value in (found.forward, found.back))
-    if min(forward, back) > _BOTH:
-        return float(np.clip(_DAMPED * (found.forward - found.back), -_BOTH / 2, _BOTH / 2))
-    return min(forward, _MOST) - min(back, _MOST)
+def linked(found: Sums) -> tuple[float, float]:
+    """Log-odds for b as a sum with a, and for a as one with b, against neither. Where both seem to
+    be so, a grid of its own lies under one of them."""
+    forward, back = (min(_likely(value), _MOST) for value in (found.forward, found.back))
+    both = min(forward, back)
+    if both <= _BOTH:
+        return forward, back
+    apart = float(np.clip(_DAMPED * (found.forward - found.back), -_BOTH / 2, _BOTH / 2))
+    return both + apart / 2, both - apart / 2
 
 
 def _likely(value: float) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from regraft.lineage.arithmetic import Sums, drawn, odds_of_sums, sums
+from regraft.lineage.arithmetic import Sums, drawn, sums
 from regraft.lineage.kinship import Reason, replaced, shared
 from regraft.lineage.portraits import Portrait
 
@@ -65,11 +65,15 @@ def order_by_values(a: Portrait, b: Portrait, heads: frozenset[str]) -> list[Rea
     classes, layers that were started anew."""
     gone = replaced(a, b)
     moved = [n for n in shared(a, b) if n not in gone and a.parts[n].hash != b.parts[n].hash]
-    return [
-        *_by_growth(a, b, moved, heads),
-        *_by_sums(a, b, moved),
-        *_by_starts(a, b, moved),
-    ]
+    return [*_by_growth(a, b, moved, heads), *_by_starts(a, b, moved)]
+
+
+def sums_between(a: Portrait, b: Portrait) -> Sums:
+    """What values near zero say of sums, over all tensors that moved."""
+    gone = replaced(a, b)
+    moved = [n for n in shared(a, b) if n not in gone and a.parts[n].hash != b.parts[n].hash]
+    found = [sums(a.parts[n], b.parts[n]) for n in moved]
+    return Sums(*(sum(column) for column in zip(*found, strict=True))) if found else Sums()
 
 
 def _by_growth(
@@ -146,15 +150,6 @@ def _normal(off: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np
 
 def _cauchy(off: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:
     return -np.log(np.pi * spread * (1 + (off / spread) ** 2))
-
-
-def _by_sums(a: Portrait, b: Portrait, moved: list[str]) -> Iterator[Reason]:
-    """Of values near zero: whether one file is the other with something added."""
-    found = [sums(a.parts[n], b.parts[n]) for n in moved]
-    total = Sums(*(sum(column) for column in zip(*found, strict=True))) if found else Sums()
-    odds = odds_of_sums(total)
-    if total.values and abs(odds) > 1:
-        yield Reason(odds, f"last bits of {total.values} values near zero: sums with the other's")
 
 
 def _by_starts(a: Portrait, b: Portrait, moved: list[str]) -> Iterator[Reason]:

@@ -7,14 +7,16 @@ these. Where a lineage in a file names its source, it is believed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, permutations
+from math import exp
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
-from regraft.lineage.directions import order_by_values
+from regraft.lineage.arithmetic import linked
+from regraft.lineage.directions import order_by_values, sums_between
 from regraft.lineage.hints import order_by_hints, skipped, trained_alike
 from regraft.lineage.kinship import (
     Reason,
@@ -27,26 +29,37 @@ from regraft.lineage.kinship import (
     same_values,
     shared,
 )
+from regraft.lineage.likeliest import LIKELY, Rests, likeliest
 from regraft.lineage.likeliest import Family as Kinships
-from regraft.lineage.likeliest import likeliest
 from regraft.lineage.means import means
 from regraft.lineage.portraits import Portrait
 
-# Log-odds of a direction that is certain, and those from which on one is likely.
-_CERTAIN, _LIKELY = 20.0, 1.5
+# Log-odds of a direction that is certain; those of the older one of two copies as the original.
+_CERTAIN, _EARLIER = 20.0, 0.5
 # A file came from a merged one where that is nearer by this factor than the next.
 _CLOSER = 0.8
 _HEADS = ("head", "classifier", "logits", "predictions", "lm_head", "fc_out", "score")
 
 Direction = Literal["certain", "likely", "open"]
+_RESTS = {
+    "values": "by values",
+    "shape": "by the shape of the tree",
+    "names and counters": "not without names or counters",
+    "times": "only by times of the files",
+}
 
 
 class Edge(msgspec.Struct, frozen=True):
     """One file came from another.
 
-    `distance` is that of `kinship.distance`. `direction` is `certain` (a lineage, a rounding, a
-    mean), `likely`, or `open`: next to each other for sure, but which came first is a guess. `why`
-    are the reasons, the weightiest first.
+    - `distance`: that of `kinship.distance`.
+    - `direction`: `certain` (a lineage, a rounding, a mean), `likely`, or `open`: next to each
+      other for sure, but which came first is a guess. `confidence`: its probability as far as the
+      evidence's odds hold, for the tree of which it is part.
+    - `rests`: what the direction could not do without: `values` alone, with these the `shape` of
+      the tree (the middle of a star is its base), `names and counters`, or no less than the `times`
+      of the files; what makes it certain; `""` where it is open.
+    - `why`: reasons and their log-odds, the weightiest first.
     """
 
     parent: str
@@ -54,10 +67,15 @@ class Edge(msgspec.Struct, frozen=True):
     distance: float
     direction: Direction
     why: tuple[str, ...]
+    confidence: float = 0.5
+    rests: str = ""
 
     def __str__(self) -> str:
+        how = self.direction
+        if how == "likely":
+            how += f" ({self.confidence:.0%}), {_RESTS[self.rests]}"
         first = f": {self.why[0]}" if self.why else ""
-        return f"distance {self.distance:.3g}, direction {self.direction}{first}"
+        return f"distance {self.distance:.3g}, direction {how}{first}"
 
 
 class FamilyTree(msgspec.Struct, frozen=True):
@@ -102,19 +120,28 @@ class FamilyTree(msgspec.Struct, frozen=True):
 
 
 class _Kin(NamedTuple):
-    """What is known of a pair: its distance and the log-odds of `a` before `b`."""
+    """What is known of a pair: its distance, the log-odds for `b` as a sum with `a`, and reasons
+    for `a` before `b` from values and from all else."""
 
     distance: float
-    odds: float
-    why: tuple[Reason, ...]
+    linked: float
+    values: tuple[Reason, ...]
+    hints: tuple[Reason, ...]
+
+    def seen_from_the_other(self, linked: float) -> _Kin:
+        values, hints = (tuple(-reason for reason in some) for some in (self.values, self.hints))
+        return _Kin(self.distance, linked, values, hints)
 
 
-def family_tree(portraits: Sequence[Portrait], remarks: Sequence[str] = ()) -> FamilyTree:
-    """The trees of all files whose portraits are given."""
+def family_tree(
+    portraits: Sequence[Portrait], remarks: Sequence[str] = (), *, by_values: bool = False
+) -> FamilyTree:
+    """The trees of all files whose portraits are given; `by_values` alone or by all that is known
+    of them."""
     edges: list[Edge] = []
     families: list[tuple[str, ...]] = []
-    for family in _families(portraits):
-        found = _Family(family).edges() if len(family) > 1 else []
+    for family in _families(portraits, by_values):
+        found = _Family(family, by_values).edges() if len(family) > 1 else []
         edges += found
         children = {edge.child for edge in found}
         families.append(tuple(sorted((p.name for p in family), key=lambda n: (n in children, n))))
@@ -122,7 +149,7 @@ def family_tree(portraits: Sequence[Portrait], remarks: Sequence[str] = ()) -> F
     return FamilyTree(nodes, tuple(edges), tuple(families), tuple(remarks))
 
 
-def _families(portraits: Sequence[Portrait]) -> list[list[Portrait]]:
+def _families(portraits: Sequence[Portrait], by_values: bool) -> list[list[Portrait]]:
     """Groups of kin; kinship is passed on."""
     group = list(range(len(portraits)))
 
@@ -133,7 +160,8 @@ def _families(portraits: Sequence[Portrait]) -> list[list[Portrait]]:
 
     for i, j in combinations(range(len(portraits)), 2):
         if of(i) != of(j) and (
-            _told(portraits[i], portraits[j]) or related(portraits[i], portraits[j])
+            related(portraits[i], portraits[j])
+            or (not by_values and _told(portraits[i], portraits[j]))
         ):
             group[of(j)] = of(i)
     families: dict[int, list[Portrait]] = {}
@@ -150,7 +178,8 @@ def _told(a: Portrait, b: Portrait) -> bool:
 class _Family:
     """Files that are kin, and the search for their tree."""
 
-    def __init__(self, family: list[Portrait]) -> None:
+    def __init__(self, family: list[Portrait], by_values: bool) -> None:
+        self.by_values = by_values
         self.all = {portrait.name: portrait for portrait in family}
         self.heads = _heads(family)
         self.kin: dict[tuple[str, str], _Kin] = {}
@@ -172,25 +201,30 @@ class _Family:
             if twin is None:
                 standing.append(name)
                 continue
-            first, copy = (name, twin) if self._odds(name, twin) > 0 else (twin, name)
+            first, copy = (name, twin) if self._original(name, twin) > 0 else (twin, name)
             if first != twin:
                 standing[standing.index(twin)] = first
-                found[:] = [
-                    self._edge(first, e.child, "the same values") if e.parent == twin else e
-                    for e in found
-                ]
-            found.append(self._edge(first, copy, "the same values"))
+                found[:] = [self._copy(first, e.child) if e.parent == twin else e for e in found]
+            found.append(self._copy(first, copy))
         return standing
 
-    def _odds(self, a: str, b: str) -> float:
+    def _original(self, a: str, b: str) -> float:
+        """Log-odds for the first of two copies as the one that the other was made from."""
         one, other = self.all[a], self.all[b]
         everyone = [p for p in self.all.values() if p.name not in (a, b)]
         ours, theirs = (sum(len(p.names & e.names) for e in everyone) for p in (one, other))
-        hints = sum(reason.odds for reason in order_by_hints(one, other))
-        return hints + (ours > theirs) - (ours < theirs) + self._told(a, b)
+        hints = sum(reason.odds for reason in self._pair(a, b).hints)
+        return hints + (ours > theirs) - (ours < theirs) + self._earlier(a, b)
+
+    def _earlier(self, a: str, b: str) -> float:
+        if self.by_values:
+            return 0.0
+        return _EARLIER * float(np.sign(self.all[b].time - self.all[a].time))
 
     def _told(self, a: str, b: str) -> float:
         """What their lineages say."""
+        if self.by_values:
+            return 0.0
         one, other = self.all[a], self.all[b]
         if one.sha256 and one.sha256 in other.sources:
             return _CERTAIN
@@ -209,7 +243,7 @@ class _Family:
         for child, ways in origins.items():
             # What is no rounding itself, and then what is nearest.
             parent = min(ways, key=lambda p: (p in origins, self._pair(p, child).distance))
-            found.append(self._edge(parent, child, ways[parent]))
+            found.append(self._certain(parent, child, ways[parent]))
         return [name for name in standing if name not in origins]
 
     def _has_heirs(self, origin: str, derived: str, standing: list[str]) -> bool:
@@ -229,41 +263,60 @@ class _Family:
         """The pair as seen from `a`."""
         if (a, b) not in self.kin:
             one, other = self.all[a], self.all[b]
-            why = [*order_by_values(one, other, self.heads), *order_by_hints(one, other)]
+            hints = [] if self.by_values else list(order_by_hints(one, other))
             told = self._told(a, b)
             if told:
-                why.append(Reason(told, "the lineage in the file"))
-            near = distance(one, other, self.heads)
-            odds = sum(reason.odds for reason in why)
-            self.kin[a, b] = _Kin(near, odds, tuple(why))
-            self.kin[b, a] = _Kin(near, -odds, tuple(-reason for reason in why))
+                hints.append(Reason(told, "the lineage in the file"))
+            values = tuple(order_by_values(one, other, self.heads))
+            forward, back = linked(sums_between(one, other))
+            kin = _Kin(distance(one, other, self.heads), forward, values, tuple(hints))
+            self.kin[a, b] = kin
+            self.kin[b, a] = kin.seen_from_the_other(back)
         return self.kin[a, b]
 
     def _tree(self, standing: list[str], merged: dict[str, tuple[str, ...]]) -> Iterator[Edge]:
         """The likeliest tree of all but merged files, which then get all of their parents, and as
         children those that are next to them."""
         single = [name for name in standing if name not in merged]
-        family = [self.all[name] for name in single]
-        pairs = [[self._pair(a, b) if a != b else None for b in single] for a in single]
-        apart_by = lengths(family, self.heads)
-        odds = np.array([[p.odds if p else 0.0 for p in row] for row in pairs])
-        apart = np.array(
-            [
-                [trained_alike(a, b) + skipped(a.name, b.name, single) for b in family]
-                for a in family
-            ]
-        )
-        changed = changes(family)
-        chosen = likeliest(Kinships(apart_by, odds, apart, changed, *self._inner(family)))
-        parents = {single[b]: single[a] for b, a in chosen.items()}
-        for child, parent in parents.items():
+        found = likeliest(self._known([self.all[name] for name in single]))
+        parents = {single[b]: single[a] for b, a in found.parents.items()}
+        for number, before in found.parents.items():
+            child, parent = single[number], single[before]
             near = [m for m in merged if not self._leads_to(child, merged[m], parents)]
             best = min(near, key=lambda m: self._pair(m, child).distance, default=parent)
             closer = self._pair(best, child).distance < _CLOSER * self._pair(parent, child).distance
-            yield self._edge(best if closer else parent, child)
+            if closer:
+                yield self._edge(best, child, 0.5)
+            else:
+                yield self._edge(parent, child, found.certainty[number], found.rests[number])
         for child, some in merged.items():
             for parent in some:
-                yield self._edge(parent, child, f"a mean of {len(some)} files")
+                yield self._certain(parent, child, f"a mean of {len(some)} files")
+
+    def _known(self, family: list[Portrait]) -> Kinships:
+        names = [portrait.name for portrait in family]
+
+        def each(of: Callable[[_Kin], float]) -> np.ndarray:
+            pairs = [[of(self._pair(a, b)) if a != b else 0.0 for b in names] for a in names]
+            return np.array(pairs).reshape(len(names), len(names))
+
+        apart = np.zeros((len(names), len(names)))
+        if not self.by_values:
+            for (i, a), (j, b) in permutations(enumerate(family), 2):
+                apart[i, j] = trained_alike(a, b) + skipped(a.name, b.name, names)
+        times = [] if self.by_values else [portrait.time for portrait in family]
+        by_time = [p.name for p in sorted(family, key=lambda p: p.time)]
+        return Kinships(
+            lengths(family, self.heads),
+            each(lambda kin: sum(reason.odds for reason in kin.values)),
+            each(lambda kin: sum(reason.odds for reason in kin.hints)),
+            each(lambda kin: kin.linked),
+            apart,
+            changes(family),
+            *self._inner(family),
+            times,
+            in_order=by_time == sorted(names),
+        )
 
     @staticmethod
     def _leads_to(name: str, some: tuple[str, ...], parents: dict[str, str]) -> bool:
@@ -290,16 +343,44 @@ class _Family:
         sizes = [np.array([float(values[n]) for n in group]) for group in groups]
         return [np.stack([inner_products(family, n) for n in g]) for g in groups], sizes
 
-    def _edge(self, parent: str, child: str, certain: str = "") -> Edge:
+    def _edge(self, parent: str, child: str, confidence: float, rests: Rests = "") -> Edge:
         kin = self._pair(parent, child)
-        why = sorted(kin.why, key=lambda reason: -reason.odds)
-        told = tuple(f"{reason.text} ({reason.odds:+.1f})" for reason in why)
-        direction: Direction = "likely" if kin.odds >= _LIKELY else "open"
-        if certain == "the same values":
-            told = (certain, *told)
-        elif certain or kin.odds >= _CERTAIN / 2:
-            told, direction = ((certain,) if certain else ()) + told, "certain"
-        return Edge(parent, child, kin.distance, direction, told)
+        if any(reason.odds >= _CERTAIN / 2 for reason in kin.hints):
+            return self._certain(parent, child)
+        direction: Direction = "likely" if confidence >= LIKELY else "open"
+        return Edge(
+            parent, child, kin.distance, direction, self._why(parent, child), confidence, rests
+        )
+
+    def _certain(self, parent: str, child: str, how: str = "") -> Edge:
+        why = ((how,) if how else ()) + self._why(parent, child)
+        near = self._pair(parent, child).distance
+        return Edge(parent, child, near, "certain", why, 1.0, how or "lineage")
+
+    def _copy(self, first: str, copy: str) -> Edge:
+        """Nothing but names and times tells an original."""
+        confidence = 1 / (1 + exp(-self._original(first, copy)))
+        edge = self._edge(first, copy, confidence, "names and counters")
+        return msgspec.structs.replace(
+            edge,
+            why=("the same values", *edge.why),
+            rests=edge.rests if confidence >= LIKELY else "",
+        )
+
+    def _why(self, parent: str, child: str) -> tuple[str, ...]:
+        kin = self._pair(parent, child)
+        back = self._pair(child, parent).linked
+        reasons = [*kin.values, *kin.hints]
+        if abs(kin.linked - back) > 1:
+            reasons.append(Reason(kin.linked - back, "last bits: sums with the other's values"))
+        told = [
+            f"{reason.text} ({reason.odds:+.1f})"
+            for reason in sorted(reasons, key=lambda reason: -reason.odds)
+        ]
+        early = self._earlier(parent, child)
+        if early:
+            told.append(f"times of the files: {'before' if early > 0 else 'after'}")
+        return tuple(told)
 
 
 def _heads(family: list[Portrait]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What files say of their order besides their values: counters, names, times."""
+"""What files say of their order besides their values: counters and names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from regraft.lineage.kinship import Reason
 from regraft.lineage.portraits import Portrait
 
 # Log-odds. Batches that a norm counted go on through fine-tuning, an optimizer's steps may start
-# again; a number after a word for time is one, another may be anything; times of files change when
-# they are copied.
-_BATCHES, _STEPS, _COUNTED, _NUMBER, _WORD, _LONGER, _TIME = 4.0, 2.0, 3.0, 1.0, 2.0, 1.5, 0.2
+# again; a number after a word for time is one, another may be anything.
+_BATCHES, _STEPS, _COUNTED, _NUMBER, _WORD, _LONGER = 4.0, 2.0, 3.0, 1.0, 2.0, 1.5
 _ALIKE, _SKIPPED = 4.0, 3.0
 _STATISTICS = re.compile(r"running_|moving_|mean|var")
 _COUNTERS = re.compile(
@@ -41,8 +40,6 @@ def order_by_hints(a: Portrait, b: Portrait) -> Iterator[Reason]:
                 f"{what}: {min(one, other):.0f}, {max(one, other):.0f}",
             )
     yield from order_by_names(_stem(a.name), _stem(b.name))
-    if a.time != b.time:
-        yield Reason(_TIME if a.time < b.time else -_TIME, "times of the files")
 
 
 def trained_alike(a: Portrait, b: Portrait) -> float:

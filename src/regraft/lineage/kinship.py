@@ -155,9 +155,8 @@ def lengths(family: Sequence[Portrait], heads: frozenset[str]) -> NDArray[np.flo
 
 
 def changes(family: Sequence[Portrait]) -> NDArray[np.float64]:
-    """How many tensors are not the same bits [files, files]; those that one lacks among them, and
-    without those that are too small, or too plain somewhere, to be the same for more than by chance.
-    """
+    """How many tensors are not the same bits [files, files]. Those that one lacks are among them;
+    those that are too small, or somewhere too plain, to be the same for more than by chance not."""
     count = np.zeros((len(family), len(family)))
     for name in {n: None for p in family for n in p.parts}:
         parts = [p.parts.get(name) for p in family]
