@@ -5,7 +5,7 @@ others the same bits. Each family is drawn: its tree (a star, a chain, each from
 generations), the shapes and first values of its tensors, the arithmetic of a step (NumPy in single
 or double precision, PyTorch), formats. Kinds differ in what a step does. Scored are
 
-- `values`: names that say nothing, all files of one time;
+- `values`: values alone;
 - `times`: names that say nothing, times as a program leaves them that writes parents first;
 - `named`: names as people give them, in times in random order.
 
@@ -296,7 +296,7 @@ def score(kind: str, count: int, seed: int, files: str, *, verbose: bool) -> tup
         family = make_family(Maker(number))
         with tempfile.TemporaryDirectory() as folder:
             names = written(family, Path(folder), random.Random(number), files)
-            found = rg.family_tree(folder)
+            found = rg.family_tree(folder, by_values=files == "values")
         truth = {(names[a], names[b]) for a, b in family.edges}
         told = {(edge.parent, edge.child) for edge in found.edges}
         whole += truth == told

@@ -269,7 +269,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rng = random.Random(number)
             files = written(family, Path(folder), rng, named=given.named)
-            found = rg.family_tree(folder)
+            found = rg.family_tree(folder, by_values=not given.named)
         truth = {(files[a], files[b]) for a, b in family.edges}
         told = {(edge.parent, edge.child) for edge in found.edges}
         either = {frozenset(edge) for edge in told}

@@ -14,7 +14,7 @@ from regraft._api.planning import plan_sides
 from regraft._sides import Side
 from regraft.checkpoints import Checkpoint
 from regraft.errors import FormatError, RegraftError
-from regraft.lineage import Lineage, portraits, sidecar
+from regraft.lineage import Lineage, portraits, sidecar, written
 from regraft.lineage.heritage import FamilyTree
 from regraft.lineage.heritage import family_tree as tree_of
 from regraft.lineage.portraits import Portrait
@@ -23,8 +23,6 @@ from regraft.tensors import Catalogue, Read, TensorInfo
 
 if TYPE_CHECKING:
     from regraft.tensors import Array, Slices
-
-_COUNTERS = ("iterations", "global_step", "step", "iteration", "epoch")
 
 
 class _File(NamedTuple):
@@ -38,15 +36,21 @@ class _File(NamedTuple):
 
 
 def family_tree(
-    folder: str | os.PathLike[str], *, progress: Callable[[str, int], None] | None = None
+    folder: str | os.PathLike[str],
+    *,
+    by_values: bool = False,
+    progress: Callable[[str, int], None] | None = None,
 ) -> FamilyTree:
-    """Which of a folder's checkpoints came from which, by their values.
+    """Which of a folder's checkpoints came from which: by their values, and where these leave it
+    open by counters in the files, names, and last the times of the files.
 
     Files of any format are compared, under other names and in other layouts, too. Every file is
     read once; a sample of each tensor is kept. What each edge of the tree rests on is said with it,
-    and where nothing tells which of two files came first, its direction is `open`.
+    how sure its direction is, and what that rests on; where nothing tells which of two files came
+    first, the direction is `open`.
 
-    **Arguments:** `progress`: called with each file's name and bytes.
+    **Arguments:** `by_values`: whether values alone are looked at, as if files had no lineage,
+    counters, names and times. `progress`: called with each file's name and bytes.
 
     **Raises** `FormatError` where there is no such folder. Files that are no checkpoints are named
     in the remarks.
@@ -76,7 +80,7 @@ def family_tree(
         if progress:
             progress(file.name, file.held.nbytes)
         file.held.close()
-    return tree_of(drawn, remarks)
+    return tree_of(drawn, remarks, by_values=by_values)
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -144,14 +148,18 @@ def _alike_in_shapes(a: Catalogue, b: Catalogue) -> bool:
 
 def _portrait(file: _File, size: int, hashed: bool) -> Portrait:
     held = file.held
-    counters = [i for i in held.values() if i.kind == "counter" and i.size == 1]
+    counters = [
+        i for i in held.values()
+        if i.size == 1 and (i.kind == "counter" or i.name.endswith("num_batches_tracked"))
+    ]  # fmt: skip
     return Portrait(
         file.name,
         portraits.parts_of(_tensors(file), size),
         frozenset(held),
         portraits.largest(held.read, counters),
-        _steps(file),
-        file.path.stat().st_mtime,
+        _counted(file),
+        written.date(held.metadata),
+        file.path.stat().st_mtime_ns,
         tuple(_sources(file)),
         held.sha256 if hashed else "",
     )
@@ -215,16 +223,22 @@ def _sources(file: _File) -> list[str]:
     return [h for h in hashes if h]
 
 
-def _steps(file: _File) -> float | None:
-    """The largest step of an optimizer, where the file keeps one beside the weights."""
-    if not file.held.container:
-        return None
+def _counted(file: _File) -> dict[str, float]:
+    """What else in the file only grows: steps, iterations, epochs, of tensors and of texts beside
+    the weights; the largest of each."""
+    held = file.held
+    found: dict[str, float] = dict(written.counters(held.metadata))
     try:
         with checkpoints.open(file.path, container="") as whole:
-            ours = [
-                info for name, info in whole.items()
-                if info.size == 1 and any(w in name.rsplit("/")[-1].lower() for w in _COUNTERS)
-            ]  # fmt: skip
-            return portraits.largest(whole.read, ours)
+            ours: dict[str, list[TensorInfo]] = {}
+            for name, info in whole.items():
+                word = written.counter(name)
+                if word and info.size == 1:
+                    ours.setdefault(word, []).append(info)
+            for word, infos in ours.items():
+                largest = portraits.largest(whole.read, infos)
+                if largest is not None:
+                    found[word] = max(largest, found.get(word, largest))
     except RegraftError:
-        return None
+        pass
+    return found

@@ -165,14 +165,19 @@ def apply(
 
 @click.command(epilog="Example:  regraft lineage checkpoints/")
 @click.argument("folder", type=click.Path())
+@click.option("--by-values", is_flag=True,
+              help="Look at values alone: at no lineage, counters, names and times.")  # fmt: skip
 @as_json_option
-def lineage(folder: str, as_json: bool) -> None:
+def lineage(folder: str, by_values: bool, as_json: bool) -> None:
     """Say which checkpoint of FOLDER came from which, by their values, as a tree.
 
-    --json gives nodes, edges as [parent, child], and what each edge rests on.
+    What values leave open is told by counters in the files, names, and last the times of the files;
+    each edge says which. --json gives nodes, edges as [parent, child], and what each edge rests on.
     """
     with progress("reading") as advance:
-        found = rg.family_tree(folder, progress=lambda name, n: advance(n, name))
+        found = rg.family_tree(
+            folder, by_values=by_values, progress=lambda name, n: advance(n, name)
+        )
     if as_json:
         show_json(found.to_json())
         return

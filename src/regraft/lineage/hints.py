@@ -11,7 +11,7 @@ from regraft.lineage.portraits import Portrait
 
 # Log-odds. Batches that a norm counted go on through fine-tuning, an optimizer's steps may start
 # again; a number after a word for time is one, another may be anything.
-_BATCHES, _STEPS, _COUNTED, _NUMBER, _WORD, _LONGER = 4.0, 2.0, 3.0, 1.0, 2.0, 1.5
+_BATCHES, _STEPS, _DATES, _COUNTED, _NUMBER, _WORD, _LONGER = 4.0, 2.0, 3.0, 3.0, 1.0, 2.0, 1.5
 _ALIKE, _SKIPPED = 4.0, 3.0
 _STATISTICS = re.compile(r"running_|moving_|mean|var")
 _COUNTERS = re.compile(
@@ -30,16 +30,22 @@ _WORDS = re.compile(r"[a-zA-Z]+|\d+")
 
 def order_by_hints(a: Portrait, b: Portrait) -> Iterator[Reason]:
     """Reasons from anything but values for `a` before `b`."""
-    for what, odds, one, other in (
-        ("batches seen by norms", _BATCHES, a.batches, b.batches),
-        ("steps of the optimizer", _STEPS, a.steps, b.steps),
-    ):
-        if one is not None and other is not None and one != other:
-            yield Reason(
-                odds if one < other else -odds,
-                f"{what}: {min(one, other):.0f}, {max(one, other):.0f}",
-            )
+    counters = sorted(a.counters.keys() & b.counters.keys())
+    counted = [(f"{word} in the file", a.counters[word], b.counters[word]) for word in counters]
+    yield from _earlier("batches seen by norms", _BATCHES, a.batches, b.batches)
+    # Of several counters, which go together, one speaks: the one that differs most.
+    counted = [one for one in counted if one[1] != one[2]]
+    for what, one, other in sorted(counted, key=lambda c: -abs(c[1] - c[2]))[:1]:
+        yield from _earlier(what, _STEPS, one, other)
+    yield from _earlier("dates in the files", _DATES, a.date, b.date)
     yield from order_by_names(_stem(a.name), _stem(b.name))
+
+
+def _earlier(what: str, odds: float, one: float | None, other: float | None) -> Iterator[Reason]:
+    if one is not None and other is not None and one != other:
+        low, high = sorted((one, other))
+        text = f": {low:.0f}, {high:.0f}" if what.endswith(("norms", "file")) else ""
+        yield Reason(odds if one < other else -odds, what + text)
 
 
 def trained_alike(a: Portrait, b: Portrait) -> float:

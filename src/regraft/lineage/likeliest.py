@@ -32,7 +32,7 @@ _DEPTH = 0.1
 # copied, too) and otherwise; and how often a child then is the younger.
 _IN_ORDER, _MADE, _YOUNGER = 0.4, 0.6, 0.98
 # Roots that are tried in families of more files, how many of these trees are changed, and rounds.
-_ROOTS, _STARTS, _ROUNDS = 8, 3, 40
+_ROOTS, _STARTS, _ROUNDS = 8, 8, 40
 # A direction is told from this probability on.
 LIKELY = 0.8
 

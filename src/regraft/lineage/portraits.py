@@ -62,16 +62,18 @@ class Portrait:
     - `name`: of the file in its folder. `parts`: tensors of floats, in the family's terms; counters
       and constants are left out.
     - `names`: the file's own names of tensors. `batches`: the largest count of batches that a norm
-      kept, `steps` that of an optimizer; `None` where there is none.
-    - `time`: of the last change of the file. `sources`: hashes of files that its lineage names.
+      kept, `None` where there is none. `counters`: what else only grows, by the word for it.
+    - `date`: when it was saved, as the file itself says, `None` where it does not. `time`: of its
+      last change, in nanoseconds. `sources`: hashes of files that its lineage names.
     """
 
     name: str
     parts: Mapping[str, Part] = field(repr=False)
     names: frozenset[str] = field(default=frozenset(), repr=False)
     batches: float | None = None
-    steps: float | None = None
-    time: float = 0.0
+    counters: Mapping[str, float] = field(default_factory=dict)
+    date: float | None = None
+    time: int = 0
     sources: tuple[str, ...] = ()
     sha256: str = ""
 
