@@ -67,22 +67,24 @@ def _computed(x: NDArray[np.float64], y: NDArray[np.float64], bits: int) -> tupl
     difference = y - x
     size = np.frexp(y)[1]
     lost = np.frexp(difference)[1] - size
-    others = ~small & (lost <= 0)
+    beside = ~small & (lost <= 0)
     small &= (lost >= 1) & (lost <= _LOST)
+    if not small.any():
+        return 0.0, 0
     fits = _exact(x[small], y[small], difference[small], bits)
-    zeros = _zeros(y, bits)
+    smallest = int(size[small].min())
+    cells = (_LOST + 1) * (size[small] - smallest) + lost[small]
+    count, fit = np.bincount(cells), np.bincount(cells, weights=fits)
+    sizes, zeros = size[beside] - smallest, _zeros(y[beside], bits)
     total = 0.0
-    cells = np.stack([size[small], lost[small]], axis=1)
-    for cell in np.unique(cells, axis=0):
-        here = (cells == cell).all(axis=1)
-        beside = others & (size == cell[0])
-        chance = 0.5 ** int(cell[1])
-        found = int((zeros[beside] >= cell[1]).sum())
-        share = min(_BOUND, (found + 2 * chance) / (int(beside.sum()) + 2))
-        count = int(here.sum())
-        fit = int(fits[here].sum())
-        total += fit * log(_FITS / share) + (count - fit) * log((1 - _FITS) / (1 - share))
-    return total, len(cells)
+    for cell in np.flatnonzero(count):
+        here = zeros[sizes == cell // (_LOST + 1)]
+        by_chance = int(cell) % (_LOST + 1)
+        found = int((here >= by_chance).sum())
+        share = min(_BOUND, (found + 2 * 0.5**by_chance) / (len(here) + 2))
+        total += fit[cell] * log(_FITS / share)
+        total += (count[cell] - fit[cell]) * log((1 - _FITS) / (1 - share))
+    return float(total), int(small.sum())
 
 
 def _exact(
@@ -116,17 +118,17 @@ def _likely(value: float) -> float:
     return float(np.logaddexp(log1p(-_SHARE), log(_SHARE) + value))
 
 
-def drawn(part: Part) -> bool:
+def drawn(values: NDArray[np.float64], shape: tuple[int, ...], dtype: str) -> bool:
     """Whether a tensor's values are those of a uniform generator: nothing was added to them since.
 
     Such values are a bound times m / 2²³ for whole m, rounded; with bounds as layers are started
     with (by their numbers of inputs and outputs), or round ones.
     """
-    if part.dtype != "float32" or part.values.size < _FEWEST:
+    if dtype != "float32" or values.size < _FEWEST:
         return False
-    values = part.values[:_VALUES]
+    values = values[:_VALUES]
     largest = float(np.abs(values).max())
-    return any(_on_grid(values, bound) for bound in _bounds(part.shape, largest))
+    return any(_on_grid(values, bound) for bound in _bounds(shape, largest))
 
 
 def _bounds(shape: tuple[int, ...], largest: float) -> set[float]:

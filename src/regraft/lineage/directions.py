@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from regraft.lineage.arithmetic import Sums, drawn, sums
+from regraft.lineage.arithmetic import Sums, sums
 from regraft.lineage.kinship import Reason, replaced, shared
 from regraft.lineage.portraits import Portrait
 
@@ -156,7 +156,7 @@ def _by_starts(a: Portrait, b: Portrait, moved: list[str]) -> Iterator[Reason]:
     """Tensors that are all zeros or ones, or as a generator draws them, were not trained yet."""
     for text, most, untouched in (
         ("as a layer starts with", _CONSTANTS, lambda part: part.constant and part.values.size > 1),
-        ("as a generator draws them", _DRAWN, drawn),
+        ("as a generator draws them", _DRAWN, lambda part: part.drawn),
     ):
         ours = sum(untouched(a.parts[n]) for n in moved)
         theirs = sum(untouched(b.parts[n]) for n in moved)

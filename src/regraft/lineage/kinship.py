@@ -147,11 +147,19 @@ def lengths(family: Sequence[Portrait], heads: frozenset[str]) -> NDArray[np.flo
             if one.hash == other.hash:
                 near = _LEAST
             else:
-                moved = other.values - one.values
-                near = max(_LEAST, min(1.0, float(moved @ moved) / scale) ** 0.5)
+                near = max(_LEAST, min(1.0, _turned(one, other) / scale) ** 0.5)
             total[i, j] += size * np.log(near)
             total[j, i] = total[i, j]
     return total / weight if weight else total
+
+
+def _turned(one: Part, other: Part) -> float:
+    """The square of the distance, without what makes all values larger or smaller by one factor:
+    weight decay, which is alike in all that is trained."""
+    change = other.values - one.values
+    moved = float(change @ change)
+    middle = 2 * (one.square + other.square) - moved
+    return max(0.0, moved - (other.square - one.square) ** 2 / middle) if middle > 0 else moved
 
 
 def changes(family: Sequence[Portrait]) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ _ANEW = 4.0
 _DEPTH = 0.1
 # How often times of files are those of their making, in order of names (in which folders are
 # copied, too) and otherwise; and how often a child then is the younger.
-_IN_ORDER, _MADE, _YOUNGER = 0.4, 0.6, 0.98
+_IN_ORDER, _MADE, _YOUNGER = 0.5, 0.75, 0.99
 # Roots that are tried in families of more files, how many of these trees are changed, and rounds.
 _ROOTS, _STARTS, _ROUNDS = 8, 8, 40
 # A direction is told from this probability on.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from regraft.lineage.arithmetic import drawn
 from regraft.lineage.fingerprints import constant, parts
 from regraft.lineage.measuring import pieces
 from regraft.tensors import Read, TensorInfo, numpy_dtype
@@ -45,6 +46,11 @@ class Part:
     def square(self) -> float:
         """Sum of squares."""
         return float(self.values @ self.values)
+
+    @cached_property
+    def drawn(self) -> bool:
+        """Whether the values are still as a generator drew them."""
+        return drawn(self.values, self.shape, self.dtype)
 
     @cached_property
     def kurtosis(self) -> float:
