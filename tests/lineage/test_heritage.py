@@ -65,16 +65,10 @@ def test_real_epochs_by_values_alone(real: Path, tmp_path: Path) -> None:
     for old, name in new.items():
         rg.convert(real / "mini-xception" / f"fer2013_mini_XCEPTION.{old}.hdf5", tmp_path / name)
         os.utime(tmp_path / name, (1e9, 1e9))
-    found = rg.family_tree(tmp_path).edges
-    assert [(e.parent, e.child) for e in found if e.direction == "likely"][-1] == (
-        "k.safetensors", "a.pth",
-    )  # fmt: skip
-    # Of the last two, five epochs apart at the end of a run, values do not tell the first.
-    (last,) = (e for e in found if {e.parent, e.child} == {"z.npz", "b.pth"})
-    assert last.direction == "open"
-    assert {(e.parent, e.child) for e in found} - {(last.parent, last.child)} == {
-        ("k.safetensors", "a.pth"), ("a.pth", last.parent),
-    }  # fmt: skip
+    found = rg.family_tree(tmp_path, by_values=True).edges
+    told = {(e.parent, e.child): e.rests for e in found}
+    assert told.keys() == set(pairwise(new.values()))
+    assert told["k.safetensors", "a.pth"] == told["a.pth", "z.npz"] == "values"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -175,6 +169,42 @@ def test_what_nothing_tells_is_open(tmp_path: Path) -> None:
     assert edge.direction == "open"
     told = found.to_json()
     assert told["undirected"] == told["edges"] == [[edge.parent, edge.child]]
+
+
+def test_times_tell_what_values_leave_open(tmp_path: Path) -> None:
+    little = Little(tmp_path)
+    base = little.new()
+    for i, name in enumerate(("b.safetensors", "a.safetensors")):
+        little.save(name, little.step(base))
+        os.utime(tmp_path / name, ns=(10**18 + i, 10**18 + i))
+    (edge,) = rg.family_tree(tmp_path).edges
+    assert (edge.parent, edge.direction, edge.rests) == ("b.safetensors", "likely", "times")
+    assert 0.8 <= edge.confidence < 0.95
+    assert "only by times of the files" in str(edge)
+    assert edge.why[-1] == "times of the files: before"
+    (edge,) = rg.family_tree(tmp_path, by_values=True).edges
+    assert (edge.direction, edge.rests) == ("open", "")
+    # Times that run as the names do are those of a copied folder, too.
+    for i, name in enumerate(("a.safetensors", "b.safetensors")):
+        os.utime(tmp_path / name, ns=(10**18 + i, 10**18 + i))
+    (edge,) = rg.family_tree(tmp_path).edges
+    assert (edge.parent, edge.direction) == ("a.safetensors", "open")
+
+
+def test_counters_and_dates_in_the_file_are_read(tmp_path: Path) -> None:
+    import torch
+
+    little = Little(tmp_path)
+    base = little.new()
+    for name, epoch, date in (("b", 3, "2024-05-01"), ("a", 12, "2024-05-02T10:00:00")):
+        weights = {n: torch.from_numpy(a) for n, a in little.step(base).items()}
+        torch.save({"epoch": epoch, "saved": date, "model": weights}, tmp_path / f"{name}.pth")
+        os.utime(tmp_path / f"{name}.pth", (1e9, 1e9))
+    (edge,) = rg.family_tree(tmp_path).edges
+    assert (edge.parent, edge.child, edge.rests) == ("b.pth", "a.pth", "names and counters")
+    told = " ".join(edge.why)
+    assert "epoch in the file: 3, 12" in told
+    assert "dates in the files" in told
 
 
 def test_a_lineage_in_the_file_is_believed(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Bits of the significand by dtype.
 _BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 # Values of a tensor that are looked at; bits that may be lost.
-_VALUES, _LOST = 1 << 16, 16
+_VALUES, _LOST = 1 << 14, 16
 # Shares of values that fit where one was computed from the other, and where it was not at most.
 _FITS, _BOUND = 0.999, 0.999
 # A uniform draw: values at least, its largest by its bound, the bits that tell it from chance, what

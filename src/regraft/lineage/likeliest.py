@@ -31,8 +31,8 @@ _DEPTH = 0.1
 # How often times of files are those of their making, in order of names (in which folders are
 # copied, too) and otherwise; and how often a child then is the younger.
 _IN_ORDER, _MADE, _YOUNGER = 0.5, 0.75, 0.99
-# Roots that are tried in families of more files, how many of these trees are changed, and rounds.
-_ROOTS, _STARTS, _ROUNDS = 8, 8, 40
+# Roots that are tried in families of more files, how many of their trees are then changed, rounds.
+_ROOTS, _FEW, _ROUNDS = 8, 2, 40
 # A direction is told from this probability on.
 LIKELY = 0.8
 
@@ -82,7 +82,8 @@ def likeliest(family: Family) -> Likeliest:
     whole = _Costs(family, bends)
     starts = [_arborescence(whole.edges, root) for root in _roots(whole.edges)]
     starts.sort(key=whole.total)
-    settled = [_settled(parents, whole) for parents in starts[:_STARTS]]
+    few = _FEW if len(family.lengths) > _ROOTS else _ROOTS
+    settled = [_settled(parents, whole) for parents in starts[:few]]
     _, best = min(settled, key=lambda found: found[0])
     certainty = _probabilities(best, whole)
     rests = _what_tells(best, family, bends)

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from regraft.tensors import Array
 
-# Values of all files' samples together, of one file's, and of one tensor's at least.
-_ALL, _FILE, _TENSOR = 1 << 26, 1 << 21, 512
+# Values of all files' samples together, of one file's, of one file's times the pairs of files (each
+# pair is compared), and of one tensor's at least.
+_ALL, _FILE, _PAIRS, _TENSOR = 1 << 26, 1 << 21, 1 << 27, 512
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Portrait:
 
 def sample_size(files: int, tensors: int) -> int:
     """Values to keep of each tensor."""
-    return max(_TENSOR, min(_FILE, _ALL // max(1, files)) // max(1, tensors))
+    pairs = max(1, files * (files - 1) // 2)
+    return max(_TENSOR, min(_FILE, _ALL // max(1, files), _PAIRS // pairs) // max(1, tensors))
 
 
 def parts_of(infos: Iterable[tuple[str, TensorInfo, Read]], count: int) -> dict[str, Part]:
