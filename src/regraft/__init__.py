@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         VerificationFailed,
     )
     from regraft.lineage import Diff, Lineage
-    from regraft.lineage.heritage import FamilyTree
+    from regraft.lineage.pedigree import FamilyTree
     from regraft.plans import Evidence, Graft, Plan
     from regraft.reports import report
     from regraft.rules import fresh, leave, load_rules, pin, rename, widen
@@ -74,7 +74,7 @@ _ROOMS = {
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "
     "TransferError UnknownFormat UnsafeFile VerificationFailed",
     "lineage": "Diff Lineage",
-    "lineage.heritage": "FamilyTree",
+    "lineage.pedigree": "FamilyTree",
     "plans": "Evidence Graft Plan",
     "reports": "report",
     "rules": "fresh leave load_rules pin rename widen",
