@@ -33,8 +33,9 @@ _DEPTH = 0.1
 _IN_ORDER, _MADE, _YOUNGER = 0.5, 0.75, 0.99
 # Roots that are tried in families of more files, how many of their trees are then changed, rounds.
 _ROOTS, _FEW, _ROUNDS = 8, 2, 40
-# A direction is told from this probability on.
-LIKELY = 0.8
+# A direction is told from this probability on; none is surer than so: of those that came out at
+# more than 99.9 %, so many were right.
+LIKELY, _SUREST = 0.8, 0.98
 
 Rests = Literal["values", "shape", "names and counters", "times", ""]
 
@@ -170,7 +171,10 @@ def _probabilities(parents: Parents, costs: _Costs) -> dict[int, float]:
     weights = np.exp(totals - totals.max())
     weights /= weights.sum()
     return {
-        child: float(sum(w for w, tree in zip(weights, trees, strict=True) if tree.get(child) == p))
+        child: min(
+            _SUREST,
+            float(sum(w for w, tree in zip(weights, trees, strict=True) if tree.get(child) == p)),
+        )
         for child, p in parents.items()
     }
 

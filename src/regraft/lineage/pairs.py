@@ -64,6 +64,7 @@ class Pairs:
         return hints + (ours > theirs) - (ours < theirs) + self.earlier(a, b)
 
     def earlier(self, a: str, b: str) -> float:
+        """Log-odds for one of two by the times of their files alone."""
         if self.by_values:
             return 0.0
         return _EARLIER * float(np.sign(self.all[b].time - self.all[a].time))
@@ -78,6 +79,7 @@ class Pairs:
         return -CERTAIN if other.sha256 and other.sha256 in one.sources else 0.0
 
     def why(self, parent: str, child: str) -> tuple[str, ...]:
+        """All reasons for a direction with their log-odds, the weightiest first."""
         kin = self.of(parent, child)
         back = self.of(child, parent).linked
         reasons = [*kin.values, *kin.hints]
