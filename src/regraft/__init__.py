@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         VerificationFailed,
     )
     from regraft.lineage import Diff, Lineage
-    from regraft.lineage.heritage import FamilyTree
+    from regraft.lineage.pedigree import FamilyTree
     from regraft.plans import Evidence, Graft
     from regraft.receipts import Receipt
     from regraft.reports import report
@@ -75,7 +75,7 @@ _ROOMS = {
     "MissingShard PlanError RegraftError RuleMatchedNothing ShapeMismatch StalePlan TargetError "
     "TransferError UnknownFormat UnsafeFile VerificationFailed",
     "lineage": "Diff Lineage",
-    "lineage.heritage": "FamilyTree",
+    "lineage.pedigree": "FamilyTree",
     "plans": "Evidence Graft",
     "receipts": "Receipt",
     "reports": "report",

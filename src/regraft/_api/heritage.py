@@ -15,8 +15,8 @@ from regraft._sides import Side
 from regraft.checkpoints import Checkpoint
 from regraft.errors import FormatError, RegraftError
 from regraft.lineage import Lineage, portraits, sidecar, written
-from regraft.lineage.heritage import FamilyTree
 from regraft.lineage.heritage import family_tree as tree_of
+from regraft.lineage.pedigree import FamilyTree
 from regraft.lineage.portraits import Portrait
 from regraft.plans import Graft, Plan
 from regraft.tensors import Catalogue, Read, TensorInfo

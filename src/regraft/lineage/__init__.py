@@ -6,8 +6,8 @@
   pairs are more than guesses. `diffing`, `measuring`, `entries`:
   how they differ. `fingerprints`: tensors known by their values.
 - `deltas`, `delta_making`, `delta_applying`, `delta_frames`: a tuned file as what it adds.
-- `portraits`, `kinship`, `arithmetic`, `directions`, `hints`, `written`, `bends`, `rooted`,
-  `likeliest`, `means`, `heritage`: which file came from which.
+- `portraits`, `kinship`, `arithmetic`, `directions`, `hints`, `written`, `pairs`, `bends`,
+  `rooted`, `likeliest`, `means`, `roundings`, `heritage`, `pedigree`: which file came from which.
 
 Like matching, this room sees neither files nor frameworks: values come through functions.
 """

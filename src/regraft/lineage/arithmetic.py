@@ -71,20 +71,22 @@ def _computed(x: NDArray[np.float64], y: NDArray[np.float64], bits: int) -> tupl
     small &= (lost >= 1) & (lost <= _LOST)
     if not small.any():
         return 0.0, 0
+    # By size of y and bits lost: how many fit, how many of the others have so many zeros.
     fits = _exact(x[small], y[small], difference[small], bits)
-    smallest = int(size[small].min())
-    cells = (_LOST + 1) * (size[small] - smallest) + lost[small]
-    count, fit = np.bincount(cells), np.bincount(cells, weights=fits)
-    sizes, zeros = size[beside] - smallest, _zeros(y[beside], bits)
-    total = 0.0
-    for cell in np.flatnonzero(count):
-        here = zeros[sizes == cell // (_LOST + 1)]
-        by_chance = int(cell) % (_LOST + 1)
-        found = int((here >= by_chance).sum())
-        share = min(_BOUND, (found + 2 * 0.5**by_chance) / (len(here) + 2))
-        total += fit[cell] * log(_FITS / share)
-        total += (count[cell] - fit[cell]) * log((1 - _FITS) / (1 - share))
-    return float(total), int(small.sum())
+    smallest, width = int(size[small].min()), _LOST + 1
+    rows = int(size[small].max()) - smallest + 1
+    cells = width * (size[small] - smallest) + lost[small]
+    count, fit = (
+        np.bincount(cells, weights, rows * width).reshape(rows, width) for weights in (None, fits)
+    )
+    beside &= (size >= smallest) & (size < smallest + rows)
+    zeros = np.minimum(_zeros(y[beside], bits), _LOST)
+    others = np.bincount(width * (size[beside] - smallest) + zeros, minlength=rows * width)
+    at_least = others.reshape(rows, width)[:, ::-1].cumsum(axis=1)[:, ::-1]
+    chance = 0.5 ** np.arange(width)
+    share = np.minimum(_BOUND, (at_least + 2 * chance) / (at_least[:, :1] + 2))
+    total = fit * np.log(_FITS / share) + (count - fit) * np.log((1 - _FITS) / (1 - share))
+    return float(total.sum()), int(small.sum())
 
 
 def _exact(
