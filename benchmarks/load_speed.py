@@ -2,9 +2,9 @@
 
 A file of 1 GiB, warm, of 16 MiB a tensor (256 MiB where memory is short; it says so). Every row is
 a process of its own, which loaded a small file of the same kind before: imports and the making of
-the model are not counted; medians, and each as a
-ratio to a peer in the same run. Memory is the growth of what no file backs (RssAnon), without the
-model itself where it is made by loading. Nothing here fails: it prints.
+the model are not counted; medians, and each as a ratio to a peer in the same run. Memory is the
+growth of what no file backs (RssAnon), without the model itself where it is made by loading.
+Nothing here fails: it prints.
 
 The bars: where tensors can be assigned, 1.3 times `torch.load(mmap=True)` with
 `load_state_dict(assign=True)`; where not, 1.3 times a copy of the same bytes in memory; into Keras

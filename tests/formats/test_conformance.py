@@ -33,7 +33,7 @@ WRITERS = [name for name in NAMES if hasattr(formats.load(name), "write")]
 
 
 def test_every_format_has_a_sample() -> None:
-    assert sorted(MAKERS) == NAMES
+    assert tuple(sorted(MAKERS)) == NAMES
 
 
 class Samples(dict[str, tuple[Path, Values]]):

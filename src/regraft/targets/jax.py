@@ -7,11 +7,12 @@ is set in place.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import TargetError
 from regraft.targets import _jax_arrays, _jax_taps, _jax_trees, _nnx
+from regraft.targets._outputs import leaves_of
 from regraft.tensors import Sink, Skeleton
 
 if TYPE_CHECKING:
@@ -102,23 +103,12 @@ def run(model: object, inputs: Inputs) -> dict[str, Array]:
         result = live(**inputs)
     else:
         result = live(*inputs) if isinstance(inputs, tuple) else live(inputs)
-    return dict(_outputs(result, ""))
+    return {n: _jax_arrays.to_numpy(leaf, n) for n, leaf in leaves_of(result)}
 
 
 def outputs_of(value: Any) -> dict[str, Array]:
     """Outputs of any nesting by name."""
-    return dict(_outputs(value, ""))
-
-
-def _outputs(value: Any, name: str) -> Iterator[tuple[str, Array]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _outputs(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, part in enumerate(value):
-            yield from _outputs(part, f"{name or 'output'}.{index}")
-    elif value is not None:
-        yield name or "output", _jax_arrays.to_numpy(value, name)
+    return {n: _jax_arrays.to_numpy(leaf, n) for n, leaf in leaves_of(value)}
 
 
 def trainable(model: object, names: Collection[str]) -> None:

@@ -17,6 +17,7 @@ from regraft.targets import _keras_memory
 from regraft.targets._keras_memory import seen, to_numpy
 from regraft.targets._keras_paths import layout_of
 from regraft.targets._keras_taps import KerasTaps
+from regraft.targets._outputs import leaves_of
 from regraft.targets._variables import Variables
 from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo, Told
 
@@ -192,28 +193,17 @@ def run(model: object, inputs: Inputs) -> dict[str, Array]:
     given: Any = list(inputs) if isinstance(inputs, tuple) else inputs
     if isinstance(given, list) and len(given) == 1:
         given = given[0]
-    return dict(_outputs(live(given, training=False), ""))
+    return {name: to_numpy(leaf) for name, leaf in leaves_of(live(given, training=False))}
 
 
 def outputs_of(value: Any) -> dict[str, Array]:
     """Outputs of any nesting by name."""
-    return dict(_outputs(value, ""))
+    return {name: to_numpy(leaf) for name, leaf in leaves_of(value)}
 
 
 def taps(model: object) -> KerasTaps:
     """The model under observation; see `regraft.calls`."""
     return KerasTaps(model)
-
-
-def _outputs(value: Any, name: str) -> Iterator[tuple[str, Array]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _outputs(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, part in enumerate(value):
-            yield from _outputs(part, f"{name or 'output'}.{index}")
-    elif value is not None:
-        yield name or "output", to_numpy(value)
 
 
 def trainable(model: object, names: Collection[str]) -> None:

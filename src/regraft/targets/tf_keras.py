@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.errors import TargetError
 from regraft.targets._keras_memory import in_tensorflow, seen_in_tensorflow
+from regraft.targets._outputs import leaves_of
 from regraft.targets._variables import Variables
 from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo
 
@@ -130,18 +131,10 @@ def run(model: object, inputs: Inputs) -> dict[str, Array]:
     given: Any = list(inputs) if isinstance(inputs, tuple) else inputs
     if isinstance(given, list) and len(given) == 1:
         given = given[0]
-    return dict(_outputs(live(given, training=False), ""))
-
-
-def _outputs(value: Any, name: str) -> Iterator[tuple[str, Array]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _outputs(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, part in enumerate(value):
-            yield from _outputs(part, f"{name or 'output'}.{index}")
-    elif value is not None:
-        yield name or "output", seen_in_tensorflow(value).copy()
+    return {
+        name: seen_in_tensorflow(leaf).copy()
+        for name, leaf in leaves_of(live(given, training=False))
+    }
 
 
 def trainable(model: object, names: Collection[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ import numpy as np
 
 from regraft.errors import TargetError
 from regraft.targets._layer_settings import settings_of
+from regraft.targets._outputs import leaves_of
 from regraft.targets._torch_arrays import (
     copy_into,
     dtype_name,
@@ -291,7 +292,11 @@ def called(model: object, inputs: Inputs | Callable[[object], object]) -> dict[s
         else:
             args, kwargs = _arguments(live, inputs)
             result = live(*args, **kwargs)
-    return dict(_outputs(result, ""))
+    return {
+        name: to_numpy(leaf).copy()
+        for name, leaf in leaves_of(result)
+        if isinstance(leaf, torch.Tensor)
+    }
 
 
 def _arguments(model: Any, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -336,19 +341,6 @@ def _input(array: Any, like: Any) -> Any:
         return tensor
     narrow = tensor.dtype.is_floating_point and tensor.element_size() > like.element_size()
     return tensor.to(device=like.device, dtype=like.dtype if narrow else None)
-
-
-def _outputs(value: Any, name: str) -> Iterator[tuple[str, Array]]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield name or "output", to_numpy(value).copy()
-    elif isinstance(value, dict) or hasattr(value, "items"):
-        for key, part in value.items():
-            yield from _outputs(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, part in enumerate(value):
-            yield from _outputs(part, f"{name or 'output'}.{index}")
 
 
 def trainable(model: object, names: Collection[str]) -> None:
