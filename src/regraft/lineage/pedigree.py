@@ -43,7 +43,7 @@ class Edge(msgspec.Struct, frozen=True):
         how = self.direction
         if how == "likely":
             how += f" ({self.confidence:.0%}), {_RESTS[self.rests]}"
-        first = f": {self.why[0]}" if self.why else ""
+        first = f"; {self.why[0]}" if self.why else ""
         return f"distance {self.distance:.3g}, direction {how}{first}"
 
 
