@@ -11,7 +11,7 @@ import pytest
 from regraft import renewing, transfer
 from regraft.errors import TransferError
 from regraft.renewing import Renewed, renew_all
-from regraft.tensors import NewMemory
+from regraft.sinks import NewMemory
 
 SIZES = (3, 700, 0, 5000, 40, 5000, 90, 1, 1200)
 

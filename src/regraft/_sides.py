@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from regraft import checkpoints, targets
 from regraft.checkpoints import Checkpoint
 from regraft.errors import PlanError, RegraftError, TargetError
-from regraft.tensors import Catalogue, Read, Sink
+from regraft.sinks import Sink
+from regraft.tensors import Catalogue, Read
 
 if TYPE_CHECKING:
     from regraft.calls import Taps

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from regraft.errors import TransferError
-from regraft.tensors import Sink
+from regraft.sinks import Sink
 from regraft.values import bits
 
 if TYPE_CHECKING:

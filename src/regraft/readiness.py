@@ -12,7 +12,8 @@ from regraft.copying import sharing
 from regraft.errors import TargetError
 from regraft.journal import Journal
 from regraft.plans import Graft, Plan
-from regraft.tensors import Catalogue, Sink, numpy_dtype
+from regraft.sinks import Sink
+from regraft.tensors import Catalogue, numpy_dtype
 
 if TYPE_CHECKING:
     from regraft.tensors import Array

@@ -20,7 +20,8 @@ from regraft.copying import Copied, copy, survey
 from regraft.errors import TransferError
 
 if TYPE_CHECKING:
-    from regraft.tensors import Array, NewMemory, Renewal
+    from regraft.sinks import NewMemory, Renewal
+    from regraft.tensors import Array
 
 # Bytes of new memory that is not the model's yet; a larger tensor goes alone.
 _ROOM = 64 << 20

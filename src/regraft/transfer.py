@@ -8,6 +8,7 @@ any more, and neither memory nor time is spent on undoing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
@@ -22,7 +23,8 @@ from regraft.plans import Graft, Plan
 from regraft.readiness import fill_counts, torn_apart
 from regraft.receipts import Hashes, Receipt, doubts
 from regraft.renewing import Renewed, renew_all
-from regraft.tensors import Catalogue, Read, Sink
+from regraft.sinks import Sink
+from regraft.tensors import Catalogue, Read, stored_bytes
 from regraft.values import stays
 
 if TYPE_CHECKING:
@@ -148,17 +150,8 @@ def apply(
         raise
     if journal is None:
         log.close()
-    try:
-        copied, second = copy_all(list(sure.values()))
-    except Exception as error:  # there is nothing that should
-        raise TransferError(
-            plan.target.label,
-            found=f"{type(error).__name__}: {error}"[:300],
-            expected="every tensor written",
-            hint="some of these have their new values already: build the model again",
-            problems=[*replaced, *sure],
-        ) from error
-    found |= replaced | dict(zip(sure, copied, strict=True))
+    copied, second = _copy_last(plan, sure, replaced)
+    found |= replaced | copied
     _same(found, "other programs change the file or the model meanwhile; build the model again")
     if interrupt := first or second:
         raise interrupt
@@ -172,6 +165,24 @@ def apply(
     return Receipt(made, sink.model, hashes, (*plan.warnings, *new))
 
 
+def _copy_last(
+    plan: Plan, sure: Mapping[str, tuple[Array, Array]], replaced: Iterable[str]
+) -> tuple[dict[str, Copied], BaseException | None]:
+    """Copies what is at hand; an interrupt waits and is returned. Nothing undoes it, and nothing
+    should fail: what does is a `TransferError` that names what has new values already."""
+    try:
+        copied, interrupt = copy_all(list(sure.values()))
+    except Exception as error:
+        raise TransferError(
+            plan.target.label,
+            found=f"{type(error).__name__}: {error}"[:300],
+            expected="every tensor written",
+            hint="some of these have their new values already: build the model again",
+            problems=[*replaced, *sure],
+        ) from error
+    return dict(zip(sure, copied, strict=True)), interrupt
+
+
 def _sure(
     grafts: Sequence[Graft], read: Read, sink: Sink, memories: Mapping[str, Array | None]
 ) -> tuple[dict[str, tuple[Array, Array]], list[Renewed]]:
@@ -179,13 +190,16 @@ def _sure(
     is all there is to do: no operation, values that lie in memory or in a mapped file, and a place
     that takes them as they are."""
     overlaps = Overlaps(memory for memory in memories.values() if memory is not None)
+    # Of a small model former values can be kept as of any other.
+    without = (graft.spec for graft in grafts if memories[graft.target] is None)
+    large = sum(stored_bytes(math.prod(spec.shape), spec.dtype) for spec in without) > BUDGET
     found: dict[str, tuple[Array, Array]] = {}
     renewed: list[Renewed] = []
     for graft in grafts:
         name, memory = graft.target, memories[graft.target]
         if len(graft.sources) != 1:
             continue
-        renewal = sink.renewal(name) if memory is None else None
+        renewal = sink.renewal(name) if memory is None and large else None
         if memory is None and renewal is None:
             continue
         array = read(graft.sources[0], None)
@@ -195,7 +209,6 @@ def _sure(
             found[name] = array, memory
         elif renewal is not None and array.nbytes and _alike(array, sink.look(name)):
             renewed.append(Renewed(name, array, renewal))
-    # Of a small model former values can be kept as of any other.
     return found, renewed if sum(one.array.nbytes for one in renewed) > BUDGET else []
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from regraft import matching, transfer
 from regraft.errors import IncompletePlan
 from regraft.plans import Plan
-from regraft.tensors import Catalogue, Sink, TensorInfo
+from regraft.sinks import Sink
+from regraft.tensors import Catalogue, TensorInfo
 
 Values = dict[str, np.ndarray[Any, Any]]
 # Suffixes of one layer's tensors, and how their shapes follow from its widths (in, out).

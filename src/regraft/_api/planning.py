@@ -21,7 +21,8 @@ from regraft.verification import Probe, Report, as_taken, probe_of, settle
 from regraft.verification import verify as compare_outputs
 
 if TYPE_CHECKING:
-    from regraft.tensors import Read, Sink
+    from regraft.sinks import Sink
+    from regraft.tensors import Read
 
 Rules = Iterable[Rule] | str | os.PathLike[str]
 

@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from regraft.errors import TargetError
-from regraft.tensors import Sink, Skeleton
+from regraft.sinks import Sink
+from regraft.tensors import Skeleton
 
 if TYPE_CHECKING:
     from regraft.calls import Taps

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from regraft.containers import never
+from regraft.sinks import Sink
 from regraft.targets import _jax_arrays
-from regraft.tensors import Sink, Skeleton, TensorInfo
+from regraft.tensors import Skeleton, TensorInfo
 
 if TYPE_CHECKING:
     from regraft.tensors import Array

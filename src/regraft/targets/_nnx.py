@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from regraft.sinks import Sink
 from regraft.targets import _jax_arrays
 from regraft.targets._layer_settings import settings_of
-from regraft.tensors import Sink, Skeleton, TensorInfo
+from regraft.tensors import Skeleton, TensorInfo
 
 if TYPE_CHECKING:
     from regraft.tensors import Array

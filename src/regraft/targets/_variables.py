@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from regraft.sinks import NewMemory, Sink
 from regraft.targets._keras_memory import present
-from regraft.tensors import NewMemory, Sink
 
 if TYPE_CHECKING:
+    from regraft.sinks import Renewal
     from regraft.targets._keras_memory import Maker
-    from regraft.tensors import Array, Renewal
+    from regraft.tensors import Array
 
 
 class Variables(Sink):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from regraft.errors import TargetError
+from regraft.sinks import Sink
 from regraft.targets import _torch_arrays
-from regraft.tensors import DTYPE_BITS, Catalogue, Sink, Skeleton, TensorInfo
+from regraft.tensors import DTYPE_BITS, Catalogue, Skeleton, TensorInfo
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs

@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import TargetError
+from regraft.sinks import Sink
 from regraft.targets import _jax_arrays, _jax_taps, _jax_trees, _nnx
 from regraft.targets._outputs import leaves_of
-from regraft.tensors import Sink, Skeleton
+from regraft.tensors import Skeleton
 
 if TYPE_CHECKING:
     from regraft.calls import Taps

@@ -13,13 +13,14 @@ import numpy as np
 
 from regraft import keras_layout
 from regraft.errors import TargetError
+from regraft.sinks import Sink
 from regraft.targets import _keras_memory
 from regraft.targets._keras_memory import seen, to_numpy
 from regraft.targets._keras_paths import layout_of
 from regraft.targets._keras_taps import KerasTaps
 from regraft.targets._outputs import leaves_of
 from regraft.targets._variables import Variables
-from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo, Told
+from regraft.tensors import DTYPE_BITS, Skeleton, TensorInfo, Told
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs

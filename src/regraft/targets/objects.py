@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regraft.errors import TargetError, TransferError
+from regraft.sinks import Sink
 from regraft.targets import arrays
-from regraft.tensors import Sink, Skeleton
+from regraft.tensors import Skeleton
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs

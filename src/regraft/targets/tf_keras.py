@@ -15,10 +15,11 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import TargetError
+from regraft.sinks import Sink
 from regraft.targets._keras_memory import in_tensorflow, seen_in_tensorflow
 from regraft.targets._outputs import leaves_of
 from regraft.targets._variables import Variables
-from regraft.tensors import DTYPE_BITS, Sink, Skeleton, TensorInfo
+from regraft.tensors import DTYPE_BITS, Skeleton, TensorInfo
 
 if TYPE_CHECKING:
     from regraft.targets import Inputs

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from regraft.errors import TargetError
+from regraft.sinks import Sink
 from regraft.targets._layer_settings import settings_of
 from regraft.targets._outputs import leaves_of
 from regraft.targets._torch_arrays import (
@@ -25,7 +26,7 @@ from regraft.targets._torch_arrays import (
 from regraft.targets._torch_lazy import shapes_of
 from regraft.targets._torch_modules import Names, Places, hears_loading, tensors_of, unwrapped
 from regraft.targets._torch_taps import TorchTaps
-from regraft.tensors import Catalogue, Rows, Sink, Skeleton, TensorInfo
+from regraft.tensors import Catalogue, Rows, Skeleton, TensorInfo
 from regraft.values import can_be_private, private
 
 if TYPE_CHECKING:
