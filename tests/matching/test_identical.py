@@ -105,6 +105,7 @@ def infos(*names: str, framework: str = "torch", dtype: str = "float32") -> Cata
         (infos("a.weight"), infos("a.weight", framework="jax")),
         (infos("a.w", framework=""), infos("a.w", framework="")),  # of layouts that nobody knows
         (infos("a.step", dtype="int64"), infos("a.step", dtype="int32")),
+        (infos("a.weight", dtype="int8"), infos("a.weight")),
     ],
 )
 def test_anything_else_is_searched(source: Catalogue, target: Catalogue) -> None:

@@ -30,6 +30,8 @@ def _alike(a: TensorInfo, b: TensorInfo) -> bool:
     """Whether all that both sides know of a tensor is the same."""
     if a.shape != b.shape or (a.dtype != b.dtype and is_constant(b)):
         return False
+    if ("int" in a.dtype) != ("int" in b.dtype):  # codes are not the values that they stand for
+        return False
     if a.kind not in (b.kind, "weight"):  # files seldom know what a model merely counts
         return False
     told = ((a.module, b.module), (a.role, b.role), (a.owner, b.owner))
